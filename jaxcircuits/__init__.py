@@ -1,0 +1,22 @@
+"""Circuit discovery as transformations of one function of an edge mask.
+
+    tokens -> PromptPairs -> Objective f(mask) -> Scores | Mask -> Circuit -> evaluation -> report
+"""
+
+from . import metrics as metrics
+from . import tasks as tasks
+from .checkpoints import Checkpoint as Checkpoint
+from .checkpoints import bundled as bundled
+from .checkpoints import load as load
+from .checkpoints import save as save
+from .circuit import Circuit as Circuit
+from .data import PromptPairs as PromptPairs
+from .discovery import ACDCResult as ACDCResult
+from .discovery import Decision as Decision
+from .discovery import Progress as Progress
+from .discovery import acdc as acdc
+from .graph import Graph as Graph
+from .metrics import Labels as Labels
+from .models import GPT2 as GPT2
+from .models import GPT2Config as GPT2Config
+from .objective import Objective as Objective

@@ -1,0 +1,153 @@
+"""The `Circuit` record and its file: JSON that MIB and EAP-IG read too, and theirs read here."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .files import write_json
+from .graph import Graph
+from .types import EdgeBools, EdgeScores
+
+FORMAT = "jaxcircuits/1"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Circuit:
+    """Which edges are in, their scores, and how that was found.
+
+    - `mask`: bool [sender, receiver]. `scores`: higher = keep; `run["signed"]` says whether the sign means anything.
+    - `run`: the record of the run: method, task, metric, reference, ablation, threshold, decisions, versions, ...
+    - `d_model`: the model's width, 0 if unknown.
+    """
+
+    graph: Graph
+    mask: EdgeBools
+    scores: EdgeScores
+    run: dict[str, Any]
+    d_model: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("mask", "scores"):
+            if getattr(self, name).shape != self.graph.shape:
+                raise ValueError(f"{name}: expected shape {self.graph.shape}, got {getattr(self, name).shape}")
+        if not np.isfinite(self.scores).all():
+            raise ValueError("scores: expected finite numbers, got NaN or infinity")
+        object.__setattr__(self, "mask", self.mask.astype(bool) & self.graph.valid)
+
+    @classmethod
+    def of(cls, result: Any, *, d_model: int = 0, **run: Any) -> "Circuit":
+        """The circuit of a discovery result (`graph`, `mask`, `scores`, `run`); `run` adds to its record."""
+        return cls(result.graph, result.mask, result.scores, {**result.run, **run}, d_model)
+
+    @property
+    def edges(self) -> tuple[str, ...]:
+        """Names of the edges in the circuit, in edge order."""
+        return self.graph.names_of(self.mask)
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """Names of the nodes that touch an edge of the circuit."""
+        kept = self.graph.edges_to_nodes(self.mask)
+        return tuple(name for name, is_kept in zip(self.graph.nodes, kept, strict=True) if is_kept)
+
+    @property
+    def num_edges(self) -> int:
+        return int(self.mask.sum())
+
+    def drop_dead_ends(self) -> "Circuit":
+        """Without the edges on no path from an embedding to `logits`; the record gets both counts."""
+        mask = self.graph.drop_dead_ends(self.mask)
+        run = {**self.run, "edges_with_dead_ends": self.num_edges, "edges_kept": int(mask.sum())}
+        return dataclasses.replace(self, mask=mask, run=run)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes the circuit as JSON, whole or not at all."""
+        graph = self.graph
+        if graph != Graph(graph.num_layers, graph.num_heads, mlps=graph.mlps):
+            raise ValueError("the circuit format holds graphs with one embedding and ungrouped heads only")
+        kept = set(self.nodes) | {"input", "logits"}
+        mlps = {} if all(graph.mlps) else {"mlps": list(graph.mlps)}
+        value = {
+            "format": FORMAT,
+            "cfg": {
+                "n_layers": graph.num_layers,
+                "n_heads": graph.num_heads,
+                "parallel_attn_mlp": False,
+                "d_model": self.d_model,
+                **mlps,
+            },
+            "nodes": {name: {"in_graph": name in kept} for name in graph.nodes},
+            "edges": {
+                graph.edge_name(s, r): {"score": float(self.scores[s, r]), "in_graph": bool(self.mask[s, r])}
+                for s, r in graph.edges
+            },
+            "run": {key: _plain(entry) for key, entry in self.run.items()},
+        }
+        write_json(path, value)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "Circuit":
+        """Reads a circuit of this library, of MIB or of EAP-IG. Raises ValueError for anything malformed."""
+        path = Path(path)
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ValueError(f"no circuit file {path}") from None
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path} is no JSON file: {error}") from None
+        try:
+            return cls._from_json(value)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+    @classmethod
+    def _from_json(cls, value: Any) -> "Circuit":
+        if not isinstance(value, dict) or not all(isinstance(value.get(key), dict) for key in ("cfg", "edges")):
+            raise ValueError("expected a circuit: a JSON object with 'cfg' and 'edges'")
+        if value.get("format", FORMAT) != FORMAT:
+            raise ValueError(f"format {value['format']!r} is not known; this version reads {FORMAT!r}")
+        cfg = value["cfg"]
+        sizes = [cfg.get("n_layers"), cfg.get("n_heads"), cfg.get("d_model", 0)]
+        if not all(type(size) is int and size >= 0 for size in sizes) or 0 in sizes[:2]:
+            raise ValueError(f"cfg: expected whole numbers n_layers, n_heads and d_model, got {sizes}")
+        if cfg.get("parallel_attn_mlp"):
+            raise ValueError("cfg: circuits of models with parallel attention and MLP are not supported")
+        names = value["edges"].keys()
+        mlps = cfg.get("mlps") or [any(f"m{layer}->" in name for name in names) for layer in range(sizes[0])]
+        if not isinstance(mlps, list) or not all(type(has_mlp) is bool for has_mlp in mlps):
+            raise ValueError("cfg: mlps: expected a list of true and false, one a layer")
+        graph = Graph(sizes[0], sizes[1], mlps=tuple(mlps))
+        mask, scores = np.zeros(graph.shape, bool), np.zeros(graph.shape)
+        for name, edge in value["edges"].items():
+            index = graph.edge_index(name)
+            mask[index], scores[index] = _edge(name, edge)
+        run = value.get("run", {})
+        if not isinstance(run, dict):
+            raise ValueError("run: expected a JSON object")
+        return cls(graph, mask, scores, run, sizes[2])
+
+
+def _edge(name: str, edge: Any) -> tuple[bool, float]:
+    if not isinstance(edge, dict) or not isinstance(edge.get("in_graph"), bool):
+        raise ValueError(f"edge {name}: expected an object with 'in_graph' true or false")
+    score = edge.get("score", 0.0)
+    if isinstance(score, bool) or not isinstance(score, int | float) or not np.isfinite(score):
+        raise ValueError(f"edge {name}: expected a finite number as score, got {score!r}")
+    return edge["in_graph"], float(score)
+
+
+def _plain(value: Any) -> Any:
+    """A value that JSON can hold: numbers of NumPy become Python's, NaN and infinity their names."""
+    if isinstance(value, dict):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not np.isfinite(value):
+        return str(value)
+    return value

@@ -1,0 +1,307 @@
+"""`PromptPairs`: clean and corrupt prompts with their answers, checked before anything is computed."""
+
+import csv
+import dataclasses
+import json
+import os
+import warnings
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from .files import write_whole
+
+PADDING = -1
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PromptPairs:
+    """Prompts of a behaviour, each with a corrupt version that has the same number of tokens.
+
+    - `clean`, `corrupt`: token ids, padded on the right with anything.
+    - `answer`, `wrong`: right and wrong next tokens, [batch], [batch, answers] (padded with -1), or
+      [batch, position, answers] where each position has its own. Not needed by `kl` and `l2`.
+    - `length`: tokens of each prompt; the answer is read at `length - 1`. Default: all positions.
+    - `positions`: True where logits are scored instead; metrics are averaged over them.
+    - `year`, `digits`: for the metric `greater_than`. `target`: for `l2`, [batch, vocab] or
+      [batch, position, vocab].
+
+    Raises ValueError for shapes or values that do not fit together; warns of prompts that are not corrupted.
+    """
+
+    clean: Int[np.ndarray, "batch position"]
+    corrupt: Int[np.ndarray, "batch position"]
+    answer: Int[np.ndarray, "batch ..."] | None = None
+    wrong: Int[np.ndarray, "batch ..."] | None = None
+    length: Int[np.ndarray, " batch"] | None = None
+    positions: Bool[np.ndarray, "batch position"] | None = None
+    year: Int[np.ndarray, " batch"] | None = None
+    digits: Int[np.ndarray, " years"] | None = None
+    target: Float[np.ndarray, "batch ..."] | None = None
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value is None and field.name in ("clean", "corrupt"):
+                raise ValueError(f"prompts need {field.name!r}: token ids [batch, position]")
+            if value is not None:
+                object.__setattr__(self, field.name, _array(field.name, value))
+        batch, width = self._check_tokens()
+        if self.length is None:
+            object.__setattr__(self, "length", np.full(batch, width, np.int32))
+        self._check_shapes(batch, width)
+        self._check_answers()
+        same = ((self.clean == self.corrupt) | ~self._inside()).all(1)
+        if same.any():
+            rows = ", ".join(map(str, np.flatnonzero(same)[:5]))
+            message = f"{same.sum()} of {batch} prompts do not differ from their corrupt version (rows {rows}...)"
+            warnings.warn(message + ": removing their edges has no effect under resample ablation", stacklevel=3)
+
+    def __len__(self) -> int:
+        return self.clean.shape[0]
+
+    def __getitem__(self, rows: slice | Sequence[int] | np.ndarray) -> "PromptPairs":
+        """Some of the prompts."""
+        rows = np.arange(len(self))[rows]
+        taken = {
+            field.name: value if field.name == "digits" or value is None else value[rows]
+            for field in dataclasses.fields(self)
+            for value in (getattr(self, field.name),)
+        }
+        return PromptPairs(**taken)
+
+    def split(self, first: int) -> "tuple[PromptPairs, PromptPairs]":
+        """The first prompts and the rest, e.g. to find a circuit on some and test it on others."""
+        if not 0 < first < len(self):
+            raise ValueError(f"split: expected a size between 1 and {len(self) - 1}, got {first}")
+        return self[:first], self[first:]
+
+    def scored(self) -> tuple[Int[np.ndarray, "batch scored"], Bool[np.ndarray, "batch scored"]]:
+        """Positions at which logits are read, and which of them count (prompts may have different numbers)."""
+        assert self.length is not None
+        if self.positions is None:
+            return self.length[:, None] - 1, np.ones((len(self), 1), bool)
+        most = self.positions.sum(1).max()
+        order = np.argsort(~self.positions, axis=1, kind="stable")[:, :most]
+        return order.astype(np.int32), np.take_along_axis(self.positions, order, 1)
+
+    def check_against(self, vocab_size: int, max_positions: int) -> None:
+        """Raises ValueError for token ids outside the vocabulary or prompts longer than the model's context."""
+        if self.clean.shape[1] > max_positions:
+            raise ValueError(f"prompts have {self.clean.shape[1]} positions, the model has {max_positions}")
+        for name in ("clean", "corrupt", "answer", "wrong", "digits"):
+            ids = getattr(self, name)
+            if ids is None:
+                continue
+            lowest = PADDING if name in ("answer", "wrong") else 0
+            bad = (ids < lowest) | (ids >= vocab_size)
+            if bad.any():
+                raise ValueError(
+                    f"{name} has token id {ids[bad][0]}, outside the model's vocabulary of {vocab_size}; "
+                    "were the prompts made with this model's tokenizer?"
+                )
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes an `.npz` that `load` reads."""
+        arrays = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if getattr(self, field.name) is not None
+        }
+
+        def write(temporary: Path) -> None:
+            with temporary.open("wb") as file:
+                np.savez_compressed(file, **arrays)
+
+        write_whole(path, write)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, tokenizer: Any = None) -> "PromptPairs":
+        """Reads `.npz` (token ids), `.jsonl` or `.csv` (text; needs the model's tokenizer).
+
+        Text fields: `clean`, `corrupt`, and optionally `answer`, `wrong` (one token each; in jsonl also lists).
+        Raises ValueError for a file that is missing, malformed, or has unknown fields or tokens.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise ValueError(f"no task file {path}")
+        if path.suffix == ".npz":
+            return cls(**_read_npz(path))
+        if path.suffix not in (".jsonl", ".csv"):
+            raise ValueError(f"{path}: expected a task file ending in .npz, .jsonl or .csv")
+        if tokenizer is None:
+            raise ValueError(f"{path} holds text: reading it needs the model's tokenizer")
+        return from_text(_read_rows(path), tokenizer)
+
+    def _inside(self) -> Bool[np.ndarray, "batch position"]:
+        return np.arange(self.clean.shape[1]) < self.length[:, None]
+
+    def _check_tokens(self) -> tuple[int, int]:
+        if self.clean.ndim != 2 or 0 in self.clean.shape:
+            raise ValueError(f"clean: expected token ids [batch, position], got shape {self.clean.shape}")
+        if self.corrupt.shape != self.clean.shape:
+            raise ValueError(
+                f"clean has shape {self.clean.shape}, corrupt {self.corrupt.shape}: "
+                "they must agree prompt by prompt and token by token"
+            )
+        return self.clean.shape
+
+    def _check_shapes(self, batch: int, width: int) -> None:
+        shapes = {
+            "answer": [(batch,), (batch, None), (batch, width, None)],
+            "wrong": [(batch,), (batch, None), (batch, width, None)],
+            "length": [(batch,)],
+            "positions": [(batch, width)],
+            "year": [(batch,)],
+            "digits": [(None,)],
+            "target": [(batch, None), (batch, width, None)],
+        }
+        for name, allowed in shapes.items():
+            value = getattr(self, name)
+            if value is not None and not any(_fits(value.shape, shape) for shape in allowed):
+                wanted = " or ".join(str(shape).replace("None", "any") for shape in allowed)
+                raise ValueError(f"{name}: expected shape {wanted}, got {value.shape}")
+        assert self.length is not None
+        if (self.length < 1).any() or (self.length > width).any():
+            raise ValueError(f"length: expected values from 1 to {width}, got {self.length.min()}..{self.length.max()}")
+        if self.positions is not None and not self.positions.any(1).all():
+            row = int(np.flatnonzero(~self.positions.any(1))[0])
+            raise ValueError(f"positions: prompt {row} has no scored position")
+        if self.positions is not None and (self.positions & ~self._inside()).any():
+            raise ValueError("positions: a scored position lies in the padding after a prompt's length")
+
+    def _check_answers(self) -> None:
+        for name in ("answer", "wrong"):
+            ids = getattr(self, name)
+            if ids is None:
+                continue
+            if ids.ndim == 1:
+                object.__setattr__(self, name, ids[:, None])
+            empty = ~(getattr(self, name) >= 0).any(-1)
+            if ids.ndim == 3:
+                scored = self.positions if self.positions is not None else np.ones(empty.shape, bool)
+                empty = (empty & scored).any(1)
+            if empty.any():
+                raise ValueError(f"{name}: prompt {np.flatnonzero(empty)[0]} has none (only the padding -1)")
+        if self.answer is None or self.wrong is None or self.answer.ndim != self.wrong.ndim:
+            return
+        both = (self.answer[..., :, None] == self.wrong[..., None, :]) & (self.answer[..., :, None] >= 0)
+        if both.any():
+            row = int(np.argwhere(both)[0][0])
+            raise ValueError(f"prompt {row}: token {self.answer[both.any(-1)][0]} is both an answer and a wrong answer")
+
+
+def from_text(rows: Sequence[dict[str, Any]], tokenizer: Any) -> PromptPairs:
+    """`PromptPairs` of texts: dicts with `clean`, `corrupt` and optionally `answer`, `wrong` (text or lists).
+
+    Prompts of different lengths are padded on the right. Raises ValueError, naming the row, for a clean and a
+    corrupt prompt of different lengths, for unknown tokens, and for answers that are not one token.
+    """
+    if not rows:
+        raise ValueError("no prompts: expected at least one row")
+    clean, corrupt = [], []
+    answers: dict[str, list[list[int]]] = {"answer": [], "wrong": []}
+    for number, row in enumerate(rows):
+        missing = {"clean", "corrupt"} - row.keys()
+        unknown = row.keys() - {"clean", "corrupt", "answer", "wrong"}
+        if missing or unknown:
+            problem = f"misses {sorted(missing)}" if missing else f"has unknown fields {sorted(map(str, unknown))}"
+            raise ValueError(f"row {number} {problem}; expected clean, corrupt and optionally answer, wrong")
+        try:
+            clean.append(encode(tokenizer, row["clean"]))
+            corrupt.append(encode(tokenizer, row["corrupt"]))
+            for name, ids in answers.items():
+                if row.get(name) is not None:
+                    texts = [row[name]] if isinstance(row[name], str) else row[name]
+                    ids.append([encode_one(tokenizer, text) for text in texts])
+        except ValueError as error:
+            raise ValueError(f"row {number}: {error}") from None
+        if len(clean[-1]) != len(corrupt[-1]):
+            raise ValueError(
+                f"row {number}: clean has {len(clean[-1])} tokens, corrupt {len(corrupt[-1])}: "
+                "patching compares them token by token, so they must have the same number"
+            )
+    for name, ids in answers.items():
+        if ids and len(ids) != len(rows):
+            raise ValueError(f"{len(ids)} of {len(rows)} rows have {name!r}: expected all or none")
+    return PromptPairs(
+        clean=pad(clean, 0),
+        corrupt=pad(corrupt, 0),
+        length=np.array([len(ids) for ids in clean], np.int32),
+        **{name: pad(ids, PADDING) for name, ids in answers.items() if ids},
+    )
+
+
+def encode(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a text, nothing added. Raises ValueError for text that the tokenizer does not know."""
+    if not isinstance(text, str) or not text:
+        raise ValueError(f"expected a text, got {text!r}")
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    if unknown is not None and ids.count(unknown) > text.count(tokenizer.unk_token):
+        words = [word for word in text.split() if unknown in tokenizer.encode(word, add_special_tokens=False)]
+        raise ValueError(f"the model's tokenizer does not know {words[0] if words else text!r} in {text!r}")
+    return list(ids)
+
+
+def encode_one(tokenizer: Any, text: str) -> int:
+    """The id of a text that is one token. Raises ValueError for any other."""
+    ids = encode(tokenizer, text)
+    if len(ids) != 1:
+        raise ValueError(f"expected one token, but {text!r} has {len(ids)} (is a leading space missing or too many?)")
+    return ids[0]
+
+
+def pad(rows: Sequence[Sequence[int]], value: int) -> Int[np.ndarray, "row longest"]:
+    """Rows of different lengths as one array, filled up on the right."""
+    padded = np.full((len(rows), max(map(len, rows))), value, np.int32)
+    for row, ids in zip(padded, rows, strict=True):
+        row[: len(ids)] = ids
+    return padded
+
+
+def _array(name: str, value: Any) -> np.ndarray:
+    value = np.asarray(value)
+    kind = {"positions": "b", "target": "f"}.get(name, "i")
+    if value.dtype.kind == "u" and kind == "i" or name == "target" and value.dtype.kind in "iu":
+        value = value.astype({"i": np.int64, "f": np.float32}[kind])
+    if value.dtype.kind != kind:
+        wanted = {"i": "whole numbers", "b": "True and False", "f": "real numbers"}[kind]
+        raise ValueError(f"{name}: expected {wanted}, got {value.dtype}")
+    return value if kind != "i" else np.clip(value, -(2**31), 2**31 - 1).astype(np.int32)
+
+
+def _fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
+    return len(shape) == len(wanted) and all(want in (None, size) for size, want in zip(shape, wanted, strict=True))
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    known = {field.name for field in dataclasses.fields(PromptPairs)}
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is no readable .npz file of plain arrays: {error}") from None
+    if unknown := arrays.keys() - known:
+        raise ValueError(f"{path} has unknown arrays {sorted(unknown)}; expected some of {sorted(known)}")
+    if missing := {"clean", "corrupt"} - arrays.keys():
+        raise ValueError(f"{path} misses {sorted(missing)}: token ids [batch, position]")
+    return arrays
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            if path.suffix == ".csv":
+                return list(csv.DictReader(file, strict=True))
+            rows = [json.loads(line) for line in file if line.strip()]
+    except (UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is malformed: {error}") from None
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}: row {number} is no JSON object")
+    return rows

@@ -1,0 +1,7 @@
+"""Methods of circuit discovery: each takes an `Objective` and gives a mask or scores."""
+
+from .acdc import ACDCResult as ACDCResult
+from .acdc import Decision as Decision
+from .acdc import Evaluator as Evaluator
+from .acdc import Progress as Progress
+from .acdc import acdc as acdc

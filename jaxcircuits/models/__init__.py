@@ -1,0 +1,15 @@
+"""One file an architecture, written for ONE prompt; `jax.vmap` goes outside.
+
+What the rest of the library asks of a model (an `eqx.Module`):
+
+- `graph`: its `Graph`; `vocab_size`, `max_positions`, `dtype`, `precision`.
+- `model(tokens)`, `model(tokens, mask, reference)`: logits at every position.
+- `model.sender_values(tokens)`: what every node of the clean run writes to the residual stream.
+- `model.residual(tokens, mask, reference)`: the value read by the receiver `logits`.
+- `model.masked_run(tokens, mask, reference, offsets)`: that value, and what every node wrote minus the reference;
+  `offsets`, one vector an input, are added to what each receiver reads (their gradients give every edge's).
+- `model.unembed(residual)`: that value to logits, position by position.
+"""
+
+from .gpt2 import GPT2 as GPT2
+from .gpt2 import GPT2Config as GPT2Config

@@ -1,0 +1,379 @@
+"""GPT-2, and attention-only models of its family, with a mask over the edges of the residual stream.
+
+The masked forward. With `z_s` what sender s writes, `ref_s` what it wrote in the reference run and `mask_sr`
+the edge, receiver r reads
+
+    x_r = constants + sum_s [ mask_sr z_s + (1 - mask_sr) ref_s ]
+        = base      + sum_s   mask_sr (z_s - ref_s),       base = constants + sum_s ref_s
+
+so one buffer `delta[sender] = z - ref`, zero until its row is written, and one running sum `base` are all that
+the layers hand on. Rows not yet written are zero, hence mask entries that are no edge have no effect.
+Attention output biases belong to no head: they are part of the constants, always on.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
+
+from ..graph import Graph
+from ..types import Mask, ReceiverValues, SenderValues, Tokens
+
+ACTIVATIONS: dict[str, Callable] = {
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_new": jax.nn.gelu,
+    "gelu_fast": jax.nn.gelu,
+    "gelu_pytorch_tanh": jax.nn.gelu,
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "relu": jax.nn.relu,
+    "relu2": lambda x: jax.nn.relu(x) ** 2,
+    "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
+    "sigmoid": jax.nn.sigmoid,
+    "tanh": jnp.tanh,
+    "linear": lambda x: x,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class GPT2Config:
+    """Sizes and choices of a GPT-2, named as in a Hugging Face `config.json`.
+
+    Two fields are this library's: `attn_only` (blocks without MLPs) and `layer_norm` (False: no norms at all).
+    Raises ValueError for an unsupported value.
+    """
+
+    vocab_size: int = 50257
+    n_positions: int = 1024
+    n_embd: int = 768
+    n_layer: int = 12
+    n_head: int = 12
+    n_inner: int | None = None
+    activation_function: str = "gelu_new"
+    layer_norm_epsilon: float = 1e-5
+    scale_attn_weights: bool = True
+    scale_attn_by_inverse_layer_idx: bool = False
+    tie_word_embeddings: bool = True
+    attn_only: bool = False
+    layer_norm: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"config: {name} must be a positive whole number, got {value!r}")
+        if self.n_embd % self.n_head:
+            raise ValueError(f"config: n_embd {self.n_embd} must be a multiple of n_head {self.n_head}")
+        if self.activation_function not in ACTIVATIONS:
+            raise ValueError(
+                f"config: activation_function {self.activation_function!r} is not supported; "
+                f"expected one of {', '.join(sorted(ACTIVATIONS))}"
+            )
+
+    @property
+    def head_width(self) -> int:
+        return self.n_embd // self.n_head
+
+    @property
+    def num_neurons(self) -> int:
+        return self.n_inner or 4 * self.n_embd
+
+    @property
+    def attention_scales(self) -> tuple[float, ...]:
+        """What each layer multiplies its query-key products with."""
+        scale = 1 / math.sqrt(self.head_width) if self.scale_attn_weights else 1.0
+        return tuple(
+            scale / (layer + 1) if self.scale_attn_by_inverse_layer_idx else scale for layer in range(self.n_layer)
+        )
+
+
+class LayerNorm(eqx.Module):
+    """`(x - mean) / sqrt(var + epsilon) * weight + bias`, of one vector."""
+
+    weight: Float[Array, "*layer width"]
+    bias: Float[Array, "*layer width"]
+    epsilon: float = eqx.field(static=True)
+
+    def __call__(self, x: Float[Array, " width"]) -> Float[Array, " width"]:
+        centred = x - x.mean()
+        return centred * jax.lax.rsqrt((centred**2).mean() + self.epsilon) * self.weight + self.bias
+
+
+class Attention(eqx.Module):
+    """Causal attention; what it returns excludes `output_bias`, which belongs to no head."""
+
+    query: Float[Array, "*layer head width key"]
+    key: Float[Array, "*layer head width key"]
+    value: Float[Array, "*layer head width key"]
+    query_bias: Float[Array, "*layer head key"]
+    key_bias: Float[Array, "*layer head key"]
+    value_bias: Float[Array, "*layer head key"]
+    output: Float[Array, "*layer head key width"]
+    output_bias: Float[Array, "*layer width"]
+
+    def mix(
+        self,
+        x_query: Float[Array, "*head position width"],
+        x_key: Float[Array, "*head position width"],
+        x_value: Float[Array, "*head position width"],
+        scale: Float[Array, ""],
+    ) -> Float[Array, "heads position key"]:
+        """Values averaged by the attention pattern. Inputs: one for all heads, or one a head."""
+        equation = "td,hdk->htk" if x_query.ndim == 2 else "htd,hdk->htk"
+        query = jnp.einsum(equation, x_query, self.query) + self.query_bias[:, None]
+        key = jnp.einsum(equation, x_key, self.key) + self.key_bias[:, None]
+        value = jnp.einsum(equation, x_value, self.value) + self.value_bias[:, None]
+        scores = jnp.einsum("htk,huk->htu", query, key) * scale
+        causal = jnp.tri(scores.shape[-1], dtype=bool)
+        pattern = jax.nn.softmax(jnp.where(causal, scores, jnp.finfo(scores.dtype).min), axis=-1)
+        return jnp.einsum("htu,huk->htk", pattern, value)
+
+    def heads(self, mixed: Float[Array, "head position key"]) -> Float[Array, "head position width"]:
+        """What each head writes to the residual stream."""
+        return jnp.einsum("htk,hkd->htd", mixed, self.output)
+
+    def sum_of_heads(self, mixed: Float[Array, "head position key"]) -> Float[Array, "position width"]:
+        """What all heads write together."""
+        return jnp.einsum("htk,hkd->td", mixed, self.output)
+
+
+class MLP(eqx.Module):
+    """`activation(x W_in + b_in) W_out + b_out`."""
+
+    w_in: Float[Array, "*layer width neuron"]
+    b_in: Float[Array, "*layer neuron"]
+    w_out: Float[Array, "*layer neuron width"]
+    b_out: Float[Array, "*layer width"]
+    activation: str = eqx.field(static=True)
+
+    def __call__(self, x: Float[Array, "position width"]) -> Float[Array, "position width"]:
+        return ACTIVATIONS[self.activation](x @ self.w_in + self.b_in[None]) @ self.w_out + self.b_out[None]
+
+
+class Block(eqx.Module):
+    """One layer; in a model every array has a leading layer axis and `lax.scan` takes the slices."""
+
+    attention: Attention
+    attention_norm: LayerNorm | None
+    mlp: MLP | None
+    mlp_norm: LayerNorm | None
+
+    def mix(self, x: Float[Array, "position width"], scale: Float[Array, ""]) -> Float[Array, "head position key"]:
+        """The attention of a run in which all heads read the same `x`."""
+        x = _normed(self.attention_norm, x)
+        return self.attention.mix(x, x, x, scale)
+
+    def masked_heads(
+        self, x: Float[Array, "kv head position width"], scale: Float[Array, ""]
+    ) -> Float[Array, "head position width"]:
+        """Head outputs when each head's query, key and value read their own input."""
+        x = _normed(self.attention_norm, x)
+        return self.attention.heads(self.attention.mix(x[0], x[1], x[2], scale))
+
+    def mlp_output(self, x: Float[Array, "position width"]) -> Float[Array, "position width"]:
+        assert self.mlp is not None
+        return self.mlp(_normed(self.mlp_norm, x))
+
+
+class GPT2(eqx.Module):
+    """GPT-2 on one prompt.
+
+    `precision` is JAX's matmul precision for every contraction: "highest" is full float32 on any device, where
+    JAX's own default would be bfloat16 (TPU) or TF32 (recent GPUs).
+    """
+
+    token_embedding: Float[Array, "vocab width"]
+    position_embedding: Float[Array, "max_position width"]
+    blocks: Block
+    final_norm: LayerNorm | None
+    unembedding: Float[Array, "vocab width"] | None
+    config: GPT2Config = eqx.field(static=True)
+    precision: str = eqx.field(static=True, default="highest")
+
+    @classmethod
+    def random(cls, config: GPT2Config, key: PRNGKeyArray, dtype: DTypeLike = jnp.float32) -> "GPT2":
+        """Weights drawn as GPT-2's before training: N(0, 0.02), residual outputs divided by sqrt(2 layers)."""
+        keys = iter(jax.random.split(key, 9))
+        layers, heads, width, head_width = config.n_layer, config.n_head, config.n_embd, config.head_width
+
+        def normal(*shape: int, std: float = 0.02) -> Array:
+            return std * jax.random.normal(next(keys), shape, dtype)
+
+        def norm(*shape: int) -> LayerNorm | None:
+            if not config.layer_norm:
+                return None
+            return LayerNorm(jnp.ones(shape, dtype), jnp.zeros(shape, dtype), config.layer_norm_epsilon)
+
+        zeros = partial(jnp.zeros, dtype=dtype)
+        small = 0.02 / math.sqrt(2 * layers)
+        attention = Attention(
+            *(normal(layers, heads, width, head_width) for _ in "qkv"),
+            *(zeros((layers, heads, head_width)) for _ in "qkv"),
+            output=normal(layers, heads, head_width, width, std=small),
+            output_bias=zeros((layers, width)),
+        )
+        mlp = None
+        if not config.attn_only:
+            mlp = MLP(
+                normal(layers, width, config.num_neurons),
+                zeros((layers, config.num_neurons)),
+                normal(layers, config.num_neurons, width, std=small),
+                zeros((layers, width)),
+                config.activation_function,
+            )
+        return cls(
+            token_embedding=normal(config.vocab_size, width),
+            position_embedding=normal(config.n_positions, width),
+            blocks=Block(attention, norm(layers, width), mlp, None if mlp is None else norm(layers, width)),
+            final_norm=norm(width),
+            unembedding=None if config.tie_word_embeddings else normal(config.vocab_size, width),
+            config=config,
+        )
+
+    @property
+    def graph(self) -> Graph:
+        return Graph(self.config.n_layer, self.config.n_head, mlps=not self.config.attn_only)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.config.vocab_size
+
+    @property
+    def max_positions(self) -> int:
+        return self.config.n_positions
+
+    @property
+    def dtype(self) -> Any:
+        return self.token_embedding.dtype
+
+    def __call__(
+        self, tokens: Tokens, mask: Mask | None = None, reference: SenderValues | None = None
+    ) -> Float[Array, "position vocab"]:
+        """Logits at every position.
+
+        - `mask`: the circuit; None runs the whole model. `reference`: what absent edges carry; needed with a mask.
+        """
+        return self.unembed(self.residual(tokens, mask, reference))
+
+    def unembed(self, residual: Float[Array, "*positions width"]) -> Float[Array, "*positions vocab"]:
+        """Logits of the value that the receiver `logits` reads."""
+        weight = self.token_embedding if self.unembedding is None else self.unembedding
+        with jax.default_matmul_precision(self.precision):
+            return _normed(self.final_norm, residual) @ weight.T
+
+    def residual(
+        self, tokens: Tokens, mask: Mask | None = None, reference: SenderValues | None = None
+    ) -> Float[Array, "position width"]:
+        """The value that the receiver `logits` reads: of the whole model, or of the circuit `mask`."""
+        if mask is None:
+            with jax.default_matmul_precision(self.precision):
+                return self._clean_residual(tokens)
+        if reference is None:
+            raise ValueError("a mask needs reference values: what absent edges carry, [sender, position, width]")
+        return self.masked_run(tokens, mask, reference)[0]
+
+    def masked_run(
+        self, tokens: Tokens, mask: Mask, reference: SenderValues, offsets: ReceiverValues | None = None
+    ) -> tuple[Float[Array, "position width"], SenderValues]:
+        """The circuit's `residual`, and what its nodes wrote minus the reference (`delta`).
+
+        `offsets` are added to what each receiver reads: their gradients give those of every edge,
+        `df/dmask_sr = <delta_s, df/doffset_r>`.
+        """
+        with jax.default_matmul_precision(self.precision):
+            return self._masked_run(tokens, mask, reference, offsets)
+
+    def sender_values(self, tokens: Tokens) -> SenderValues:
+        """What every node of the clean run writes to the residual stream, in the order of `graph.senders`."""
+        embedding = self._embed(tokens)
+
+        def step(x, layer):
+            block, scale = layer
+            heads = block.attention.heads(block.mix(x, scale))
+            x = x + heads.sum(0) + block.attention.output_bias[None]
+            if block.mlp is None:
+                return x, heads
+            written = block.mlp_output(x)
+            return x + written, jnp.concatenate([heads, written[None]])
+
+        with jax.default_matmul_precision(self.precision):
+            _, written = jax.lax.scan(step, embedding, (self.blocks, self._scales()))
+        return jnp.concatenate([embedding[None], written.reshape(-1, *embedding.shape)])
+
+    def _embed(self, tokens: Tokens) -> Float[Array, "position width"]:
+        return self.token_embedding[tokens] + self.position_embedding[: tokens.shape[0]]
+
+    def _scales(self) -> Float[Array, " layer"]:
+        return jnp.asarray(self.config.attention_scales, self.dtype)
+
+    def _clean_residual(self, tokens: Tokens) -> Float[Array, "position width"]:
+        def step(x, layer):
+            block, scale = layer
+            x = x + block.attention.sum_of_heads(block.mix(x, scale)) + block.attention.output_bias[None]
+            return x if block.mlp is None else x + block.mlp_output(x), None
+
+        return jax.lax.scan(step, self._embed(tokens), (self.blocks, self._scales()))[0]
+
+    def _masked_run(
+        self, tokens: Tokens, mask: Mask, reference: SenderValues, offsets: ReceiverValues | None
+    ) -> tuple[Float[Array, "position width"], SenderValues]:
+        layers, heads = self.config.n_layer, self.config.n_head
+
+        split = partial(_split_layers, layers=layers)
+        head_masks, mlp_masks = split(mask[:, :-1].T, first=3 * heads)
+        head_references, mlp_references = split(reference[1:], first=heads)
+        head_offsets, mlp_offsets = (None, None) if offsets is None else split(offsets[:-1], first=3 * heads)
+
+        def step(carry, layer):
+            base, delta = carry
+            row = 1 + layer["index"] * (delta.shape[0] // layers)
+            block = layer["block"]
+            x = base + jnp.einsum("rs,std->rtd", layer["head_masks"], delta)
+            x = _add(x, layer["head_offsets"]).reshape(3, heads, *base.shape)
+            written = block.masked_heads(x, layer["scale"])
+            delta = jax.lax.dynamic_update_slice_in_dim(delta, written - layer["head_references"], row, 0)
+            base = base + layer["head_references"].sum(0) + block.attention.output_bias[None]
+            if block.mlp is not None:
+                x = base + jnp.einsum("rs,std->rtd", layer["mlp_masks"], delta)
+                written = block.mlp_output(_add(x, layer["mlp_offsets"])[0])[None]
+                delta = jax.lax.dynamic_update_slice_in_dim(
+                    delta, written - layer["mlp_references"], row + heads, 0
+                )
+                base = base + layer["mlp_references"][0]
+            return (base, delta), None
+
+        delta = jnp.zeros_like(reference).at[0].set(self._embed(tokens) - reference[0])
+        xs = {
+            "block": self.blocks,
+            "scale": self._scales(),
+            "index": jnp.arange(layers),
+            "head_masks": head_masks,
+            "mlp_masks": mlp_masks,
+            "head_references": head_references,
+            "mlp_references": mlp_references,
+            "head_offsets": head_offsets,
+            "mlp_offsets": mlp_offsets,
+        }
+        (base, delta), _ = jax.lax.scan(step, (reference[0], delta), xs)
+        x = base + jnp.einsum("s,std->td", mask[:, -1], delta)
+        return _add(x, None if offsets is None else offsets[-1]), delta
+
+
+def _normed(norm: LayerNorm | None, x: Float[Array, "*inputs width"]) -> Float[Array, "*inputs width"]:
+    return x if norm is None else jnp.vectorize(norm, signature="(d)->(d)")(x)
+
+
+def _add(x: Array, offset: Array | None) -> Array:
+    return x if offset is None else x + offset
+
+
+def _split_layers(x: Array, layers: int, first: int) -> tuple[Array, Array]:
+    """Rows in graph order [layers * each, ...] to the attention's `first` rows and the MLP's, of every layer."""
+    x = x.reshape(layers, -1, *x.shape[1:])
+    return x[:, :first], x[:, first:]

@@ -1,0 +1,19 @@
+"""One file a task: prompts of a behaviour, made from a tokenizer, a seed and a size.
+
+`TASKS[name].generate(tokenizer, seed=0, size=32)` gives `PromptPairs`; the texts work with any tokenizer in which
+the words are single tokens (GPT-2's, and the bundled model's).
+"""
+
+from . import greater_than as _greater_than
+from . import induction as _induction
+from . import ioi as _ioi
+from .task import Task as Task
+
+TASKS: dict[str, Task] = {task.name: task for task in (_ioi.TASK, _greater_than.TASK, _induction.TASK)}
+
+
+def by_name(name: str) -> Task:
+    """The task of a name. Raises ValueError for an unknown one."""
+    if name not in TASKS:
+        raise ValueError(f"unknown task {name!r}: expected one of {', '.join(TASKS)}, or a .npz, .jsonl or .csv file")
+    return TASKS[name]

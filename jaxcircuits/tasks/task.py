@@ -1,0 +1,39 @@
+"""The `Task` record, and the choice of words that a tokenizer knows."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..data import PromptPairs
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A behaviour: how to make prompts of it, and how its paper scores it."""
+
+    name: str
+    description: str
+    generate: Callable[..., PromptPairs]
+    metric: str
+    source: str
+
+
+def known_words(tokenizer: Any, words: Sequence[str], at_least: int) -> dict[str, int]:
+    """The words that are one token after a space, with its id. Raises ValueError if too few are."""
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    known = {}
+    for word in words:
+        ids = tokenizer.encode(f" {word}", add_special_tokens=False)
+        if len(ids) == 1 and ids[0] != unknown:
+            known[word] = ids[0]
+    if len(known) < at_least:
+        raise ValueError(
+            f"this task needs {at_least} of its words as single tokens, but the model's tokenizer has "
+            f"{len(known)} of {words[0]!r}, {words[1]!r}, ...; use a task file made for this model"
+        )
+    return known
+
+
+def check_size(size: int) -> None:
+    if size < 1:
+        raise ValueError(f"size: expected at least 1 prompt, got {size}")

