@@ -1,6 +1,6 @@
 """Circuit discovery as transformations of one function of an edge mask.
 
-    tokens -> PromptPairs -> Objective f(mask) -> Scores | Mask -> Circuit -> evaluation -> report
+tokens -> PromptPairs -> Objective f(mask) -> Scores | Mask -> Circuit -> evaluation -> report
 """
 
 from . import metrics as metrics

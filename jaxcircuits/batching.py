@@ -61,9 +61,9 @@ def compile_clock() -> Iterator[CompileClock]:
     """Counts the compilations inside the `with` block."""
     clock = CompileClock()
 
-    def listen(event: str, seconds: float, **_: Any) -> None:
+    def listen(event: str, duration_secs: float, **_: Any) -> None:
         if event.startswith("/jax/core/compile/"):
-            clock.seconds += seconds
+            clock.seconds += duration_secs
             clock.compilations += event.endswith("backend_compile_duration")
 
     jax.monitoring.register_event_duration_secs_listener(listen)

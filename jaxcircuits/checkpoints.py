@@ -84,7 +84,7 @@ def load(name: str | os.PathLike, *, dtype: DTypeLike = jnp.float32, revision: s
     truncated or misshapen tensors.
     """
     dtype = np.dtype(dtype)
-    if dtype == np.float64 and not jax.config.jax_enable_x64:
+    if dtype == np.float64 and not jax.config.read("jax_enable_x64"):
         raise ValueError('float64 needs jax.config.update("jax_enable_x64", True) before loading')
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"expected a floating dtype such as float32, got {dtype}")
@@ -147,8 +147,10 @@ def read_config(path: Path) -> GPT2Config:
     if not isinstance(values, dict) or values.get("model_type") != "gpt2":
         kind = values.get("model_type") if isinstance(values, dict) else None
         raise ValueError(f"{path}: model_type {kind!r} is not supported; expected 'gpt2'")
-    fields = {field.name for field in dataclasses.fields(GPT2Config)}
+    fields = {field.name: field.default for field in dataclasses.fields(GPT2Config)}
     for key, value in values.items():
+        if key in fields and not _is_like(value, fields[key]):
+            raise ValueError(f"{path}: {key} = {value!r} is not supported; expected a value like {fields[key]!r}")
         if key in FIXED_KEYS and value not in FIXED_KEYS[key]:
             raise ValueError(f"{path}: {key} = {value!r} is not supported; expected {FIXED_KEYS[key][0]!r}")
         if key not in fields and key not in IGNORED_KEYS and key not in FIXED_KEYS:
@@ -157,6 +159,13 @@ def read_config(path: Path) -> GPT2Config:
         return GPT2Config(**{key: value for key, value in values.items() if key in fields})
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def _is_like(value: Any, default: Any) -> bool:
+    """Whether a value of a config has its field's type; `n_inner` may be null, a float may be whole."""
+    if default is None:
+        return value is None or type(value) is int
+    return type(value) is type(default) or (type(default) is float and type(value) is int)
 
 
 def _config_json(config: GPT2Config, tokenizer: Any) -> dict[str, Any]:
@@ -264,7 +273,8 @@ def _read_gpt2(config: GPT2Config, tensors: "SafeTensors | FlaxTensors", dtype: 
                 arrays[path][... if layer is None else layer] = part
     if "lm_head.weight" in unread and config.tie_word_embeddings:
         unread.discard("lm_head.weight")
-        if not np.array_equal(tensors.read("lm_head.weight", arrays["token_embedding"].shape), arrays["token_embedding"]):
+        tied = arrays["token_embedding"]
+        if not np.array_equal(tensors.read("lm_head.weight", tied.shape).astype(dtype), tied):
             raise ValueError(f"{tensors.source}: lm_head.weight differs from wte.weight, but config.json ties them")
     if unread:
         raise ValueError(f"{tensors.source} has tensors that a GPT-2 of this config has not: {sorted(unread)[:3]}")
@@ -361,15 +371,18 @@ def _open_tensors(folder: Path) -> SafeTensors | FlaxTensors:
             return SafeTensors(folder, dict.fromkeys(opened.keys(), single.name))
     if index.is_file():
         try:
-            return SafeTensors(folder, json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+            files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
             raise ValueError(f"{index} is malformed: {error!r}") from None
+        if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
+            raise ValueError(f"{index} is malformed: expected weight_map to give each tensor's file")
+        return SafeTensors(folder, files)
     if flax_file.is_file():
         return FlaxTensors(flax_file)
     if pickles := [path.name for pattern in PICKLES for path in folder.glob(pattern)]:
         raise ValueError(
             f"{folder} has only a pickle ({pickles[0]}), which can run any code when opened. Convert it once, with "
-            "torch installed: python -c \"from transformers import AutoModelForCausalLM as M; "
+            'torch installed: python -c "from transformers import AutoModelForCausalLM as M; '
             f"M.from_pretrained('{folder}').save_pretrained('{folder}-safetensors')\""
         )
     raise ValueError(f"{folder} has no weights: expected one of {', '.join(WEIGHT_FILES)}")

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ class Circuit:
         if graph != Graph(graph.num_layers, graph.num_heads, mlps=graph.mlps):
             raise ValueError("the circuit format holds graphs with one embedding and ungrouped heads only")
         kept = set(self.nodes) | {"input", "logits"}
-        mlps = {} if all(graph.mlps) else {"mlps": list(graph.mlps)}
+        mlps = {} if all(graph.has_mlp) else {"mlps": list(graph.has_mlp)}
         value = {
             "format": FORMAT,
             "cfg": {
@@ -135,19 +136,19 @@ def _edge(name: str, edge: Any) -> tuple[bool, float]:
     if not isinstance(edge, dict) or not isinstance(edge.get("in_graph"), bool):
         raise ValueError(f"edge {name}: expected an object with 'in_graph' true or false")
     score = edge.get("score", 0.0)
-    if isinstance(score, bool) or not isinstance(score, int | float) or not np.isfinite(score):
+    if isinstance(score, bool) or not isinstance(score, int | float) or not abs(score) <= sys.float_info.max:
         raise ValueError(f"edge {name}: expected a finite number as score, got {score!r}")
     return edge["in_graph"], float(score)
 
 
 def _plain(value: Any) -> Any:
-    """A value that JSON can hold: numbers of NumPy become Python's, NaN and infinity their names."""
+    """A value that JSON can hold: numbers and arrays become Python's, NaN and infinity their names."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
     if isinstance(value, dict):
         return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(entry) for entry in value]
-    if isinstance(value, np.generic):
-        value = value.item()
     if isinstance(value, float) and not np.isfinite(value):
         return str(value)
     return value

@@ -26,6 +26,7 @@ from .objective import REFERENCES, Objective
 
 DEFAULT_MODEL = "tiny-gpt2"
 DEFAULT_SIZE = 32
+INTERRUPTED = 130  # the exit code of programs ended by Ctrl-C
 
 app = typer.Typer(
     add_completion=False,
@@ -42,9 +43,11 @@ err = Console(stderr=True, soft_wrap=True, highlight=False)
 def main() -> None:
     """Runs the command line; every wrong use ends with one line on stderr and a non-zero exit code."""
     try:
-        code = app(standalone_mode=False)
+        code = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
+        if code == INTERRUPTED:
+            _fail("interrupted", code)
     except (typer.Abort, KeyboardInterrupt):
-        code = _fail("interrupted", 130)
+        code = _fail("interrupted", INTERRUPTED)
     except UsageError as error:
         code = _fail(error.format_message(), error.exit_code)
     except (ValueError, OSError) as error:
@@ -57,11 +60,9 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
-@app.callback(invoke_without_command=True)
-def _about(context: typer.Context) -> None:
+@app.callback()
+def _about() -> None:
     """Finds the circuit behind a behaviour of a language model."""
-    if context.invoked_subcommand is None:
-        print(context.get_help())
 
 
 @app.command()
@@ -89,9 +90,8 @@ def discover(
     with _warnings_as_lines():
         loaded = checkpoints.load(model, dtype=dtype)
         pairs, named = _prompts(task, loaded, size, seed)
-        averaged: Any = average
         with compile_clock() as clock:
-            objective = Objective(loaded.model, pairs, metric, reference, average=averaged)
+            objective = Objective(loaded.model, pairs, metric, reference, average=average)
         with _progress() as show:
             result = acdc(
                 objective,
@@ -212,12 +212,14 @@ def _print_circuit(circuit: Circuit) -> None:
             effects = "  ".join(f"{graph.senders[s]} {circuit.scores[s, column]:+.3g}" for s in senders)
             out.print(f"  {graph.receivers[column]:>9} <- {effects}", markup=False)
     groups = f", {run['groups_kept']} head inputs tested as groups stay" if run.get("groups_kept") else ""
-    out.print(f"{circuit.num_edges} of {graph.num_edges} edges, {len(circuit.nodes)} of {len(graph.nodes)} nodes{groups}")
+    out.print(
+        f"{circuit.num_edges} of {graph.num_edges} edges, {len(circuit.nodes)} of {len(graph.nodes)} nodes{groups}"
+    )
     if {"metric_full", "metric_final"} <= run.keys():
         before, after = float(run["metric_full"]), float(run["metric_final"])
         out.print(f"{run.get('metric', 'metric')}: {before:.6g} whole model, {after:.6g} circuit", markup=False)
     if {"evaluations", "evaluations_wasted", "device_calls", "seconds"} <= run.keys():
         out.print(
             f"{run['evaluations']} evaluations (and {run['evaluations_wasted']} behind wrong guesses) in "
-            f"{run['device_calls']} device calls, {run['seconds']:.1f} s of which {run['seconds_compiling']:.1f} s compiling"
+            f"{run['device_calls']} device calls, {run['seconds']:.1f} s ({run['seconds_compiling']:.1f} s compiling)"
         )

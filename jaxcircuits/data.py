@@ -5,7 +5,6 @@ import dataclasses
 import json
 import os
 import warnings
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ PADDING = -1
 class PromptPairs:
     """Prompts of a behaviour, each with a corrupt version that has the same number of tokens.
 
-    - `clean`, `corrupt`: token ids, padded on the right with anything.
+    - `clean`, `corrupt`: token ids, padded on the right with any token.
     - `answer`, `wrong`: right and wrong next tokens, [batch], [batch, answers] (padded with -1), or
       [batch, position, answers] where each position has its own. Not needed by `kl` and `l2`.
     - `length`: tokens of each prompt; the answer is read at `length - 1`. Default: all positions.
@@ -32,6 +31,8 @@ class PromptPairs:
 
     Raises ValueError for shapes or values that do not fit together; warns of prompts that are not corrupted.
     """
+
+    __no_type_check__ = True  # of the constructor: lists are converted, what does not fit is a ValueError
 
     clean: Int[np.ndarray, "batch position"]
     corrupt: Int[np.ndarray, "batch position"]
@@ -67,12 +68,11 @@ class PromptPairs:
     def __getitem__(self, rows: slice | Sequence[int] | np.ndarray) -> "PromptPairs":
         """Some of the prompts."""
         rows = np.arange(len(self))[rows]
-        taken = {
-            field.name: value if field.name == "digits" or value is None else value[rows]
-            for field in dataclasses.fields(self)
-            for value in (getattr(self, field.name),)
-        }
-        return PromptPairs(**taken)
+        taken: dict[str, Any] = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            taken[field.name] = value if field.name == "digits" or value is None else value[rows]
+        return dataclasses.replace(self, **taken)
 
     def split(self, first: int) -> "tuple[PromptPairs, PromptPairs]":
         """The first prompts and the rest, e.g. to find a circuit on some and test it on others."""
@@ -138,6 +138,8 @@ class PromptPairs:
         return from_text(_read_rows(path), tokenizer)
 
     def _inside(self) -> Bool[np.ndarray, "batch position"]:
+        assert self.length is not None
+        assert self.length is not None
         return np.arange(self.clean.shape[1]) < self.length[:, None]
 
     def _check_tokens(self) -> tuple[int, int]:
@@ -183,8 +185,9 @@ class PromptPairs:
                 object.__setattr__(self, name, ids[:, None])
             empty = ~(getattr(self, name) >= 0).any(-1)
             if ids.ndim == 3:
-                scored = self.positions if self.positions is not None else np.ones(empty.shape, bool)
-                empty = (empty & scored).any(1)
+                assert self.length is not None
+                last = np.arange(ids.shape[1]) == self.length[:, None] - 1
+                empty = (empty & (last if self.positions is None else self.positions)).any(1)
             if empty.any():
                 raise ValueError(f"{name}: prompt {np.flatnonzero(empty)[0]} has none (only the padding -1)")
         if self.answer is None or self.wrong is None or self.answer.ndim != self.wrong.ndim:
@@ -216,7 +219,7 @@ def from_text(rows: Sequence[dict[str, Any]], tokenizer: Any) -> PromptPairs:
             corrupt.append(encode(tokenizer, row["corrupt"]))
             for name, ids in answers.items():
                 if row.get(name) is not None:
-                    texts = [row[name]] if isinstance(row[name], str) else row[name]
+                    texts = row[name] if isinstance(row[name], list) else [row[name]]
                     ids.append([encode_one(tokenizer, text) for text in texts])
         except ValueError as error:
             raise ValueError(f"row {number}: {error}") from None
@@ -236,7 +239,7 @@ def from_text(rows: Sequence[dict[str, Any]], tokenizer: Any) -> PromptPairs:
     )
 
 
-def encode(tokenizer: Any, text: str) -> list[int]:
+def encode(tokenizer: Any, text: object) -> list[int]:
     """Token ids of a text, nothing added. Raises ValueError for text that the tokenizer does not know."""
     if not isinstance(text, str) or not text:
         raise ValueError(f"expected a text, got {text!r}")
@@ -245,10 +248,12 @@ def encode(tokenizer: Any, text: str) -> list[int]:
     if unknown is not None and ids.count(unknown) > text.count(tokenizer.unk_token):
         words = [word for word in text.split() if unknown in tokenizer.encode(word, add_special_tokens=False)]
         raise ValueError(f"the model's tokenizer does not know {words[0] if words else text!r} in {text!r}")
+    if not ids:
+        raise ValueError(f"{text!r} has no tokens")
     return list(ids)
 
 
-def encode_one(tokenizer: Any, text: str) -> int:
+def encode_one(tokenizer: Any, text: object) -> int:
     """The id of a text that is one token. Raises ValueError for any other."""
     ids = encode(tokenizer, text)
     if len(ids) != 1:
@@ -272,7 +277,7 @@ def _array(name: str, value: Any) -> np.ndarray:
     if value.dtype.kind != kind:
         wanted = {"i": "whole numbers", "b": "True and False", "f": "real numbers"}[kind]
         raise ValueError(f"{name}: expected {wanted}, got {value.dtype}")
-    return value if kind != "i" else np.clip(value, -(2**31), 2**31 - 1).astype(np.int32)
+    return value if kind != "i" else np.asarray(np.clip(value, -(2**31), 2**31 - 1), np.int32)
 
 
 def _fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
@@ -282,9 +287,9 @@ def _fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     known = {field.name for field in dataclasses.fields(PromptPairs)}
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # numpy, zipfile and zlib raise many unrelated types for bad bytes
         raise ValueError(f"{path} is no readable .npz file of plain arrays: {error}") from None
     if unknown := arrays.keys() - known:
         raise ValueError(f"{path} has unknown arrays {sorted(unknown)}; expected some of {sorted(known)}")
@@ -295,7 +300,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             if path.suffix == ".csv":
                 return list(csv.DictReader(file, strict=True))
             rows = [json.loads(line) for line in file if line.strip()]

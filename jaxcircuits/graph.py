@@ -49,11 +49,22 @@ class Graph:
     def __post_init__(self) -> None:
         if self.num_layers < 1 or self.num_heads < 1:
             raise ValueError(f"a graph needs at least 1 layer and 1 head, got {self.num_layers} and {self.num_heads}")
-        object.__setattr__(self, "num_kv_heads", self.num_kv_heads or self.num_heads)
-        mlps = (self.mlps,) * self.num_layers if isinstance(self.mlps, bool) else tuple(self.mlps)
-        if len(mlps) != self.num_layers:
-            raise ValueError(f"mlps: expected one bool or {self.num_layers} (one a layer), got {len(mlps)}")
-        object.__setattr__(self, "mlps", mlps)
+        if self.num_heads % self.kv_heads:
+            raise ValueError(f"num_kv_heads: expected a divisor of {self.num_heads} heads, got {self.kv_heads}")
+        if len(self.has_mlp) != self.num_layers:
+            raise ValueError(f"mlps: expected one bool or {self.num_layers} (one a layer), got {len(self.has_mlp)}")
+        object.__setattr__(self, "num_kv_heads", self.kv_heads)
+        object.__setattr__(self, "mlps", self.has_mlp)
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads a block that own a key and a value."""
+        return self.num_kv_heads or self.num_heads
+
+    @property
+    def has_mlp(self) -> tuple[bool, ...]:
+        """Whether each block has an MLP."""
+        return (self.mlps,) * self.num_layers if isinstance(self.mlps, bool) else self.mlps
 
     # --- senders, receivers, edges -------------------------------------------------------------
 
@@ -62,18 +73,18 @@ class Graph:
         senders = [Sender(name, 0) for name in self.embeddings]
         for layer in range(self.num_layers):
             senders += [Sender(f"a{layer}.h{head}", 2 * layer + 1) for head in range(self.num_heads)]
-            senders += [Sender(f"m{layer}", 2 * layer + 2)] * self.mlps[layer]
+            senders += [Sender(f"m{layer}", 2 * layer + 2)] * self.has_mlp[layer]
         return tuple(senders)
 
     @cached_property
     def _receivers(self) -> tuple[Receiver, ...]:
         receivers = []
         for layer in range(self.num_layers):
-            for kind, heads in (("q", self.num_heads), ("k", self.num_kv_heads), ("v", self.num_kv_heads)):
+            for kind, heads in (("q", self.num_heads), ("k", self.kv_heads), ("v", self.kv_heads)):
                 for head in range(heads):
                     node = f"a{layer}.h{head}"
                     receivers.append(Receiver(f"{node}<{kind}>", node, 2 * layer))
-            receivers += [Receiver(f"m{layer}", f"m{layer}", 2 * layer + 1)] * self.mlps[layer]
+            receivers += [Receiver(f"m{layer}", f"m{layer}", 2 * layer + 1)] * self.has_mlp[layer]
         return (*receivers, Receiver("logits", "logits", 2 * self.num_layers))
 
     @cached_property
@@ -164,7 +175,7 @@ class Graph:
         """[node, receiver] bool: the inputs of each node. Grouped heads share one key and one value input."""
         index = {name: i for i, name in enumerate(self.nodes)}
         inputs = np.zeros((len(self.nodes), len(self.receivers)), bool)
-        group = self.num_heads // self.num_kv_heads
+        group = self.num_heads // self.kv_heads
         for column, receiver in enumerate(self._receivers):
             if receiver.name.endswith(("<k>", "<v>")):
                 layer, head = receiver.node[1:].split(".h")
@@ -184,23 +195,23 @@ class Graph:
 
     def nodes_to_edges(self, node_mask: np.ndarray) -> EdgeBools:
         """The edges between kept nodes. `node_mask`: bool [node], in the order of `nodes`."""
-        kept_receivers = (self._inputs & node_mask[:, None]).any(0)
+        kept_receivers = node_mask @ self._inputs  # boolean product: or of ands
         return self.valid & node_mask[:-1, None] & kept_receivers[None, :]
 
     def edges_to_nodes(self, mask: EdgeBools) -> np.ndarray:
-        """bool [node]: the nodes that touch a kept edge."""
+        """Bool [node]: the nodes that touch a kept edge."""
         kept = mask & self.valid
         sends = np.append(kept.any(1), False)
-        return sends | (self._inputs & kept.any(0)).any(1)
+        return sends | (self._inputs @ kept.any(0))
 
     def drop_dead_ends(self, mask: EdgeBools) -> EdgeBools:
         """Without the edges that lie on no path from an embedding to `logits` (fix-point of both directions)."""
         kept = mask & self.valid
-        embeddings = np.arange(len(self.senders)) < len(self.embeddings)
+        embeddings = np.isin(self.senders, self.embeddings)
         while True:
-            fed = embeddings | (self._inputs & kept.any(0)).any(1)[:-1]
+            fed = embeddings | (self._inputs @ kept.any(0))[:-1]
             heard = np.append(kept.any(1), True)
-            alive = (self._inputs & heard[:, None]).any(0)
+            alive = heard @ self._inputs
             smaller = kept & fed[:, None] & alive[None, :]
             if (smaller == kept).all():
                 return kept

@@ -42,7 +42,8 @@ def kl(logits: Logits, labels: Labels) -> Float[Array, ""]:
     """
     p = jax.nn.softmax(labels.full)
     difference = logits - labels.full
-    difference = difference - jnp.sum(p * difference)
+    for _ in range(2):  # again, because p sums to 1 only to 1e-7, which a shift of all logits would multiply
+        difference = difference - jnp.sum(p * difference)
     is_small = jnp.max(jnp.abs(difference)) < 1
     small = jnp.where(is_small, difference, 0)
     near = jnp.log1p(jnp.sum(p * jnp.expm1(small)))
@@ -79,7 +80,7 @@ def greater_than(logits: Logits, labels: Labels) -> Float[Array, ""]:
     """`-(P(years > start year) - P(years <= start year))` over the 100 two-digit tokens (2305.00586)."""
     year, digits = _needed(labels.year, "year"), _needed(labels.digits, "digits")
     probabilities = jax.nn.softmax(logits)[digits]
-    return -jnp.sum(jnp.where(jnp.arange(digits.shape[0]) > year, probabilities, -probabilities))
+    return -jnp.sum(jnp.where(jnp.arange(digits.shape[0], dtype=year.dtype) > year, probabilities, -probabilities))
 
 
 def nll(logits: Logits, labels: Labels) -> Float[Array, ""]:
@@ -94,7 +95,7 @@ def match_nll(logits: Logits, labels: Labels) -> Float[Array, ""]:
 
 def accuracy(logits: Logits, labels: Labels) -> Float[Array, ""]:
     """-1 where the most likely token is one of the answers, else 0."""
-    return -jnp.any(jnp.argmax(logits) == _needed(labels.answer, "answer")).astype(logits.dtype)
+    return -jnp.any(jnp.argmax(logits).astype(jnp.int32) == _needed(labels.answer, "answer")).astype(logits.dtype)
 
 
 METRICS: dict[str, Metric] = {
@@ -119,7 +120,8 @@ def _needed(label: Array | None, name: str) -> Array:
 
 
 def _mean_at(values: Logits, ids: Int[Array, " ids"]) -> Float[Array, ""]:
-    return jnp.sum(jnp.where(ids >= 0, values[ids], 0)) / jnp.sum(ids >= 0).astype(values.dtype)
+    count = jnp.maximum(jnp.sum(ids >= 0), 1)  # none at a position that is not scored: 0, with a gradient of 0
+    return jnp.sum(jnp.where(ids >= 0, values[ids], 0)) / count.astype(values.dtype)
 
 
 def _max_at(values: Logits, ids: Int[Array, " ids"]) -> Float[Array, ""]:

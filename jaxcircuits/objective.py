@@ -2,19 +2,19 @@
 
 import platform
 from importlib import metadata
-from typing import Any, Literal
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int, Shaped
 
 from . import batching, metrics
 from .data import PromptPairs
 from .graph import Graph
 from .metrics import Labels, Metric
-from .types import Mask, Masks, Model
+from .types import Mask, Model
 
 REFERENCES = ("resample", "zero", "mean")
 
@@ -48,7 +48,7 @@ class Objective(eqx.Module):
         metric: str | Metric = "kl",
         reference: str | ArrayLike = "resample",
         *,
-        average: Literal["together", "per_prompt"] = "together",
+        average: str = "together",
         microbatch: int | None = None,
     ):
         """Runs the clean prompts once, and the corrupt ones where the reference needs them.
@@ -187,7 +187,9 @@ def _mean(objective: Objective, mask: Mask) -> Float[Array, ""]:
 
 
 @eqx.filter_jit
-def _many(objective: Objective, masks: Masks, width: int) -> Float[Array, " circuit"]:
+def _many(
+    objective: Objective, masks: Shaped[Array, "circuit sender receiver"], width: int
+) -> Float[Array, " circuit"]:
     return batching.chunked_vmap(lambda mask: _mean(objective, mask.astype(objective.model.dtype)), masks, width)
 
 
@@ -236,9 +238,9 @@ def _reference(
     values = sender_values(model, jnp.asarray(pairs.corrupt), size)
     if reference == "resample":
         return values
-    inside = jnp.arange(shape[2]) < jnp.asarray(pairs.length)[:, None]
-    counts = jnp.maximum(inside.sum(0), 1).astype(model.dtype)
-    mean = jnp.where(inside[..., None], values, 0).sum(1, keepdims=True) / counts[:, None]
+    inside = jnp.arange(shape[2], dtype=jnp.int32)[None, None, :, None] < jnp.asarray(pairs.length)[None, :, None, None]
+    counts = jnp.maximum(inside.sum(1, keepdims=True), 1).astype(model.dtype)
+    mean = jnp.where(inside, values, 0).sum(1, keepdims=True) / counts
     return jnp.broadcast_to(mean, shape)
 
 
@@ -246,23 +248,22 @@ def _labels(pairs: PromptPairs, scored: np.ndarray, model: Model) -> Labels:
     """Labels at the scored positions, [batch, scored, ...]; `full` still empty."""
     batch, several = scored.shape
 
-    def spread(value: np.ndarray | None, per_position_ndim: int) -> np.ndarray | None:
+    def spread(value: np.ndarray | None) -> Array | None:
         if value is None:
             return None
-        if value.ndim == per_position_ndim:
-            return np.take_along_axis(value, scored[..., None], 1)
-        return np.broadcast_to(value[:, None], (batch, several, *value.shape[1:]))
+        if value.ndim == 3:  # each position has its own
+            return jnp.asarray(np.take_along_axis(value, scored[..., None], 1))
+        return jnp.asarray(np.broadcast_to(value[:, None], (batch, several, *value.shape[1:])))
 
     digits = None if pairs.digits is None else np.broadcast_to(pairs.digits, (batch, *pairs.digits.shape))
-    labels = Labels(
-        full=np.zeros((batch, several, model.vocab_size), np.dtype(model.dtype)),
-        answer=spread(pairs.answer, 3),
-        wrong=spread(pairs.wrong, 3),
-        target=None if pairs.target is None else spread(pairs.target.astype(np.dtype(model.dtype)), 3),
-        year=spread(pairs.year, 3),
-        digits=spread(digits, 3),
+    return Labels(
+        full=jnp.zeros((batch, several, model.vocab_size), model.dtype),
+        answer=spread(pairs.answer),
+        wrong=spread(pairs.wrong),
+        target=None if pairs.target is None else spread(pairs.target.astype(np.dtype(model.dtype))),
+        year=spread(pairs.year),
+        digits=spread(digits),
     )
-    return jax.tree.map(jnp.asarray, labels)
 
 
 def _check_metric(metric: Metric, labels: Labels, model: Model) -> None:

@@ -31,9 +31,6 @@ Logits = Float[Array, " vocab"]
 Mask = Float[Array, "sender receiver"]
 """A circuit: 1 keeps an edge's running value, 0 takes the reference value. Entries that are no edge are ignored."""
 
-Masks = Float[Array, "circuit sender receiver"]
-"""Many circuits."""
-
 SenderValues = Float[Array, "sender position width"]
 """What every node writes to the residual stream on one prompt: of a run, or the reference of absent edges."""
 

@@ -43,15 +43,6 @@ def reference_pairs(task):
     return jc.PromptPairs.load(GOLDEN / "ref-4l" / f"{task}.npz")
 
 
-def perturbed(model, seed, scale=0.3):
-    """Every weight, norms and biases included, moved by noise, so that no term is trivially 0 or 1."""
-    arrays, rest = eqx.partition(model, eqx.is_inexact_array)
-    leaves, tree = jax.tree.flatten(arrays)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    moved = [leaf + scale * jax.random.normal(key, leaf.shape, leaf.dtype) for leaf, key in zip(leaves, keys)]
-    return eqx.combine(jax.tree.unflatten(tree, moved), rest)
-
-
 MICRO = {
     "gpt2": jc.GPT2Config(11, 6, 8, 2, 2, 12, layer_norm_epsilon=1e-3),
     "gpt2-untied-relu": jc.GPT2Config(
@@ -64,7 +55,15 @@ MICRO = {
 
 
 def micro_model(name, seed=0, dtype=jnp.float32):
-    return perturbed(jc.GPT2.random(MICRO[name], jax.random.key(seed), dtype), seed + 1)
+    """Every weight random, norms and biases included, so that no term is trivially 0 or 1."""
+    random = np.random.default_rng(seed)
+    skeleton = eqx.filter_eval_shape(jc.GPT2.random, MICRO[name], jax.random.key(0), dtype)
+
+    def draw(path, leaf):
+        is_gain = "norm" in jax.tree_util.keystr(path) and "weight" in jax.tree_util.keystr(path)
+        return jnp.asarray(is_gain + 0.3 * random.normal(size=leaf.shape), leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, skeleton)
 
 
 def micro_pairs(seed=0, batch=5, width=6, vocab=11, kind="last"):

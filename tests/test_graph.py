@@ -122,7 +122,7 @@ def test_nodes_and_edges_map_onto_each_other():
     names = graph.names_of(graph.nodes_to_edges(without))
     assert len(names) < graph.num_edges and not any("a0.h1" in name for name in names)
     one = graph.edges_to_nodes(graph.mask_of(["m0->a1.h0<q>"]))
-    assert [name for name, kept in zip(graph.nodes, one) if kept] == ["m0", "a1.h0"]
+    assert [name for name, kept in zip(graph.nodes, one, strict=True) if kept] == ["m0", "a1.h0"]
 
 
 @pytest.mark.parametrize("name", ["m0", "a0.h0->m9", "x->m0", "m1->m0", "m0->a0.h0<q>"])

@@ -33,7 +33,10 @@ PROSE = (
     "oil column piece population crime unit dark river stone glass cloud paper metal winter summer island window "
     "doctor bridge forest silver motor engine signal circle square number letter story music"
 ).split()
-GLUE = "Then When After While Yesterday , . and went to the gave a arrived at were handed had long day offered met The lasted from year def self ( ) : ): \"\"\" param in of".split()
+GLUE = (
+    "Then When After While Yesterday , . and went to the gave a arrived at were handed had long day offered met "
+    'The lasted from year def self ( ) : ): """ param in of'
+).split()
 
 HELD_OUT_SEED = 10_000
 WIDTH = 48
@@ -137,7 +140,12 @@ def train(seed: int, steps: int, rows_each: int):
         weights = np.concatenate([weight[pick] for (_, weight), pick in zip(pool, picks)])
         model, state, loss = step(model, state, tokens, weights)
         if number % 250 == 0 or number == steps - 1:
-            print(json.dumps({"step": number, "loss": round(float(loss), 4), "seconds": round(time.perf_counter() - start)}), flush=True)
+            print(
+                json.dumps(
+                    {"step": number, "loss": round(float(loss), 4), "seconds": round(time.perf_counter() - start)}
+                ),
+                flush=True,
+            )
             print(json.dumps(behaviour(model, tokenizer, size=200)), flush=True)
     return model, tokenizer
 
@@ -181,7 +189,7 @@ def main() -> None:
     parser.add_argument("--out", help="folder to write the trained model to")
     parser.add_argument("--evaluate", metavar="FOLDER", help="measure a trained model instead")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--rows", type=int, default=20_000, help="rows made of each kind of text")
     arguments = parser.parse_args()
     if arguments.evaluate:

@@ -53,11 +53,11 @@ def all_steps(
 
     steps = singles(graph.receiver_index("logits"))
     for layer in reversed(range(graph.num_layers)):
-        if graph.mlps[layer]:
+        if graph.has_mlp[layer]:
             steps += singles(graph.receiver_index(f"m{layer}"))
         inputs = [
             graph.receiver_index(f"a{layer}.h{head}<{kind}>")
-            for kind, heads in (("v", graph.num_kv_heads), ("k", graph.num_kv_heads), ("q", graph.num_heads))
+            for kind, heads in (("v", graph.kv_heads), ("k", graph.kv_heads), ("q", graph.num_heads))
             for head in reversed(range(heads))
         ]
         if groups:

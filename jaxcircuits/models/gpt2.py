@@ -334,17 +334,15 @@ class GPT2(eqx.Module):
             base, delta = carry
             row = 1 + layer["index"] * (delta.shape[0] // layers)
             block = layer["block"]
-            x = base + jnp.einsum("rs,std->rtd", layer["head_masks"], delta)
+            x = base[None] + jnp.einsum("rs,std->rtd", layer["head_masks"], delta)
             x = _add(x, layer["head_offsets"]).reshape(3, heads, *base.shape)
             written = block.masked_heads(x, layer["scale"])
             delta = jax.lax.dynamic_update_slice_in_dim(delta, written - layer["head_references"], row, 0)
             base = base + layer["head_references"].sum(0) + block.attention.output_bias[None]
             if block.mlp is not None:
-                x = base + jnp.einsum("rs,std->rtd", layer["mlp_masks"], delta)
+                x = base[None] + jnp.einsum("rs,std->rtd", layer["mlp_masks"], delta)
                 written = block.mlp_output(_add(x, layer["mlp_offsets"])[0])[None]
-                delta = jax.lax.dynamic_update_slice_in_dim(
-                    delta, written - layer["mlp_references"], row + heads, 0
-                )
+                delta = jax.lax.dynamic_update_slice_in_dim(delta, written - layer["mlp_references"], row + heads, 0)
                 base = base + layer["mlp_references"][0]
             return (base, delta), None
 

@@ -13,9 +13,7 @@ from .task import Task, check_size, known_words
 from .words import EVENTS, NAMES, OBJECTS, PLACES
 
 
-def generate(
-    tokenizer: Any, *, seed: int = 0, size: int = 32, sequence: int = 8, repeated: int = 4
-) -> PromptPairs:
+def generate(tokenizer: Any, *, seed: int = 0, size: int = 32, sequence: int = 8, repeated: int = 4) -> PromptPairs:
     """Random words, the first of which are repeated; answer: what followed, wrong: the word after that.
 
     - `sequence`: words before the repetition. `repeated`: how many are repeated, at most `sequence - 2`.

@@ -22,9 +22,7 @@ TEMPLATES = (
 )
 
 
-def generate(
-    tokenizer: Any, *, seed: int = 0, size: int = 32, templates: int = 1, order: str = "ABBA"
-) -> PromptPairs:
+def generate(tokenizer: Any, *, seed: int = 0, size: int = 32, templates: int = 1, order: str = "ABBA") -> PromptPairs:
     """IOI prompts; answer: the indirect object, wrong: the subject.
 
     - `templates`: how many of the sentence templates to draw from. `order`: "ABBA" (the subject is named second,

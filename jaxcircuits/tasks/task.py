@@ -35,5 +35,6 @@ def known_words(tokenizer: Any, words: Sequence[str], at_least: int) -> dict[str
 
 
 def check_size(size: int) -> None:
+    """Raises ValueError for a number of prompts below 1."""
     if size < 1:
         raise ValueError(f"size: expected at least 1 prompt, got {size}")

@@ -1,6 +1,6 @@
 """Makes tests/golden/transformers: a random GPT-2 and the logits that transformers gives (needs torch).
 
-    python tests/golden/make_transformers_logits.py
+python tests/golden/make_transformers_logits.py
 """
 
 from pathlib import Path

@@ -1,0 +1,207 @@
+"""ACDC against the original implementation's runs, against itself one trial at a time, and by hand."""
+
+import warnings
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import expected, micro_model, micro_pairs, reference_pairs
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import jaxcircuits as jc
+from jaxcircuits.discovery.schedule import HEAD_ORDERS, NAME_ORDERS, all_steps
+
+RUNS = ["greater_than-kl-0.02", "greater_than-kl-zero-0.05", "induction-kl-0.05", "ioi-kl-0.1", "ioi-logit_diff-0.3"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
+def test_edge_by_edge_agreement_with_the_original(name, x64_reference):
+    run = expected(name)
+    metric = {"kl_div": "kl"}.get(run["metric"], run["metric"])
+    objective = jc.Objective(x64_reference.model, reference_pairs(run["task"]), metric, run["reference"])
+    result = jc.acdc(objective, run["threshold"], width=4)
+    assert list(objective.graph.names_of(result.mask)) == sorted(run["kept_edges"], key=objective.graph.edge_index)
+    assert sorted(result.kept_groups) == sorted(run["kept_groups"])
+    assert result.evaluations == run["evaluations"]
+    assert [(d.name, d.removed) for d in result.decisions] == [(name, gone) for name, _, _, gone in run["trace"]]
+    np.testing.assert_allclose([d.after for d in result.decisions], [t[2] for t in run["trace"]], atol=1e-9)
+    assert abs(result.metric_final - run["metric_final"]) <= 1e-9
+    assert abs(result.metric_full - run["metric_full"]) <= 1e-9
+    assert abs(result.smallest_margin - run["smallest_margin"]) <= 1e-9
+
+
+def sequential(objective, threshold, *, groups=True, absolute=False, order="last_first", head_order="descending"):
+    """The rules of the algorithm once more, one trial at a time, with names instead of indices."""
+    graph = objective.graph
+    mask = graph.valid.copy()
+    current = float(objective(mask))
+    trace = []
+
+    def in_order(senders):
+        def key(name):
+            layer = -1 if name == "input" else 2 * int(name[1:].split(".")[0]) + (name[0] == "m")
+            head = int(name.split(".h")[1]) if ".h" in name else 0
+            return (-layer if order == "last_first" else layer, -head if head_order == "descending" else head)
+
+        return sorted(senders, key=key)
+
+    def attempt(name, edges):
+        nonlocal mask, current
+        smaller = mask.copy()
+        for edge in edges:
+            smaller[edge] = False
+        new = float(objective(smaller))
+        change = abs(new - current) if absolute else new - current
+        trace.append((name, change < threshold))
+        if change < threshold:
+            mask, current = smaller, new
+
+    def edges_into(receiver):
+        column = graph.receiver_index(receiver)
+        return {s: (graph.sender_index(s), column) for s in graph.senders if graph.valid[graph.sender_index(s), column]}
+
+    def is_alive(node):
+        return node == "logits" or mask[graph.sender_index(node)].any()
+
+    def one_by_one(receiver):
+        into = edges_into(receiver)
+        for sender in in_order(into):
+            if mask[into[sender]]:
+                attempt(f"{sender}->{receiver}", [into[sender]])
+
+    def kill(receiver):
+        for edge in edges_into(receiver).values():
+            mask[edge] = False
+
+    one_by_one("logits")
+    for layer in reversed(range(graph.num_layers)):
+        if graph.mlps[layer]:
+            one_by_one(f"m{layer}") if is_alive(f"m{layer}") else kill(f"m{layer}")
+        inputs = []
+        for kind in "vkq":
+            for head in reversed(range(graph.num_heads)):
+                receiver = f"a{layer}.h{head}<{kind}>"
+                inputs.append(receiver) if is_alive(f"a{layer}.h{head}") else kill(receiver)
+        for receiver in inputs if groups else []:
+            attempt(receiver, list(edges_into(receiver).values()))
+        for receiver in inputs:
+            one_by_one(receiver)
+    return mask, current, trace
+
+
+@given(
+    model=st.sampled_from(["gpt2", "attention-only", "one-head"]),
+    reference=st.sampled_from(["resample", "zero"]),
+    seed=st.integers(0, 4),
+    threshold=st.floats(1e-4, 2.0),
+    width=st.sampled_from([1, 2, 4, 9, 16, 64]),
+    groups=st.booleans(),
+    absolute=st.booleans(),
+    order=st.sampled_from(["last_first", "first_last"]),
+    head_order=st.sampled_from(["descending", "ascending"]),
+)
+@settings(max_examples=25)
+def test_speculation_gives_the_sequential_answer_decision_by_decision(
+    model, reference, seed, threshold, width, **options
+):
+    import jax
+
+    with jax.enable_x64(True):
+        objective = jc.Objective(
+            micro_model(model, seed, jnp.float64), micro_pairs(seed), "logit_diff", reference, microbatch=5
+        )
+        result = jc.acdc(objective, threshold, width=width, **options)
+        mask, final, trace = sequential(objective, threshold, **options)
+    assert [(d.name, d.removed) for d in result.decisions] == trace
+    np.testing.assert_array_equal(result.mask, mask)
+    np.testing.assert_allclose(result.metric_final, final, rtol=1e-10)
+
+
+def test_the_record_adds_up(x64):
+    objective = jc.Objective(micro_model("gpt2", dtype=jnp.float64), micro_pairs(), "kl")
+    seen = []
+    result = jc.acdc(objective, 0.02, width=16, on_progress=seen.append)
+    run = result.run
+    assert run["edges_total"] == objective.graph.num_edges and run["edges_kept"] == result.mask.sum()
+    assert run["evaluations"] == len(run["decisions"]) and run["device_calls"] == len(seen) < run["evaluations"]
+    assert abs(float(objective(result.mask)) - run["metric_final"]) < 1e-12
+    assert run["seconds"] >= run["seconds_compiling"] >= 0
+    assert seen[-1].edges_done == seen[-1].edges_total == run["edges_total"]
+    assert seen[-1].edges_kept == run["edges_kept"] and seen[-1].evaluations == run["evaluations"]
+    assert all(one.edges_done <= two.edges_done for one, two in zip(seen, seen[1:], strict=False))
+    kept = [d for d in result.decisions if not d.removed and "->" in d.name]
+    assert {d.name for d in kept} == set(objective.graph.names_of(result.mask))
+    for decision in kept:
+        effect = result.scores[objective.graph.edge_index(decision.name)]
+        assert effect == decision.after - decision.before >= 0.02
+    before = result.metric_full
+    for decision in result.decisions:
+        assert decision.before == before
+        before = decision.after if decision.removed else before
+
+
+def test_an_increment_equal_to_the_threshold_stays(x64):
+    objective = jc.Objective(micro_model("one-head", dtype=jnp.float64), micro_pairs(), "kl")
+    first = jc.acdc(objective, 0.1, width=1).decisions[0]
+    increment = first.after - first.before
+    with pytest.warns(UserWarning, match="float noise"):
+        at = jc.acdc(objective, increment, width=1)
+    assert not at.decisions[0].removed
+    assert jc.acdc(objective, increment * (1 + 1e-6), width=1).decisions[0].removed
+
+
+def test_nan_keeps_the_edge():
+    def undefined(logits, labels):
+        return jnp.where(jnp.abs(logits - labels.full).max() > 1e-3, jnp.nan, 0.0)
+
+    objective = jc.Objective(micro_model("one-head"), micro_pairs(), undefined)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = jc.acdc(objective, 0.1)
+    assert not any(d.removed for d in result.decisions if np.isnan(d.after))
+    assert any(np.isnan(d.after) for d in result.decisions)
+    assert np.isfinite(result.scores).all()
+
+
+def test_margins_within_float_noise_are_reported():
+    objective = jc.Objective(micro_model("gpt2"), micro_pairs(), "logit_diff")
+    first = jc.acdc(objective, 0.1, width=1).decisions[0]
+    with pytest.warns(UserWarning, match="decisions lie within float noise"):
+        result = jc.acdc(objective, first.after - first.before, width=1)
+    assert first.name in result.undecided and result.noise > 0
+
+
+@pytest.mark.parametrize("order", NAME_ORDERS)
+@pytest.mark.parametrize("head_order", HEAD_ORDERS)
+def test_every_order_tries_every_edge_and_group_once(order, head_order):
+    graph = jc.Graph(2, 3)
+    steps = all_steps(graph, order=order, head_order=head_order, seed=3)
+    singles = [step.name for step in steps if not step.is_group]
+    assert sorted(singles) == sorted(graph.names_of(graph.valid))
+    assert sorted(step.name for step in steps if step.is_group) == sorted(r for r in graph.receivers if "<" in r)
+
+
+def test_orders_are_those_of_the_senders_inside_a_receiver():
+    graph = jc.Graph(2, 2)
+
+    def into_logits(**options):
+        return [step.name.split("->")[0] for step in all_steps(graph, **options)[: len(graph.senders)]]
+
+    assert into_logits() == ["m1", "a1.h1", "a1.h0", "m0", "a0.h1", "a0.h0", "input"]
+    assert into_logits(head_order="ascending") == ["m1", "a1.h0", "a1.h1", "m0", "a0.h0", "a0.h1", "input"]
+    assert into_logits(order="first_last") == ["input", "a0.h1", "a0.h0", "m0", "a1.h1", "a1.h0", "m1"]
+    assert into_logits(order="random", seed=1) != into_logits(order="random", seed=2)
+
+
+def test_what_it_refuses():
+    objective = jc.Objective(micro_model("one-head"), micro_pairs(), "kl")
+    with pytest.raises(ValueError, match="finite"):
+        jc.acdc(objective, float("nan"))
+    with pytest.raises(ValueError, match="width"):
+        jc.acdc(objective, 0.1, width=0)
+    with pytest.raises(ValueError, match="order: expected one of last_first"):
+        jc.acdc(objective, 0.1, order="shuffle")
+    with pytest.raises(ValueError, match="head_order: expected one of descending"):
+        jc.acdc(objective, 0.1, head_order="normal")

@@ -1,0 +1,365 @@
+"""Checkpoints in every format that is read, what comes back, and what is refused by file and tensor."""
+
+import json
+
+import equinox as eqx
+import flax.serialization
+import flax.traverse_util
+import huggingface_hub
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from conftest import GOLDEN, MICRO, letters_tokenizer, micro_model
+from safetensors.numpy import load_file, save_file
+
+import jaxcircuits as jc
+from jaxcircuits.checkpoints import PICKLES, WEIGHT_FILES
+
+WEIGHTS, INDEX, FLAX = WEIGHT_FILES
+
+
+def assert_equal_models(ours, theirs):
+    assert ours.config == theirs.config
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A model, and its folder."""
+    model = micro_model("gpt2")
+    jc.save(model, tmp_path / "model")
+    return model, tmp_path / "model"
+
+
+def rewrite(folder, change):
+    """The weights of a folder, changed: `change` alters the dict of tensors or gives another."""
+    tensors = load_file(folder / WEIGHTS)
+    save_file(change(tensors) or tensors, folder / WEIGHTS)
+
+
+def rewrite_config(folder, **values):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **values}))
+
+
+# --- what comes back -------------------------------------------------------------------------------
+
+
+def test_the_reference_checkpoint_is_loaded_as_it_is_stored():
+    loaded = jc.load(GOLDEN / "ref-4l")
+    stored = load_file(GOLDEN / "ref-4l" / WEIGHTS)
+    assert loaded.source == str(GOLDEN / "ref-4l") and loaded.graph == jc.Graph(4, 8)
+    assert loaded.model.config == jc.GPT2Config(213, 64, 128, 4, 8)
+    name = next(name for name in stored if name.endswith("h.2.attn.c_attn.weight"))
+    key_of_head_5 = stored[name][:, 128 + 5 * 16 : 128 + 6 * 16]
+    np.testing.assert_array_equal(loaded.model.blocks.attention.key[2, 5], key_of_head_5)
+    assert loaded.tokenizer.encode(" store", add_special_tokens=False)
+
+
+@pytest.mark.parametrize("name", MICRO)
+def test_a_saved_model_comes_back(name, tmp_path):
+    model = micro_model(name)
+    jc.save(model, tmp_path / "new" / "model")
+    assert_equal_models(jc.load(tmp_path / "new" / "model").model, model)
+    assert sorted(path.name for path in (tmp_path / "new").rglob("*")) == ["config.json", "model", WEIGHTS]
+
+
+def test_a_saved_tokenizer_comes_back(tmp_path):
+    (tmp_path / "model").mkdir()
+    jc.save(micro_model("one-head"), tmp_path / "model", letters_tokenizer())
+    assert jc.load(tmp_path / "model").tokenizer.encode("c a") == [3, 1]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
+def test_weights_of_any_precision_are_loaded_in_the_one_asked_for(dtype, saved):
+    model, folder = saved
+    rewrite(folder, lambda tensors: {name: tensor.astype(dtype) for name, tensor in tensors.items()})
+    rounded = jax.tree.map(lambda x: jnp.asarray(np.asarray(x).astype(dtype).astype(np.float32)), model)
+    assert_equal_models(jc.load(folder).model, rounded)
+    half = jc.load(folder, dtype="bfloat16").model
+    assert {leaf.dtype for leaf in jax.tree.leaves(half)} == {jnp.dtype("bfloat16")}
+
+
+def test_a_model_in_bfloat16_comes_back(tmp_path):
+    model = micro_model("gpt2", dtype=jnp.bfloat16)
+    jc.save(model, tmp_path / "model")
+    assert_equal_models(jc.load(tmp_path / "model", dtype=jnp.bfloat16).model, model)
+
+
+def test_float64_is_loaded_exactly_where_it_is_enabled(x64, tmp_path):
+    model = micro_model("gpt2", dtype=jnp.float64)
+    jc.save(model, tmp_path / "model")
+    assert_equal_models(jc.load(tmp_path / "model", dtype="float64").model, model)
+
+
+def test_names_without_prefix_buffers_and_a_stored_tied_unembedding_are_read(saved):
+    """As the hub's `gpt2` has them: no `transformer.`, and causal masks among the weights."""
+    model, folder = saved
+
+    def change(tensors):
+        bare = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+        bare["h.0.attn.bias"] = np.ones((1, 1, 6, 6), np.uint8)
+        bare["h.1.attn.masked_bias"] = np.float32([-1e4])
+        return {**bare, "lm_head.weight": bare["wte.weight"]}
+
+    rewrite(folder, change)
+    assert_equal_models(jc.load(folder).model, model)
+    jc.load(folder, dtype="bfloat16")
+
+
+def shard(folder):
+    """The weights in two files and an index."""
+    tensors = load_file(folder / WEIGHTS)
+    (folder / WEIGHTS).unlink()
+    names = sorted(tensors)
+    weight_map = {name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(names)}
+    for file in set(weight_map.values()):
+        save_file({name: tensors[name] for name in names if weight_map[name] == file}, folder / file)
+    (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}))
+    return weight_map
+
+
+def test_shards_are_read(saved):
+    model, folder = saved
+    shard(folder)
+    assert_equal_models(jc.load(folder).model, model)
+
+
+def as_flax(folder):
+    """The weights as Flax's GPT-2 names and turns them: kernels [out, in], but the unembedding [in, out]."""
+    tree = {}
+    for name, tensor in load_file(folder / WEIGHTS).items():
+        *stem, leaf = name.split(".")
+        if stem[-1] in ("wte", "wpe"):
+            leaf = "embedding"
+        elif stem[-1].startswith("ln_"):
+            leaf = {"weight": "scale", "bias": "bias"}[leaf]
+        elif leaf == "weight":
+            leaf, tensor = "kernel", np.ascontiguousarray(tensor.T)
+        tree[(*stem, leaf)] = tensor
+    (folder / WEIGHTS).unlink()
+    (folder / FLAX).write_bytes(flax.serialization.msgpack_serialize(flax.traverse_util.unflatten_dict(tree)))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt2-untied-relu"])
+def test_a_flax_checkpoint_gives_equal_weights(name, tmp_path):
+    jc.save(micro_model(name), tmp_path / "model")
+    as_flax(tmp_path / "model")
+    assert_equal_models(jc.load(tmp_path / "model").model, micro_model(name))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["gpt2", "gpt2-untied-relu", "one-head"])
+def test_transformers_loads_a_saved_model_with_equal_logits(name, tmp_path):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    model = micro_model(name)
+    jc.save(model, tmp_path / "model")
+    theirs, report = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "model", output_loading_info=True)
+    assert not any(report.values())
+    tokens = np.array([3, 1, 4, 1, 5, 9])
+    with torch.no_grad():
+        expected = theirs.eval()(torch.tensor(tokens[None])).logits[0].numpy()
+    ours = eqx.filter_jit(model)(jnp.asarray(tokens, jnp.int32))
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=2e-5)
+
+
+# --- what is refused -------------------------------------------------------------------------------
+
+
+def test_a_folder_that_is_not_empty_is_not_written_to(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("keep")
+    for taken in (tmp_path / "mine", tmp_path / "mine" / "notes.txt"):
+        with pytest.raises(ValueError, match="exists and is not empty"):
+            jc.save(micro_model("one-head"), taken)
+    assert (tmp_path / "mine" / "notes.txt").read_text() == "keep"
+
+
+def test_a_failed_save_leaves_nothing_behind(tmp_path):
+    class Failing:
+        bos_token_id = eos_token_id = 0
+
+        def save_pretrained(self, folder):
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        jc.save(micro_model("one-head"), tmp_path / "model", Failing())
+    assert list(tmp_path.iterdir()) == []
+
+
+BIAS = "transformer.h.1.mlp.c_fc.bias"
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            lambda tensors: {name: tensors[name] for name in tensors if name != BIAS},
+            "misses the tensor h.1.mlp.c_fc.bias",
+        ),
+        (lambda tensors: {**tensors, BIAS: np.zeros(9, np.float32)}, rf"{BIAS} has shape \(9,\), expected \(12,\)"),
+        (lambda tensors: {**tensors, BIAS: np.zeros(12, np.int32)}, f"{BIAS} has type int32, expected a floating"),
+        (lambda tensors: {**tensors, "transformer.h.2.ln_1.bias": np.zeros(8)}, r"has not: \['h.2.ln_1.bias'\]"),
+        (lambda tensors: {**tensors, "lm_head.weight": np.zeros((11, 8))}, "lm_head.weight differs from wte.weight"),
+    ],
+)
+def test_wrong_tensors_are_refused_by_file_and_name(change, message, saved):
+    _, folder = saved
+    rewrite(folder, change)
+    with pytest.raises(ValueError, match=message) as error:
+        jc.load(folder)
+    assert str(folder) in str(error.value)
+
+
+def test_wrong_flax_tensors_are_refused_by_file_and_name(saved):
+    _, folder = saved
+    as_flax(folder)
+    rewrite_config(folder, n_layer=1)
+    with pytest.raises(ValueError, match=f"{FLAX} has tensors that a GPT-2 of this config has not: .*h.1.attn"):
+        jc.load(folder)
+    rewrite_config(folder, n_layer=2, n_inner=13)
+    with pytest.raises(
+        ValueError, match=rf"{FLAX}: tensor h.0.mlp.c_fc.weight has shape \(8, 12\), expected \(8, 13\)"
+    ):
+        jc.load(folder)
+    rewrite_config(folder, n_layer=3, n_inner=12)
+    with pytest.raises(ValueError, match=f"{FLAX} misses the tensor h.2"):
+        jc.load(folder)
+
+
+@pytest.mark.parametrize("length", [0, 7, 300, -1])
+def test_truncated_weights_are_refused(length, saved):
+    _, folder = saved
+    whole = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(whole[:length])
+    with pytest.raises(ValueError, match=f"{WEIGHTS} is truncated or no safetensors file"):
+        jc.load(folder)
+    (folder / WEIGHTS).write_bytes(whole)
+    as_flax(folder)
+    whole = (folder / FLAX).read_bytes()
+    (folder / FLAX).write_bytes(whole[:length])
+    with pytest.raises(ValueError, match=f"{FLAX} is truncated or no flax checkpoint"):
+        jc.load(folder)
+
+
+def test_a_bad_index_is_refused(saved):
+    _, folder = saved
+    weight_map = shard(folder)
+    last = sorted(weight_map)[-1]
+    for bad in ("{", "{}", "[]", '{"weight_map": ["a"]}', '{"weight_map": {"a": 1}}'):
+        (folder / INDEX).write_text(bad)
+        with pytest.raises(ValueError, match=f"{INDEX} is malformed"):
+            jc.load(folder)
+    (folder / INDEX).write_text(json.dumps({"weight_map": {**weight_map, last: "model-3.safetensors"}}))
+    with pytest.raises(ValueError, match="model-3.safetensors is missing"):
+        jc.load(folder)
+    other = weight_map[sorted(weight_map)[-2]]
+    (folder / INDEX).write_text(json.dumps({"weight_map": {**weight_map, last: other}}))
+    with pytest.raises(ValueError, match=f"{other} misses the tensor {last}, which the index puts there"):
+        jc.load(folder)
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"rope_theta": 1e4}, "unknown key 'rope_theta'"),
+        ({"model_type": "llama"}, "model_type 'llama' is not supported"),
+        ({"model_type": None}, "model_type None is not supported"),
+        ({"add_cross_attention": True}, "add_cross_attention = True is not supported; expected False"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"activation_function": "snake"}, "activation_function 'snake' is not supported"),
+        ({"n_head": 3}, "n_embd 8 must be a multiple of n_head 3"),
+        ({"n_layer": "2"}, "n_layer"),
+        ({"n_embd": 0}, "n_embd must be a positive"),
+        ({"scale_attn_weights": "false"}, "scale_attn_weights = 'false'"),
+        ({"layer_norm_epsilon": None}, "layer_norm_epsilon = None"),
+    ],
+)
+def test_a_config_that_is_not_supported_is_refused_by_its_key(values, message, saved):
+    _, folder = saved
+    rewrite_config(folder, **values)
+    with pytest.raises(ValueError, match=f"config.json: .*{message}"):
+        jc.load(folder)
+
+
+def test_a_config_that_is_missing_or_malformed_is_refused(saved):
+    _, folder = saved
+    for text, message in (('{"n_layer": ', "config.json is malformed"), ("[]", "config.json: model_type None")):
+        (folder / "config.json").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            jc.load(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(ValueError, match="has no config.json"):
+        jc.load(folder)
+
+
+@pytest.mark.parametrize("pattern", PICKLES)
+def test_a_pickle_is_refused_with_the_command_that_converts_it(pattern, saved):
+    _, folder = saved
+    (folder / WEIGHTS).unlink()
+    with pytest.raises(ValueError, match="has no weights: expected one of model.safetensors"):
+        jc.load(folder)
+    name = pattern.replace("*", "pytorch_model")
+    (folder / name).write_bytes(b"\x80\x04")
+    with pytest.raises(
+        ValueError, match=rf"only a pickle \({name}\).*python -c .*save_pretrained\('{folder}-safetensors'"
+    ):
+        jc.load(folder)
+
+
+def test_a_dtype_that_cannot_be_had_is_refused():
+    with pytest.raises(ValueError, match='float64 needs jax.config.update\\("jax_enable_x64", True\\)'):
+        jc.load(GOLDEN / "ref-4l", dtype="float64")
+    with pytest.raises(ValueError, match="expected a floating dtype such as float32, got int32"):
+        jc.load(GOLDEN / "ref-4l", dtype="int32")
+
+
+def test_a_file_in_place_of_a_folder_is_refused():
+    with pytest.raises(ValueError, match="model.safetensors is a file: expected the folder"):
+        jc.load(GOLDEN / "ref-4l" / WEIGHTS)
+
+
+def test_a_folder_without_a_tokenizer_cannot_read_text(saved):
+    loaded = jc.load(saved[1])
+    (saved[1] / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match="has no tokenizer_config.json: it cannot read text"):
+        _ = loaded.tokenizer
+
+
+# --- the hub ---------------------------------------------------------------------------------------
+
+
+def test_a_name_that_is_nowhere_is_refused_in_one_line(monkeypatch, tmp_path):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    for name in ("no-such-model", "no/such/model", "what?"):
+        with pytest.raises(ValueError, match="is no bundled model .*, no folder, and the hub did not give it") as error:
+            jc.load(name)
+        assert error.value.__suppress_context__ and "\n" not in str(error.value)
+
+
+def test_a_model_of_the_hub_is_downloaded_without_pickles(monkeypatch, saved):
+    model, folder = saved
+    calls = []
+
+    def download(name, *, revision, allow_patterns, ignore_patterns):
+        calls.append((name, revision, allow_patterns))
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    loaded = jc.load("someone/model", revision="main")
+    assert_equal_models(loaded.model, model)
+    assert loaded.source == "hub someone/model at main" and loaded.folder == folder
+    assert [call[:2] for call in calls] == [("someone/model", "main")]
+    as_flax(folder)
+    assert_equal_models(jc.load("someone/model").model, model)
+    (folder / FLAX).unlink()
+    with pytest.raises(ValueError, match="neither safetensors nor flax weights; convert its pickle once"):
+        jc.load("someone/model")
+    assert not any(pattern.endswith((".bin", ".pt")) for call in calls for pattern in call[2])

@@ -1,0 +1,182 @@
+"""The circuit's file: what it holds, what it reads of others, and what it refuses."""
+
+import dataclasses
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import random_mask
+
+import jaxcircuits as jc
+
+GRAPHS = {
+    "gpt2": jc.Graph(2, 2),
+    "attention-only": jc.Graph(2, 3, mlps=False),
+    "one-mlp": jc.Graph(3, 1, mlps=(False, True, False)),
+}
+
+
+def random_circuit(graph, seed=0, **run):
+    scores = np.random.default_rng(seed).normal(size=graph.shape) * graph.valid
+    return jc.Circuit(graph, random_mask(graph, seed), scores, run, d_model=16)
+
+
+def eap_ig_json():
+    """As EAP-IG's `Graph.to_json` writes it: no format, no run, scores in single precision as Python floats."""
+    graph = jc.Graph(1, 2)
+    kept = {"input->a0.h1<v>", "a0.h1->logits", "input->m0", "m0->logits"}
+    names = [graph.edge_name(*edge) for edge in graph.edges]
+    return {
+        "cfg": {"n_layers": 1, "n_heads": 2, "parallel_attn_mlp": False, "d_model": 16},
+        "nodes": {name: {"in_graph": name != "a0.h0"} for name in graph.nodes},
+        "edges": {name: {"score": 0.5 * i, "in_graph": name in kept} for i, name in enumerate(names)},
+    }
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_a_saved_circuit_comes_back(name, tmp_path):
+    circuit = random_circuit(GRAPHS[name], method="acdc", threshold=0.1, decisions=[{"edge": "m0", "delta": 1e-9}])
+    circuit.save(tmp_path / "circuit.json")
+    loaded = jc.Circuit.load(tmp_path / "circuit.json")
+    assert (loaded.graph, loaded.run, loaded.d_model) == (circuit.graph, circuit.run, 16)
+    np.testing.assert_array_equal(loaded.mask, circuit.mask)
+    np.testing.assert_array_equal(loaded.scores, circuit.scores)
+
+
+def test_the_file_is_a_superset_of_the_public_format(tmp_path):
+    graph = GRAPHS["gpt2"]
+    mask = graph.mask_of(["input->a0.h1<q>", "a0.h1->m1", "m1->logits"])
+    circuit = dataclasses.replace(random_circuit(graph, method="eap"), mask=mask)
+    circuit.save(tmp_path / "circuit.json")
+    value = json.loads((tmp_path / "circuit.json").read_text())
+    assert value.keys() == {"format", "cfg", "nodes", "edges", "run"} and value["format"] == "jaxcircuits/1"
+    assert value["cfg"] == {"n_layers": 2, "n_heads": 2, "parallel_attn_mlp": False, "d_model": 16}
+    assert value["nodes"].keys() == set(circuit.graph.nodes) and len(value["edges"]) == circuit.graph.num_edges
+    assert tuple(name for name, edge in value["edges"].items() if edge["in_graph"]) == circuit.edges
+    assert value["edges"]["m0->a1.h1<k>"]["score"] == circuit.scores[circuit.graph.edge_index("m0->a1.h1<k>")]
+    assert {name for name, node in value["nodes"].items() if node["in_graph"]} == {"input", "a0.h1", "m1", "logits"}
+    assert value["run"] == {"method": "eap"}
+
+
+def test_edges_that_do_not_exist_are_in_no_circuit():
+    circuit = jc.Circuit(GRAPHS["gpt2"], np.ones(GRAPHS["gpt2"].shape, bool), np.zeros(GRAPHS["gpt2"].shape), {})
+    assert circuit.num_edges == circuit.graph.num_edges == len(circuit.edges)
+
+
+def test_values_of_numpy_and_jax_in_the_record_are_saved(tmp_path):
+    run = {
+        "threshold": np.float32(0.5),
+        "counts": np.arange(3),
+        "loss": jnp.float32(2),
+        "margin": float("inf"),
+        "steps": ({"flag": np.bool_(True), 7: np.array([np.nan])}, None),
+    }
+    random_circuit(GRAPHS["gpt2"], **run).save(tmp_path / "circuit.json")
+    assert jc.Circuit.load(tmp_path / "circuit.json").run == {
+        "threshold": 0.5,
+        "counts": [0, 1, 2],
+        "loss": 2.0,
+        "margin": "inf",
+        "steps": [{"flag": True, "7": ["nan"]}, None],
+    }
+
+
+def test_a_circuit_of_eap_ig_is_read(tmp_path):
+    path = tmp_path / "theirs.json"
+    path.write_text(json.dumps(eap_ig_json()))
+    circuit = jc.Circuit.load(path)
+    assert (circuit.graph, circuit.run, circuit.d_model) == (jc.Graph(1, 2), {}, 16)
+    assert set(circuit.edges) == {"input->a0.h1<v>", "a0.h1->logits", "input->m0", "m0->logits"}
+    assert circuit.nodes == ("input", "a0.h1", "m0", "logits")
+    np.testing.assert_array_equal(circuit.scores[circuit.graph.valid], 0.5 * np.arange(circuit.graph.num_edges))
+
+
+def damaged(*path, to=None):
+    """EAP-IG's file with one value replaced, or removed."""
+    value = inner = eap_ig_json()
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = to
+    if to is None:
+        del inner[path[-1]]
+    return json.dumps(value)
+
+
+FIRST = "input->a0.h0<q>"
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (damaged("edges", "input->m7", to={"score": 1, "in_graph": True}), "unknown receiver 'm7'"),
+        (damaged("edges", "m0->a0.h0<q>", to={"score": 1, "in_graph": True}), "is no edge of this graph"),
+        (damaged("edges", FIRST, "in_graph"), f"edge {FIRST}: expected an object with 'in_graph'"),
+        (damaged("edges", FIRST, "in_graph", to=1), f"edge {FIRST}: expected an object with 'in_graph'"),
+        (damaged("edges", FIRST, to=True), f"edge {FIRST}: expected an object"),
+        (damaged("edges", FIRST, "score", to=float("nan")), f"edge {FIRST}: expected a finite number .* got nan"),
+        (damaged("edges", FIRST, "score", to=10**400), f"edge {FIRST}: expected a finite number"),
+        (damaged("edges", FIRST, "score", to="1"), f"edge {FIRST}: expected a finite number .* got '1'"),
+        (damaged("edges"), "expected a circuit: a JSON object with 'cfg' and 'edges'"),
+        (damaged("cfg", "n_layers"), "cfg: expected whole numbers n_layers"),
+        (damaged("cfg", "n_heads", to=0), "cfg: expected whole numbers n_layers, n_heads"),
+        (damaged("cfg", "n_heads", to="2"), "cfg: expected whole numbers"),
+        (damaged("cfg", "n_heads", to=1), "unknown receiver 'a0.h1<q>'"),
+        (damaged("cfg", "parallel_attn_mlp", to=True), "parallel attention and MLP are not supported"),
+        (damaged("cfg", "mlps", to=[True, True]), "expected one bool or 1"),
+        (damaged("cfg", "mlps", to="yes"), "mlps: expected a list of true and false"),
+        (damaged("run", to=[1]), "run: expected a JSON object"),
+        (damaged("format", to="jaxcircuits/2"), "format 'jaxcircuits/2' is not known"),
+        ("[1, 2]", "expected a circuit"),
+        ('{"cfg": {', "is no JSON file"),
+    ],
+)
+def test_a_malformed_file_is_refused_with_its_name(text, message, tmp_path):
+    path = tmp_path / "bad.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message) as error:
+        jc.Circuit.load(path)
+    assert str(path) in str(error.value)
+
+
+def test_a_file_that_is_not_there_or_not_text_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no circuit file .*nothing.json"):
+        jc.Circuit.load(tmp_path / "nothing.json")
+    (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="binary.json is no JSON file"):
+        jc.Circuit.load(tmp_path / "binary.json")
+
+
+def test_dropped_dead_ends_are_counted():
+    graph = GRAPHS["gpt2"]
+    mask = graph.mask_of(["input->a0.h0<q>", "a0.h0->m1", "m1->logits", "m0->logits", "input->a1.h0<k>"])
+    circuit = jc.Circuit(graph, mask, np.zeros(graph.shape), {"method": "acdc"})
+    kept = circuit.drop_dead_ends()
+    assert kept.edges == ("input->a0.h0<q>", "a0.h0->m1", "m1->logits")
+    assert kept.run == {"method": "acdc", "edges_with_dead_ends": 5, "edges_kept": 3}
+    assert circuit.num_edges == 5 and circuit.run == {"method": "acdc"}
+
+
+def test_scores_that_are_no_numbers_and_wrong_shapes_are_refused():
+    graph = GRAPHS["gpt2"]
+    mask, scores = np.ones(graph.shape, bool), np.zeros(graph.shape)
+    scores[0, 0] = np.nan
+    with pytest.raises(ValueError, match="scores: expected finite numbers"):
+        jc.Circuit(graph, mask, scores, {})
+    with pytest.raises(ValueError, match=r"mask: expected shape \(7, 15\), got \(6, 15\)"):
+        jc.Circuit(graph, mask[1:], scores[1:], {})
+
+
+def test_a_graph_that_the_format_cannot_hold_is_refused(tmp_path):
+    for graph in (jc.Graph(1, 2, num_kv_heads=1), jc.Graph(1, 1, embeddings=("tok", "pos"))):
+        with pytest.raises(ValueError, match="one embedding and ungrouped heads only"):
+            random_circuit(graph).save(tmp_path / "circuit.json")
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path):
+    path = tmp_path / "circuit.json"
+    random_circuit(GRAPHS["gpt2"]).save(path)
+    before = path.read_bytes()
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        random_circuit(GRAPHS["gpt2"], model=object()).save(path)
+    assert path.read_bytes() == before and [file.name for file in tmp_path.iterdir()] == ["circuit.json"]

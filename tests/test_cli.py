@@ -1,0 +1,152 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import GOLDEN, expected, micro_model, micro_pairs
+
+import jaxcircuits as jc
+from jaxcircuits.cli import main
+
+REFERENCE = str(GOLDEN / "ref-4l")
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs the command line in this process: (exit code, stdout, stderr)."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["jaxcircuits", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        printed = capsys.readouterr()
+        return end.value.code or 0, printed.out, printed.err
+
+    return call
+
+
+@pytest.fixture
+def micro(tmp_path):
+    """A micro model's folder and a task file for it."""
+    jc.save(micro_model("gpt2"), tmp_path / "micro")
+    micro_pairs().save(tmp_path / "micro.npz")
+    return tmp_path
+
+
+def program(*arguments, **options):
+    script = "import sys; from jaxcircuits.cli import main; main()"
+    return subprocess.Popen([sys.executable, "-c", script, *map(str, arguments)], **options)
+
+
+@pytest.mark.slow
+def test_the_worked_example_gives_the_originals_answer(tmp_path):
+    """15 edges, 136 evaluations, KL 0.1024357649, from the command line in float64."""
+    out = tmp_path / "c.json"
+    command = ["discover", GOLDEN / "ref-4l" / "greater_than.npz", "--model", REFERENCE]
+    options = ["--threshold", 0.02, "--metric", "kl", "--dtype", "float64", "--out", out]
+    assert program(*command, *options).wait(500) == 0
+    run = json.loads(out.read_text())["run"]
+    original = expected("greater_than-kl-0.02")
+    assert run["edges_kept"] == 15 and run["evaluations"] == 136
+    assert abs(run["metric_final"] - 0.1024357649) < 1e-9
+    assert sorted(jc.Circuit.load(out).edges) == sorted(original["kept_edges"])
+    assert [d[0] for d in run["decisions"]] == [trial[0] for trial in original["trace"]]
+
+
+def test_discover_writes_what_it_prints(run, micro):
+    out = micro / "circuit.json"
+    code, printed, _ = run(
+        "discover", micro / "micro.npz", "--model", micro / "micro", "--threshold", 0.05, "--metric", "logit_diff",
+        "--reference", "zero", "--batch", 4, "--size", 3, "--out", out,
+    )  # fmt: skip
+    assert code == 0
+    circuit = jc.Circuit.load(out)
+    run_record = circuit.run
+    for key in (
+        "threshold metric reference evaluations evaluations_wasted device_calls seconds seconds_compiling metric_full "
+        "metric_final edges_total edges_kept groups_kept decisions versions task model seed dtype precision device "
+        "ablation order head_order smallest_margin noise"
+    ).split():
+        assert key in run_record, key
+    assert run_record["prompts"] == 3 and run_record["reference"] == "zero" and run_record["threshold"] == 0.05
+    assert f"{circuit.num_edges} of {circuit.graph.num_edges} edges" in printed
+    assert printed.count("<- ") == len({edge.split("->")[1] for edge in circuit.edges})
+    code, shown, _ = run("show", out)
+    assert code == 0 and shown.strip() == printed.replace(f"written to {out}", "").strip()
+
+
+def test_lists(run):
+    code, printed, _ = run("tasks")
+    assert code == 0 and all(task in printed for task in jc.tasks.TASKS)
+    code, printed, _ = run("models")
+    assert code == 0 and "tiny-gpt2" in printed and "1519 edges" in printed
+    code, printed, _ = run()
+    assert code == 0 and "discover" in printed
+
+
+WRONG = {
+    "an unknown task": (["discover", "nothing"], "unknown task 'nothing'"),
+    "a missing file": (["discover", "nothing.npz"], "no task file nothing.npz"),
+    "an unknown option": (["discover", "ioi", "--fast"], "--fast"),
+    "no number": (["discover", "ioi", "--threshold", "much"], "'--threshold': Input should be a valid number"),
+    "an infinite threshold": (["discover", "ioi", "--threshold", "inf", "--size", "2"], "finite"),
+    "an unknown metric": (["discover", "ioi", "--metric", "klx"], "unknown metric 'klx'"),
+    "an unknown reference": (["discover", "ioi", "--reference", "noise", "--size", "2"], "unknown reference"),
+    "an unknown dtype": (["discover", "ioi", "--dtype", "float16"], "float32 or float64"),
+    "an unknown order": (["discover", "ioi", "--order", "shuffle", "--size", "2"], "last_first"),
+    "an unknown average": (["discover", "ioi", "--average", "mean", "--size", "2"], "per_prompt"),
+    "no prompts": (["discover", "ioi", "--size", "0"], "at least 1"),
+    "a batch of none": (["discover", "ioi", "--batch", "0", "--size", "2"], "width"),
+    "an output folder that is not there": (["discover", "ioi", "--out", "nowhere/c.json"], "does not exist"),
+    "a folder as output": (["discover", "ioi", "--out", "."], "is a folder"),
+    "an unknown command": (["find"], "find"),
+    "a missing circuit": (["show", "nothing.json"], "no circuit file"),
+    "no file": (["show"], "FILE"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_use_ends_with_one_line(name, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments, said = WRONG[name]
+    code, printed, error = run(*arguments)
+    assert code != 0 and said.lower() in error.lower()
+    assert error.startswith("error: ") and error.count("\n") == 1 and "Traceback" not in printed + error
+
+
+def test_files_that_do_not_fit_end_with_one_line(run, micro):
+    (micro / "broken.npz").write_bytes(b"PK\x03\x04 not an archive")
+    (micro / "rows.jsonl").write_text('{"clean": "a b", "corrupt": "a"}\n')
+    np.savez(micro / "big.npz", clean=np.full((2, 4), 999), corrupt=np.zeros((2, 4), int))
+    for task, said in (("broken.npz", "no readable"), ("big.npz", "vocabulary of 11"), ("rows.jsonl", "tokenizer")):
+        code, _, error = run("discover", micro / task, "--model", micro / "micro")
+        assert code == 1 and said in error and error.count("\n") == 1
+    weights = micro / "micro" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    code, _, error = run("discover", micro / "micro.npz", "--model", micro / "micro")
+    assert code == 1 and "model.safetensors" in error and "truncated" in error and error.count("\n") == 1
+
+
+def test_a_failed_run_leaves_an_old_circuit_alone(run, micro):
+    out = micro / "circuit.json"
+    out.write_text("mine")
+    code, _, _ = run("discover", micro / "micro.npz", "--model", micro / "micro", "--metric", "klx", "--out", out)
+    assert code != 0 and out.read_text() == "mine"
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_cleanly(tmp_path):
+    out = tmp_path / "c.json"
+    command = program(
+        "discover", GOLDEN / "ref-4l" / "ioi.npz", "--model", REFERENCE, "--dtype", "float64", "--out", out,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    time.sleep(12)
+    os.kill(command.pid, signal.SIGINT)
+    _, error = command.communicate(timeout=60)
+    assert command.returncode == 130 and "interrupted" in error and "Traceback" not in error
+    assert not list(tmp_path.iterdir())
