@@ -5,6 +5,7 @@ tokens -> PromptPairs -> Objective f(mask) -> Scores | Mask -> Circuit -> evalua
 
 from . import metrics as metrics
 from . import tasks as tasks
+from .batching import use_compilation_cache as use_compilation_cache
 from .checkpoints import Checkpoint as Checkpoint
 from .checkpoints import bundled as bundled
 from .checkpoints import load as load
@@ -13,9 +14,12 @@ from .circuit import Circuit as Circuit
 from .data import PromptPairs as PromptPairs
 from .discovery import ACDCResult as ACDCResult
 from .discovery import Decision as Decision
+from .discovery import DenseEvaluator as DenseEvaluator
 from .discovery import Progress as Progress
 from .discovery import acdc as acdc
+from .discovery import acdc_sweep as acdc_sweep
 from .graph import Graph as Graph
+from .live import LiveEvaluator as LiveEvaluator
 from .metrics import Labels as Labels
 from .models import GPT2 as GPT2
 from .models import GPT2Config as GPT2Config

@@ -48,6 +48,13 @@ def memory_limit() -> int:
     return max(free, 1 << 28)
 
 
+def use_compilation_cache(folder: str | os.PathLike) -> None:
+    """Keeps every compiled program in a folder, so that a later process compiles nothing again; off by default."""
+    jax.config.update("jax_compilation_cache_dir", os.fspath(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
 @dataclasses.dataclass
 class CompileClock:
     """Seconds that JAX spent tracing, lowering and compiling while the clock ran, and how many compilations."""

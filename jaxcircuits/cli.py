@@ -2,10 +2,10 @@
 
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple, TypedDict
 
 import jax
 import numpy as np
@@ -14,15 +14,17 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from . import checkpoints, tasks
-from .batching import compile_clock
+from .batching import compile_clock, use_compilation_cache
 from .circuit import Circuit
 from .data import PromptPairs
 from .discovery import Progress as ACDCProgress
-from .discovery import acdc
+from .discovery import acdc_sweep
 from .discovery.schedule import HEAD_ORDERS, NAME_ORDERS
+from .files import write_whole
 from .metrics import METRICS
 from .metrics import by_name as metric_by_name
 from .objective import REFERENCES, Objective
+from .report import plot_pareto
 
 DEFAULT_MODEL = "tiny-gpt2"
 DEFAULT_SIZE = 32
@@ -65,51 +67,138 @@ def _about() -> None:
     """Finds the circuit behind a behaviour of a language model."""
 
 
+TaskName = Annotated[str, typer.Argument(help="a built-in task, or a .npz, .jsonl or .csv file of prompts")]
+ModelName = Annotated[str, typer.Option(help="a bundled model, a folder, or a name on the hub")]
+MetricName = Annotated[str, typer.Option(help=f"one of {', '.join(METRICS)}")]
+ReferenceName = Annotated[str, typer.Option(help=f"what absent edges carry: {', '.join(REFERENCES)}")]
+DtypeName = Annotated[str, typer.Option(help="float32 or float64")]
+Batch = Annotated[int | None, typer.Option(help="candidates evaluated at once; default: the fastest measured")]
+Size = Annotated[int | None, typer.Option(help="prompts; default 32, or all of a file's")]
+Seed = Annotated[int, typer.Option(help="of the prompts and of random orders")]
+Order = Annotated[str, typer.Option(help=f"of senders by layer: {', '.join(NAME_ORDERS)}")]
+HeadOrder = Annotated[str, typer.Option(help=f"of heads in a layer: {', '.join(HEAD_ORDERS)}")]
+Groups = Annotated[bool, typer.Option(help="first try all edges into a head's q, k or v at once")]
+Absolute = Annotated[bool, typer.Option(help="compare the size of the change")]
+Average = Annotated[str, typer.Option(help="several scored positions: together or per_prompt")]
+Cache = Annotated[Path | None, typer.Option(help="keep compiled programs in this folder for the next run")]
+
+
 @app.command()
 def discover(
-    task: Annotated[str, typer.Argument(help="a built-in task, or a .npz, .jsonl or .csv file of prompts")],
-    model: Annotated[str, typer.Option(help="a bundled model, a folder, or a name on the hub")] = DEFAULT_MODEL,
+    task: TaskName,
+    model: ModelName = DEFAULT_MODEL,
     threshold: Annotated[float, typer.Option(help="an edge goes if that raises the metric by less")] = 0.1,
-    metric: Annotated[str, typer.Option(help=f"one of {', '.join(METRICS)}")] = "kl",
-    reference: Annotated[str, typer.Option(help=f"what absent edges carry: {', '.join(REFERENCES)}")] = "resample",
-    dtype: Annotated[str, typer.Option(help="float32 or float64")] = "float32",
-    batch: Annotated[int, typer.Option(help="most candidates evaluated at once")] = 16,
-    size: Annotated[int | None, typer.Option(help="prompts; default 32, or all of a file's")] = None,
-    seed: Annotated[int, typer.Option(help="of the prompts and of random orders")] = 0,
-    order: Annotated[str, typer.Option(help=f"of senders by layer: {', '.join(NAME_ORDERS)}")] = "last_first",
-    head_order: Annotated[str, typer.Option(help=f"of heads in a layer: {', '.join(HEAD_ORDERS)}")] = "descending",
-    groups: Annotated[bool, typer.Option(help="first try all edges into a head's q, k or v at once")] = True,
-    absolute: Annotated[bool, typer.Option(help="compare the size of the change")] = False,
-    average: Annotated[str, typer.Option(help="several scored positions: together or per_prompt")] = "together",
+    metric: MetricName = "kl",
+    reference: ReferenceName = "resample",
+    dtype: DtypeName = "float32",
+    batch: Batch = None,
+    size: Size = None,
+    seed: Seed = 0,
+    order: Order = "last_first",
+    head_order: HeadOrder = "descending",
+    groups: Groups = True,
+    absolute: Absolute = False,
+    average: Average = "together",
+    cache: Cache = None,
     out_file: Annotated[Path | None, typer.Option("--out", help="write the circuit to this JSON file")] = None,
 ) -> None:
     """Finds a circuit with ACDC and prints it."""
     _check_writable(out_file)
-    metric_by_name(metric)
-    dtype = _dtype(dtype)
-    with _warnings_as_lines():
-        loaded = checkpoints.load(model, dtype=dtype)
-        pairs, named = _prompts(task, loaded, size, seed)
-        with compile_clock() as clock:
-            objective = Objective(loaded.model, pairs, metric, reference, average=average)
-        with _progress() as show:
-            result = acdc(
-                objective,
-                threshold,
-                order=order,
-                head_order=head_order,
-                groups=groups,
-                absolute=absolute,
-                width=batch,
-                seed=seed,
-                on_progress=show,
-            )
-    run = {"task": named, "model": loaded.source, "seed": seed, "seconds_compiling_objective": clock.seconds}
-    circuit = Circuit.of(result, d_model=loaded.model.config.n_embd, **run)
+    options = _Options(order=order, head_order=head_order, groups=groups, absolute=absolute, width=batch, seed=seed)
+    prompts = _PromptOptions(task, model, metric, reference, dtype, size, average, cache)
+    [circuit] = _run(prompts, [threshold], options)
     _print_circuit(circuit)
     if out_file is not None:
         circuit.save(out_file)
         out.print(f"written to {out_file}", markup=False)
+
+
+@app.command()
+def sweep(
+    task: TaskName,
+    thresholds: Annotated[str, typer.Option(help="as 1,0.1,0.01")] = "1,0.3,0.1,0.03,0.01,0.003,0.001",
+    model: ModelName = DEFAULT_MODEL,
+    metric: MetricName = "kl",
+    reference: ReferenceName = "resample",
+    dtype: DtypeName = "float32",
+    batch: Batch = None,
+    size: Size = None,
+    seed: Seed = 0,
+    order: Order = "last_first",
+    head_order: HeadOrder = "descending",
+    groups: Groups = True,
+    absolute: Absolute = False,
+    average: Average = "together",
+    cache: Cache = None,
+    out_folder: Annotated[Path | None, typer.Option("--out", help="write circuits, table and plot here")] = None,
+) -> None:
+    """Finds the circuits of several thresholds, sharing the work, and prints a table."""
+    values = _thresholds(thresholds)
+    if out_folder is not None and out_folder.exists() and not out_folder.is_dir():
+        raise ValueError(f"--out: {out_folder} is a file: expected the name of a folder")
+    options = _Options(order=order, head_order=head_order, groups=groups, absolute=absolute, width=batch, seed=seed)
+    prompts = _PromptOptions(task, model, metric, reference, dtype, size, average, cache)
+    circuits = _run(prompts, values, options)
+    rows = [(run["threshold"], run["edges_kept"], run["metric_final"]) for run in (c.run for c in circuits)]
+    out.print(f"{'threshold':>12} {'edges':>8} {metric:>16}")
+    for row in rows:
+        out.print(f"{row[0]:>12g} {row[1]:>8} {row[2]:>16.6g}")
+    if out_folder is not None:
+        out_folder.mkdir(parents=True, exist_ok=True)
+        for circuit in circuits:
+            circuit.save(out_folder / f"circuit-{circuit.run['threshold']:g}.json")
+        table = "".join(f"{t!r},{edges},{value!r}\n" for t, edges, value in rows)
+        write_whole(out_folder / "table.csv", lambda path: path.write_text(f"threshold,edges,{metric}\n{table}"))
+        plot_pareto(circuits, out_folder / "pareto.png")
+        out.print(f"written to {out_folder}", markup=False)
+
+
+class _Options(TypedDict):
+    """What `acdc_sweep` takes from the command line."""
+
+    order: str
+    head_order: str
+    groups: bool
+    absolute: bool
+    width: int | None
+    seed: int
+
+
+class _PromptOptions(NamedTuple):
+    """What makes the objective."""
+
+    task: str
+    model: str
+    metric: str
+    reference: str
+    dtype: str
+    size: int | None
+    average: str
+    cache: Path | None
+
+
+def _run(prompts: _PromptOptions, thresholds: Sequence[float], options: _Options) -> list[Circuit]:
+    """Loads, checks, computes; one circuit a threshold."""
+    metric_by_name(prompts.metric)
+    dtype = _dtype(prompts.dtype)
+    if prompts.cache is not None:
+        use_compilation_cache(prompts.cache)
+    with _warnings_as_lines():
+        loaded = checkpoints.load(prompts.model, dtype=dtype)
+        pairs, named = _prompts(prompts.task, loaded, prompts.size, options["seed"])
+        with compile_clock() as clock:
+            objective = Objective(loaded.model, pairs, prompts.metric, prompts.reference, average=prompts.average)
+        with _progress() as show:
+            results = acdc_sweep(objective, thresholds, on_progress=show, **options)
+    run = {"task": named, "model": loaded.source, "seed": options["seed"], "seconds_compiling_objective": clock.seconds}
+    return [Circuit.of(result, d_model=loaded.model.config.n_embd, **run) for result in results]
+
+
+def _thresholds(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--thresholds: expected numbers separated by commas, got {text!r}") from None
 
 
 @app.command(name="tasks")

@@ -4,6 +4,7 @@ Every metric is a loss: lower is better, so what is usually maximised is negated
 the same signature works wherever a built-in does.
 """
 
+import math
 from collections.abc import Callable
 
 import equinox as eqx
@@ -37,18 +38,23 @@ Metric = Callable[[Logits, Labels], Float[Array, ""]]
 def kl(logits: Logits, labels: Labels) -> Float[Array, ""]:
     """`KL(full model || run)` in nats (ACDC, section 2).
 
-    With `D = logits - full` and `p = softmax(full)`, the divergence is `log sum p exp(D) - sum p D`; for small D,
-    where that difference would cancel, `log1p(sum p expm1(D - sum p D))`, good to 1e-10 in float32.
+    With `D = logits - full` and `p = softmax(full)` it is `log sum p exp(D) - sum p D`. That difference would cancel
+    where D is small, so D is centred (`sum p D = 0`), which leaves `log1p(sum p expm1(D))`, good to 1e-10 in float32.
+    Where D is large, `p exp(D)` is `exp(D + log p)`, whose factors alone might under- and overflow; `exp(-c)` scales
+    what is beyond the float's range.
     """
+    log_p = jax.nn.log_softmax(labels.full)
     p = jax.nn.softmax(labels.full)
     difference = logits - labels.full
     for _ in range(2):  # again, because p sums to 1 only to 1e-7, which a shift of all logits would multiply
         difference = difference - jnp.sum(p * difference)
-    is_small = jnp.max(jnp.abs(difference)) < 1
-    small = jnp.where(is_small, difference, 0)
-    near = jnp.log1p(jnp.sum(p * jnp.expm1(small)))
-    far = jax.nn.logsumexp(difference + jax.nn.log_softmax(labels.full))
-    return jnp.where(is_small, near, far)
+    largest = jnp.max(difference + log_p)
+    c = jnp.maximum(largest - 0.9 * math.log(jnp.finfo(logits.dtype).max), 0)
+    scale = jnp.exp(-c)
+    far = jnp.exp(difference + log_p - c) - p * scale
+    near = p * jnp.expm1(jnp.minimum(difference, 1)) * scale
+    total = jnp.sum(jnp.where(difference > 1, far, near))
+    return jnp.where(c > 0, c + jnp.log(scale + total), jnp.log1p(jnp.where(c > 0, 0, total)))
 
 
 def l2(logits: Logits, labels: Labels) -> Float[Array, ""]:
@@ -102,6 +108,19 @@ METRICS: dict[str, Metric] = {
     metric.__name__: metric
     for metric in (kl, l2, logit_diff, logit_diff_max, prob_diff, greater_than, nll, match_nll, accuracy)
 }
+
+
+READS_ANSWERS_ONLY: tuple[Metric, ...] = (logit_diff, logit_diff_max)
+"""Metrics that need no other logits than those of the answers and wrong answers."""
+
+
+def answer_columns(labels: Labels) -> tuple[Int[Array, " ids"], Labels]:
+    """Token ids of answers and wrong answers, and labels that count in these: `metric(logits[ids], labels)`."""
+    answer, wrong = _needed(labels.answer, "answer"), _needed(labels.wrong, "wrong")
+    ids = jnp.concatenate([answer, wrong])
+    index = jnp.where(ids >= 0, jnp.arange(ids.shape[0], dtype=ids.dtype), -1)
+    counted = Labels(labels.full[ids], index[: answer.shape[0]], index[answer.shape[0] :])
+    return jnp.maximum(ids, 0), counted
 
 
 def by_name(metric: str | Metric) -> Metric:

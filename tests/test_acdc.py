@@ -2,6 +2,7 @@
 
 import warnings
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ def test_edge_by_edge_agreement_with_the_original(name, x64_reference):
     run = expected(name)
     metric = {"kl_div": "kl"}.get(run["metric"], run["metric"])
     objective = jc.Objective(x64_reference.model, reference_pairs(run["task"]), metric, run["reference"])
-    result = jc.acdc(objective, run["threshold"], width=4)
+    result = jc.acdc(objective, run["threshold"])
     assert list(objective.graph.names_of(result.mask)) == sorted(run["kept_edges"], key=objective.graph.edge_index)
     assert sorted(result.kept_groups) == sorted(run["kept_groups"])
     assert result.evaluations == run["evaluations"]
@@ -91,28 +92,49 @@ def sequential(objective, threshold, *, groups=True, absolute=False, order="last
     return mask, current, trace
 
 
+CALLS = {  # at width 16, as a replay of the recorded decisions counts them
+    "every edge is expected to go": (None, 53),
+    "EAP-IG scores": ("ioi-EAP-IG-inputs-kl", 29),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("predictor", CALLS)
+def test_device_calls_are_those_of_a_replay(predictor, x64_reference):
+    scores, calls = CALLS[predictor]
+    objective = jc.Objective(x64_reference.model, reference_pairs("ioi"), "kl")
+    if scores is not None:
+        by_name = expected(scores)["scores"]
+        scores = np.zeros(objective.graph.shape)
+        for name, score in by_name.items():
+            scores[objective.graph.edge_index(name)] = score
+    result = jc.acdc(objective, 0.1, width=16, predictor=scores)
+    trace = expected("ioi-kl-0.1")["trace"]
+    assert [(d.name, d.removed) for d in result.decisions] == [(name, gone) for name, _, _, gone in trace]
+    assert result.device_calls <= calls
+
+
 @given(
     model=st.sampled_from(["gpt2", "attention-only", "one-head"]),
     reference=st.sampled_from(["resample", "zero"]),
     seed=st.integers(0, 4),
     threshold=st.floats(1e-4, 2.0),
-    width=st.sampled_from([1, 2, 4, 9, 16, 64]),
+    width=st.sampled_from([None, 1, 2, 4, 9, 16, 64]),
+    evaluator=st.sampled_from([jc.LiveEvaluator, jc.DenseEvaluator]),
     groups=st.booleans(),
     absolute=st.booleans(),
     order=st.sampled_from(["last_first", "first_last"]),
     head_order=st.sampled_from(["descending", "ascending"]),
 )
-@settings(max_examples=25)
+@settings(max_examples=14)
 def test_speculation_gives_the_sequential_answer_decision_by_decision(
-    model, reference, seed, threshold, width, **options
+    model, reference, seed, threshold, width, evaluator, **options
 ):
-    import jax
-
     with jax.enable_x64(True):
         objective = jc.Objective(
             micro_model(model, seed, jnp.float64), micro_pairs(seed), "logit_diff", reference, microbatch=5
         )
-        result = jc.acdc(objective, threshold, width=width, **options)
+        result = jc.acdc(objective, threshold, width=width, evaluator=evaluator, **options)
         mask, final, trace = sequential(objective, threshold, **options)
     assert [(d.name, d.removed) for d in result.decisions] == trace
     np.testing.assert_array_equal(result.mask, mask)
@@ -140,6 +162,45 @@ def test_the_record_adds_up(x64):
     for decision in result.decisions:
         assert decision.before == before
         before = decision.after if decision.removed else before
+
+
+def test_a_sweep_gives_each_threshold_its_own_answer(x64):
+    objective = jc.Objective(micro_model("gpt2", dtype=jnp.float64), micro_pairs(), "kl")
+    thresholds = [0.3, 0.001, 0.02, 0.02, 0.1]
+    results = jc.acdc_sweep(objective, thresholds, width=4)
+    assert [result.options["threshold"] for result in results] == thresholds
+    assert len({result.mask.sum() for result in results}) > 2
+    for threshold, result in zip(thresholds, results, strict=True):
+        alone = jc.acdc(objective, threshold, width=4)
+        assert [(d.name, d.removed) for d in result.decisions] == [(d.name, d.removed) for d in alone.decisions]
+        np.testing.assert_array_equal(result.mask, alone.mask)
+        assert abs(result.metric_final - alone.metric_final) < 1e-10
+
+
+@pytest.mark.parametrize("guess", ["scores", "opposite scores", "previous"])
+def test_a_predictor_changes_the_cost_only(guess, x64):
+    objective = jc.Objective(micro_model("gpt2", dtype=jnp.float64), micro_pairs(), "logit_diff")
+    plain = jc.acdc(objective, 0.05, width=16)
+    eap = -np.asarray(objective.gradient(objective.graph.valid))
+    predictor = {"scores": eap, "opposite scores": -eap, "previous": plain}[guess]
+    guided = jc.acdc(objective, 0.05, width=16, predictor=predictor)
+    assert [(d.name, d.removed) for d in guided.decisions] == [(d.name, d.removed) for d in plain.decisions]
+    if guess == "previous":
+        assert guided.evaluations_wasted == 0 and guided.device_calls == -(-guided.evaluations // 16)
+
+
+def test_memory_that_runs_out_halves_the_chain(x64):
+    class Small(jc.LiveEvaluator):
+        """Has room for 4 candidates."""
+
+        def chain(self, steps, guesses, width):
+            if width > 4:
+                raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+            return super().chain(steps, guesses, width)
+
+    objective = jc.Objective(micro_model("gpt2", dtype=jnp.float64), micro_pairs(), "kl")
+    result = jc.acdc(objective, 0.02, width=64, evaluator=Small)
+    np.testing.assert_array_equal(result.mask, jc.acdc(objective, 0.02).mask)
 
 
 def test_an_increment_equal_to_the_threshold_stays(x64):
@@ -201,6 +262,10 @@ def test_what_it_refuses():
         jc.acdc(objective, float("nan"))
     with pytest.raises(ValueError, match="width"):
         jc.acdc(objective, 0.1, width=0)
+    with pytest.raises(ValueError, match="predictor"):
+        jc.acdc(objective, 0.1, predictor=np.zeros((2, 2)))
+    with pytest.raises(ValueError, match="finite"):
+        jc.acdc_sweep(objective, [])
     with pytest.raises(ValueError, match="order: expected one of last_first"):
         jc.acdc(objective, 0.1, order="shuffle")
     with pytest.raises(ValueError, match="head_order: expected one of descending"):

@@ -79,6 +79,26 @@ def test_discover_writes_what_it_prints(run, micro):
     assert code == 0 and shown.strip() == printed.replace(f"written to {out}", "").strip()
 
 
+def test_sweep_writes_a_circuit_for_each_threshold_a_table_and_a_plot(run, micro):
+    out = micro / "sweep"
+    command = ["sweep", micro / "micro.npz", "--model", micro / "micro", "--batch", 4]
+    code, printed, _ = run(*command, "--thresholds", "1,0.1,0.01", "--out", out)
+    assert code == 0
+    names = {"circuit-1.json", "circuit-0.1.json", "circuit-0.01.json", "table.csv", "pareto.png"}
+    assert {path.name for path in out.iterdir()} == names
+    header, *rows = (out / "table.csv").read_text().splitlines()
+    assert header == "threshold,edges,kl" and len(rows) == 3
+    for row in rows:
+        threshold, edges, metric = row.split(",")
+        circuit = jc.Circuit.load(out / f"circuit-{float(threshold):g}.json")
+        assert circuit.num_edges == int(edges) and circuit.run["metric_final"] == float(metric)
+        assert f"{edges:>8}" in printed
+    code, _, error = run(*command, "--thresholds", "1,x")
+    assert code == 1 and "numbers separated by commas" in error and error.count("\n") == 1
+    code, _, error = run(*command, "--thresholds", "1", "--out", micro / "micro.npz")
+    assert code == 1 and "is a file" in error
+
+
 def test_lists(run):
     code, printed, _ = run("tasks")
     assert code == 0 and all(task in printed for task in jc.tasks.TASKS)
@@ -143,7 +163,7 @@ def test_ctrl_c_ends_cleanly(tmp_path):
     out = tmp_path / "c.json"
     command = program(
         "discover", GOLDEN / "ref-4l" / "ioi.npz", "--model", REFERENCE, "--dtype", "float64", "--out", out,
-        stderr=subprocess.PIPE, text=True,
+        "--threshold", 1e-7, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     time.sleep(12)
     os.kill(command.pid, signal.SIGINT)

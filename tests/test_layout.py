@@ -24,8 +24,10 @@ MAY_IMPORT = {
     "models": BASE | {"graph"},
     "checkpoints": BASE | {"graph", "models"},
     "objective": BASE | {"graph", "data", "models", "metrics", "batching"},
-    "discovery": BASE | {"graph", "objective", "batching"},
+    "live": BASE | {"graph", "objective", "models", "metrics", "batching"},
+    "discovery": BASE | {"graph", "objective", "batching", "live"},
     "circuit": BASE | {"graph"},
+    "report": BASE | {"circuit"},
 }
 EVERYTHING = {"cli", "__init__"}
 

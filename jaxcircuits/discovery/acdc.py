@@ -12,17 +12,20 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+import jax
 import numpy as np
 from jaxtyping import Float
 
-from ..batching import compile_clock
+from ..batching import CompileClock, compile_clock
 from ..graph import Graph
+from ..live import Edges, LiveEvaluator
 from ..objective import Objective
 from ..types import EdgeBools, EdgeScores
 from .schedule import Step, Walk, all_steps
+from .width import WIDTHS, FixedWidth, MeasuredWidth, bucket
 
-WIDTHS = (1, 4, 16, 64)
-"""Batch widths that are compiled; a chain of another length is padded to the next."""
+Predictor = Callable[[Step], bool]
+"""Whether a step is expected to be removed; a wrong guess costs time, never correctness."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +78,11 @@ class ACDCResult:
     options: dict[str, Any]
 
     @property
+    def seconds_warm(self) -> float:
+        """The run without what JAX spent tracing and compiling."""
+        return self.seconds - self.seconds_compiling
+
+    @property
     def run(self) -> dict[str, Any]:
         """The record of the run, as it stands in a circuit file."""
         taken = ("graph", "mask", "scores", "options", "decisions", "undecided", "kept_groups")
@@ -83,6 +91,7 @@ class ACDCResult:
             "signed": True,
             **self.options,
             **{field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in taken},
+            "seconds_warm": self.seconds_warm,
             "edges_total": self.graph.num_edges,
             "edges_kept": int(self.mask.sum()),
             "groups_kept": len(self.kept_groups),
@@ -94,9 +103,21 @@ class ACDCResult:
 
 @runtime_checkable
 class Evaluator(Protocol):
-    """What the loop needs of `f`: a live and a dense one give the same answers."""
+    """What the loop needs of `f`; the live and the dense one give the same answers."""
 
-    def chain(self, steps: Sequence[Step], guesses: Sequence[bool]) -> Float[np.ndarray, " step"]:
+    def metric(self) -> float:
+        """The metric of the current circuit."""
+        ...
+
+    def fork(self) -> "Evaluator":
+        """A second evaluator at the same point."""
+        ...
+
+    def bytes_per_candidate(self) -> int:
+        """Memory that one more candidate in a chain takes, about."""
+        ...
+
+    def chain(self, steps: Sequence[Edges], guesses: Sequence[bool], width: int) -> Float[np.ndarray, " step"]:
         """Metric i: of the current circuit after guesses 1..i-1 are applied, with step i removed."""
         ...
 
@@ -111,154 +132,260 @@ class DenseEvaluator:
     def __init__(self, objective: Objective):
         self.objective = objective
         self.mask: EdgeBools = objective.graph.valid.copy()
-        self.steps: Sequence[Step] = ()
+        self.steps: Sequence[Edges] = ()
 
-    def chain(self, steps: Sequence[Step], guesses: Sequence[bool]) -> Float[np.ndarray, " step"]:
+    def metric(self) -> float:
+        """The metric of the current circuit."""
+        return float(self.objective(self.mask))
+
+    def fork(self) -> "DenseEvaluator":
+        """A second evaluator at the same point."""
+        copy = DenseEvaluator(self.objective)
+        copy.mask, copy.steps = self.mask.copy(), self.steps
+        return copy
+
+    def bytes_per_candidate(self) -> int:
+        """The buffer of sender outputs, for one microbatch of prompts."""
+        reference = self.objective.reference
+        return 4 * self.objective.microbatch * reference.nbytes // reference.shape[1]
+
+    def chain(self, steps: Sequence[Edges], guesses: Sequence[bool], width: int) -> Float[np.ndarray, " step"]:
+        """Metric i: of the current circuit after guesses 1..i-1 are applied, with step i removed."""
         self.steps = steps
-        width = next(width for width in WIDTHS if width >= len(steps))
         masks = np.repeat(self.mask[None], width, axis=0)
         current = self.mask.copy()
-        for row, (step, removed) in enumerate(zip(steps, guesses, strict=True)):
+        for row, (edges, is_removed) in enumerate(zip(steps, guesses, strict=True)):
             masks[row] = current
-            step.remove_from(masks[row])
-            if removed:
-                step.remove_from(current)
+            masks[row, edges[:, 0], edges[:, 1]] = False
+            if is_removed:
+                current = masks[row].copy()
         return np.asarray(self.objective.many(masks, width=width))[: len(steps)]
 
     def commit(self, removed: Sequence[bool]) -> None:
-        for step, is_removed in zip(self.steps, removed, strict=False):
+        """Applies the decisions on the first steps of the last chain."""
+        for edges, is_removed in zip(self.steps, removed, strict=False):
             if is_removed:
-                step.remove_from(self.mask)
+                self.mask[edges[:, 0], edges[:, 1]] = False
 
 
-def acdc(
+def acdc(objective: Objective, threshold: float, **options: Any) -> ACDCResult:
+    """The circuit that ACDC keeps at a threshold.
+
+    - `threshold`: an edge stays removed if removing it raises the metric by less than this (strictly).
+    - `options`: those of `acdc_sweep`.
+
+    Raises ValueError for a bad option; warns if a decision lies within float noise.
+    """
+    return acdc_sweep(objective, [threshold], **options)[0]
+
+
+def acdc_sweep(
     objective: Objective,
-    threshold: float,
+    thresholds: Sequence[float],
     *,
     order: str = "last_first",
     head_order: str = "descending",
     groups: bool = True,
     absolute: bool = False,
-    width: int = 16,
+    width: int | None = None,
+    predictor: EdgeScores | ACDCResult | None = None,
+    evaluator: Callable[[Objective], Evaluator] = LiveEvaluator,
     seed: int = 0,
     on_progress: Callable[[Progress], None] | None = None,
-) -> ACDCResult:
-    """The circuit that ACDC keeps at a threshold.
+) -> list[ACDCResult]:
+    """The circuits that ACDC keeps at several thresholds, each as it would be alone, for less than their sum.
 
-    - `threshold`: an edge stays removed if removing it raises the metric by less than this (strictly).
+    Runs at two thresholds are one run until their first different decision; there the evaluator forks.
+
+    - `thresholds`: an edge stays removed if removing it raises the metric by less than this (strictly).
     - `order`, `head_order`: of the senders within a receiver, by layer ("last_first", "first_last", "random") and
       within a layer ("descending", "ascending", "random" heads; `seed` for both). They change the circuit.
     - `groups`: first try to remove all edges into a head's q, k or v at once, as the original does.
     - `absolute`: compare the size of the increment, so that an edge whose removal helps is kept too.
-    - `width`: the most trials evaluated in one batch, at most 64; the answer does not depend on it.
+    - `width`: trials evaluated in one batch, at most 64; default: whichever is measured to be fastest. The answer
+      does not depend on it, nor on `predictor`: scores of all edges (an edge is expected to go if its score is below
+      the threshold), or an earlier result, whose decisions are expected again; default: every edge is expected to go.
+    - `evaluator`: `LiveEvaluator`, or `DenseEvaluator`, the slow oracle.
     - `on_progress`: called after every round.
 
-    Raises ValueError for a bad option; warns if a decision lies within float noise.
+    Returns one result a threshold, in their order. Raises ValueError for a bad option; warns if a decision lies
+    within float noise.
     """
-    if not np.isfinite(threshold):
-        raise ValueError(f"threshold: expected a finite number, got {threshold}")
-    if not 1 <= width <= WIDTHS[-1]:
+    if not len(thresholds) or not np.isfinite(thresholds).all():
+        raise ValueError(f"threshold: expected finite numbers, got {list(thresholds)}")
+    if width is not None and not 1 <= width <= WIDTHS[-1]:
         raise ValueError(f"width: expected 1 to {WIDTHS[-1]}, got {width}")
     graph = objective.graph
     steps = all_steps(graph, order=order, head_order=head_order, groups=groups, seed=seed)
-    options = {"threshold": threshold, "order": order, "head_order": head_order, "groups": groups}
-    options |= {"absolute": absolute, "width": width, "order_seed": seed, **objective.describe()}
+    options = {"order": order, "head_order": head_order, "groups": groups, "absolute": absolute, "order_seed": seed}
+    options |= {"evaluator": evaluator.__name__, "width": width, **objective.describe()}
     start = time.perf_counter()
+    results: dict[float, ACDCResult] = {}
     with compile_clock() as clock:
-        metric_full = float(objective(graph.valid))
-        search = _Search(DenseEvaluator(objective), Walk(graph, steps), metric_full, threshold, absolute)
-        search.run(width, on_progress, start)
-        mask = search.walk.mask
-        noise = _noise(objective, mask, metric_full, search.current)
-    result = ACDCResult(
-        graph=graph,
-        mask=mask,
-        scores=_scores(graph, search.decisions),
-        decisions=tuple(search.decisions),
-        kept_groups=tuple(d.name for d in search.decisions if "->" not in d.name and not d.removed),
-        metric_full=metric_full,
-        metric_final=search.current,
-        evaluations=len(search.decisions),
-        evaluations_wasted=search.wasted,
-        device_calls=search.calls,
-        smallest_margin=min((search.margin(d) for d in search.decisions), default=None),
-        noise=noise,
-        undecided=tuple(d.name for d in search.decisions if search.margin(d) < 2 * noise),
-        seconds=time.perf_counter() - start,
-        seconds_compiling=clock.seconds,
-        options=options,
-    )
-    if result.undecided:
-        warnings.warn(
-            f"{len(result.undecided)} of {result.evaluations} decisions lie within float noise ({noise:.1e}) of the "
-            f"threshold, first {result.undecided[0]}: another device may decide them otherwise; use float64",
-            stacklevel=2,
-        )
-    return result
+        first = evaluator(objective)
+        policy = MeasuredWidth(first.bytes_per_candidate) if width is None else FixedWidth(width)
+        metric_full = first.metric()
+        pending = [_Search(first, Walk(graph, steps), metric_full, sorted(set(thresholds)), absolute)]
+        while pending:
+            search = pending.pop()
+            pending += search.run(
+                policy, _predictor(predictor, graph, max(search.thresholds)), clock, on_progress, start
+            )
+            if not search.is_done:
+                continue
+            noise = _noise(objective, search.walk.mask, metric_full, search.current)
+            for threshold in search.thresholds:
+                seconds = time.perf_counter() - start, clock.seconds
+                results[threshold] = search.result(threshold, metric_full, noise, seconds, options)
+    for result in results.values():
+        _warn_of_noise(result)
+    return [results[threshold] for threshold in thresholds]
 
 
 class _Search:
-    """The loop: guess, evaluate a chain, accept up to the first contradiction."""
+    """The loop: guess, evaluate a chain, accept up to the first contradiction; for thresholds that agree so far."""
 
-    def __init__(self, evaluator: Evaluator, walk: Walk, metric_full: float, threshold: float, absolute: bool):
+    def __init__(
+        self, evaluator: Evaluator, walk: Walk, metric_full: float, thresholds: Sequence[float], absolute: bool
+    ):
         self.evaluator, self.walk = evaluator, walk
         self.current = metric_full
-        self.threshold, self.absolute = threshold, absolute
+        self.thresholds, self.absolute = list(thresholds), absolute
         self.decisions: list[Decision] = []
         self.wasted = self.calls = 0
 
-    def increment(self, decision: Decision) -> float:
-        increment = decision.after - decision.before
-        return abs(increment) if self.absolute else increment
+    @property
+    def is_done(self) -> bool:
+        return self.walk.position >= len(self.walk.steps)
 
-    def margin(self, decision: Decision) -> float:
-        margin = abs(self.increment(decision) - self.threshold)
-        return margin if np.isfinite(margin) else float("inf")
+    def fork(self, thresholds: Sequence[float]) -> "_Search":
+        copy = _Search(self.evaluator.fork(), self.walk.fork(), self.current, thresholds, self.absolute)
+        copy.decisions, copy.wasted, copy.calls = list(self.decisions), self.wasted, self.calls
+        return copy
 
-    def run(self, width: int, on_progress: Callable[[Progress], None] | None, start: float) -> None:
-        ahead = 1
-        while True:
-            steps, guesses = self.walk.upcoming(_all_removed, ahead)
-            if not steps:
-                return
-            accepted = self.round(steps, guesses)
-            if accepted == len(steps) and self.decisions[-1].removed == guesses[-1]:
-                ahead = min(width, ahead * 4)
-            elif accepted <= ahead // 4:
-                ahead = max(1, ahead // 4)
+    def increment(self, before: float, after: float) -> float:
+        return abs(after - before) if self.absolute else after - before
+
+    def run(
+        self,
+        policy: "FixedWidth | MeasuredWidth",
+        predictor: Predictor,
+        clock: CompileClock,
+        on_progress: Callable[[Progress], None] | None,
+        start: float,
+    ) -> "list[_Search]":
+        """Rounds until the end, or until the thresholds disagree: then the searches that go on."""
+        while not self.is_done:
+            ahead = policy.next()
+            steps, guesses = self.walk.upcoming(predictor, ahead)
+            began, compilations = time.perf_counter(), clock.compilations
+            metrics, width = self.evaluate(steps, guesses, policy, bucket(ahead))
+            accepted, others = self.decide(steps, guesses, metrics)
+            seconds = time.perf_counter() - began if clock.compilations == compilations else None
+            was_right = accepted == len(steps) and self.decisions[-1].removed == guesses[accepted - 1]
+            policy.record(width, accepted - (not was_right), accepted, seconds)
             if on_progress is not None:
                 on_progress(self.progress(time.perf_counter() - start))
+            if others:
+                return [self, *others]
+        return []
 
-    def round(self, steps: list[Step], guesses: list[bool]) -> int:
-        """Evaluates a chain and takes its decisions up to the first that contradicts its guess."""
-        metrics = self.evaluator.chain(steps, guesses)
-        self.calls += 1
-        taken = []
-        for step, guess, after in zip(steps, guesses, metrics.tolist(), strict=True):
-            decision = Decision(step.name, self.current, after, False)
-            removed = self.increment(decision) < self.threshold
-            self.decisions.append(dataclasses.replace(decision, removed=removed))
-            self.walk.take(removed)
-            self.current = after if removed else self.current
+    def evaluate(
+        self, steps: list[Step], guesses: list[bool], policy: "FixedWidth | MeasuredWidth", width: int
+    ) -> tuple[list[float], int]:
+        """The chain's metrics, padded to `width`; where the memory does not do, of a shorter chain."""
+        while True:
+            try:
+                metrics = self.evaluator.chain([step.edges for step in steps], guesses[: len(steps)], width)
+                self.calls += 1
+                return metrics.tolist(), width
+            except jax.errors.JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" not in str(error) or width == 1:
+                    raise
+                policy.limit(width)
+                width = bucket(policy.next())
+                del steps[width:]
+
+    def decide(self, steps: list[Step], guesses: list[bool], metrics: list[float]) -> "tuple[int, list[_Search]]":
+        """Takes the decisions up to the first that contradicts its guess or divides the thresholds."""
+        taken: list[bool] = []
+        others: list[_Search] = []
+        for step, guess, after in zip(steps, guesses, metrics, strict=False):
+            increment = self.increment(self.current, after)
+            # sorted: those that remove this step are the last ones
+            keeping = [threshold for threshold in self.thresholds if not increment < threshold]
+            if keeping and len(keeping) < len(self.thresholds):
+                other = self.fork(keeping)
+                other.take(step, after, removed=False)
+                other.evaluator.commit([*taken, False])
+                others.append(other)
+                self.thresholds = self.thresholds[len(keeping) :]
+                keeping = []
+            removed = not keeping
+            self.take(step, after, removed)
             taken.append(removed)
-            if removed != guess:
+            if removed != guess or others:
                 break
         self.evaluator.commit(taken)
-        self.wasted += len(steps) - len(taken)
-        return len(taken)
+        for search in (self, *others):
+            search.wasted += len(steps) - len(taken)
+        return len(taken), others
+
+    def take(self, step: Step, after: float, removed: bool) -> None:
+        """Records one decision and applies it to the walk."""
+        self.decisions.append(Decision(step.name, self.current, after, removed))
+        self.walk.take(removed)
+        self.current = after if removed else self.current
+
+    def result(
+        self, threshold: float, metric_full: float, noise: float, seconds: tuple[float, float], options: dict[str, Any]
+    ) -> ACDCResult:
+        graph = self.walk.graph
+        margins = [abs(self.increment(d.before, d.after) - threshold) for d in self.decisions]
+        return ACDCResult(
+            graph=graph,
+            mask=self.walk.mask.copy(),
+            scores=_scores(graph, self.decisions),
+            decisions=tuple(self.decisions),
+            kept_groups=tuple(d.name for d in self.decisions if "->" not in d.name and not d.removed),
+            metric_full=metric_full,
+            metric_final=self.current,
+            evaluations=len(self.decisions),
+            evaluations_wasted=self.wasted,
+            device_calls=self.calls,
+            smallest_margin=min((margin for margin in margins if np.isfinite(margin)), default=None),
+            noise=noise,
+            undecided=tuple(d.name for d, margin in zip(self.decisions, margins, strict=True) if margin < 2 * noise),
+            seconds=seconds[0],
+            seconds_compiling=seconds[1],
+            options={"threshold": threshold, **options},
+        )
 
     def progress(self, seconds: float) -> Progress:
-        walk = self.walk
-        ahead = sum(len(step.edges) for step in walk.steps[walk.position :] if not step.is_group)
-        total = int(walk.mask.size and sum(len(step.edges) for step in walk.steps if not step.is_group))
-        kept = int(walk.mask.sum()) - sum(
-            step.is_present(walk.mask) for step in walk.steps[walk.position :] if not step.is_group
+        done, total = self.walk.edges_done()
+        return Progress(done, total, self.walk.kept, len(self.decisions), self.current, seconds)
+
+
+def _predictor(guess: EdgeScores | ACDCResult | None, graph: Graph, threshold: float) -> Predictor:
+    """What is expected of a step, from scores, from an earlier result, or nothing: removed."""
+    if guess is None:
+        return lambda step: True
+    if isinstance(guess, ACDCResult):
+        earlier = {decision.name: decision.removed for decision in guess.decisions}
+        return lambda step: earlier.get(step.name, True)
+    scores = np.asarray(guess)
+    if scores.shape != graph.shape:
+        raise ValueError(f"predictor: expected scores of shape {graph.shape} or a result, got {scores.shape}")
+    return lambda step: bool(scores[step.edges[:, 0], step.edges[:, 1]].sum() < threshold)
+
+
+def _warn_of_noise(result: ACDCResult) -> None:
+    if result.undecided:
+        warnings.warn(
+            f"{len(result.undecided)} of {result.evaluations} decisions lie within float noise ({result.noise:.1e}) of "
+            f"the threshold, first {result.undecided[0]}: another device may decide them otherwise; use float64",
+            stacklevel=3,
         )
-        return Progress(total - ahead, total, kept, len(self.decisions), self.current, seconds)
-
-
-def _all_removed(step: Step) -> bool:
-    return True
 
 
 def _scores(graph: Graph, decisions: Sequence[Decision]) -> EdgeScores:

@@ -108,10 +108,22 @@ class Walk:
     """
 
     def __init__(self, graph: Graph, steps: Sequence[Step]):
+        self.graph = graph
         self.mask: EdgeBools = graph.valid.copy()
         self.steps = steps
         self.position = 0
-        self._skip(self.mask, 0)
+        self.kept = 0  # edges tried and kept
+        self._edges_before = np.cumsum([0, *(not step.is_group for step in steps)])
+
+    def fork(self) -> "Walk":
+        """A second walk at the same point."""
+        copy = object.__new__(Walk)
+        copy.__dict__.update(self.__dict__, mask=self.mask.copy())
+        return copy
+
+    def edges_done(self) -> tuple[int, int]:
+        """How many edges are decided, and how many there are."""
+        return int(self._edges_before[self.position]), int(self._edges_before[-1])
 
     def upcoming(self, guess: Callable[[Step], bool], count: int) -> tuple[list[Step], list[bool]]:
         """The next `count` steps if every guess (is it removed?) comes true, and the guesses."""
@@ -128,8 +140,10 @@ class Walk:
 
     def take(self, removed: bool) -> None:
         """Applies the decision on the next step."""
+        step = self.steps[self.position]
         if removed:
-            self.steps[self.position].remove_from(self.mask)
+            step.remove_from(self.mask)
+        self.kept += not (removed or step.is_group)
         self.position = self._skip(self.mask, self.position + 1)
 
     def _skip(self, mask: EdgeBools, position: int) -> int:

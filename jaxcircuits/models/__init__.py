@@ -8,7 +8,9 @@ What the rest of the library asks of a model (an `eqx.Module`):
 - `model.residual(tokens, mask, reference)`: the value read by the receiver `logits`.
 - `model.masked_run(tokens, mask, reference, offsets)`: that value, and what every node wrote minus the reference;
   `offsets`, one vector an input, are added to what each receiver reads (their gradients give every edge's).
-- `model.unembed(residual)`: that value to logits, position by position.
+- `model.unembed(residual, columns)`: that value to logits, position by position; of some tokens alone if asked.
+- For live evaluation: `model.receiver_streams(tokens)`, what each half-layer reads in the clean run, and single
+  nodes by traced layer and head: `model.head_projection`, `model.head_output`, `model.mlp_output`.
 """
 
 from .gpt2 import GPT2 as GPT2

@@ -20,7 +20,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
+from jaxtyping import Array, DTypeLike, Float, Int, PRNGKeyArray
 
 from ..graph import Graph
 from ..types import Mask, ReceiverValues, SenderValues, Tokens
@@ -261,9 +261,12 @@ class GPT2(eqx.Module):
         """
         return self.unembed(self.residual(tokens, mask, reference))
 
-    def unembed(self, residual: Float[Array, "*positions width"]) -> Float[Array, "*positions vocab"]:
-        """Logits of the value that the receiver `logits` reads."""
+    def unembed(
+        self, residual: Float[Array, "*positions width"], columns: Int[Array, " vocab"] | None = None
+    ) -> Float[Array, "*positions vocab"]:
+        """Logits of the value that the receiver `logits` reads: of all tokens, or of those in `columns` alone."""
         weight = self.token_embedding if self.unembedding is None else self.unembedding
+        weight = weight if columns is None else weight[columns]
         with jax.default_matmul_precision(self.precision):
             return _normed(self.final_norm, residual) @ weight.T
 
@@ -305,6 +308,48 @@ class GPT2(eqx.Module):
         with jax.default_matmul_precision(self.precision):
             _, written = jax.lax.scan(step, embedding, (self.blocks, self._scales()))
         return jnp.concatenate([embedding[None], written.reshape(-1, *embedding.shape)])
+
+    def receiver_streams(self, tokens: Tokens) -> Float[Array, "time position width"]:
+        """What the clean run's receivers read: at time 2l the heads of layer l, at 2l + 1 its MLP, last `logits`."""
+
+        def step(x, layer):
+            block, scale = layer
+            middle = x + block.attention.sum_of_heads(block.mix(x, scale)) + block.attention.output_bias[None]
+            after = middle if block.mlp is None else middle + block.mlp_output(middle)
+            return after, jnp.stack([x, middle])
+
+        with jax.default_matmul_precision(self.precision):
+            last, streams = jax.lax.scan(step, self._embed(tokens), (self.blocks, self._scales()))
+        return jnp.concatenate([streams.reshape(-1, *last.shape), last[None]])
+
+    def head_projection(
+        self, kv: int, layer: Int[Array, ""], head: Int[Array, ""], x: Float[Array, "position width"]
+    ) -> Float[Array, "position key"]:
+        """One head's queries (`kv` 0), keys (1) or values (2); layer and head are traced: one compilation for all."""
+        attention = self.blocks.attention
+        weight = (attention.query, attention.key, attention.value)[kv][layer, head]
+        bias = (attention.query_bias, attention.key_bias, attention.value_bias)[kv][layer, head]
+        norm = jax.tree.map(lambda leaf: leaf[layer], self.blocks.attention_norm)
+        return _normed(norm, x) @ weight + bias[None]
+
+    def head_output(
+        self,
+        layer: Int[Array, ""],
+        head: Int[Array, ""],
+        query: Float[Array, "query key"],
+        key: Float[Array, "position key"],
+        value: Float[Array, "position key"],
+        query_positions: Int[Array, " query"],
+    ) -> Float[Array, "query width"]:
+        """What one head writes at some positions."""
+        scores = query @ key.T * self._scales()[layer]
+        causal = query_positions[:, None] >= jnp.arange(key.shape[0], dtype=query_positions.dtype)[None]
+        pattern = jax.nn.softmax(jnp.where(causal, scores, jnp.finfo(scores.dtype).min), axis=-1)
+        return pattern @ value @ self.blocks.attention.output[layer, head]
+
+    def mlp_output(self, layer: Int[Array, ""], x: Float[Array, "position width"]) -> Float[Array, "position width"]:
+        """What the MLP of a layer writes; the layer is traced."""
+        return jax.tree.map(lambda leaf: leaf[layer], self.blocks).mlp_output(x)
 
     def _embed(self, tokens: Tokens) -> Float[Array, "position width"]:
         return self.token_embedding[tokens] + self.position_embedding[: tokens.shape[0]]

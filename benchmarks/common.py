@@ -1,0 +1,85 @@
+"""What the benchmarks share: the seeded model, the prompts, the matmul ceiling, JSON lines."""
+
+import json
+import os
+import platform
+import subprocess
+import time
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxcircuits as jc
+
+SIZES = {
+    "small": jc.GPT2Config(vocab_size=50257, n_positions=64, n_embd=768, n_layer=12, n_head=12),
+    "xl": jc.GPT2Config(vocab_size=50257, n_positions=64, n_embd=1600, n_layer=48, n_head=25),
+    "tiny": jc.GPT2Config(vocab_size=340, n_positions=64, n_embd=128, n_layer=4, n_head=8),
+}
+
+
+def random_model(size: str = "small", seed: int = 0) -> jc.GPT2:
+    """Seeded random weights, three times as large as before training, so that edges matter."""
+    random = np.random.default_rng(seed)
+    config = SIZES[size]
+    skeleton = eqx.filter_eval_shape(jc.GPT2.random, config, jax.random.key(0))
+
+    def draw(path, leaf):
+        name = jax.tree_util.keystr(path)
+        values = random.standard_normal(leaf.shape, np.float32)
+        values *= 0.06 if values.ndim > 1 and "bias" not in name else 0.02
+        return jnp.asarray(values + ("norm" in name and "weight" in name), leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, skeleton)
+
+
+def random_pairs(prompts: int, length: int, vocab: int, seed: int = 1) -> jc.PromptPairs:
+    """Random prompts; three tokens of each are corrupted."""
+    random = np.random.default_rng(seed)
+    clean = random.integers(0, vocab, (prompts, length), np.int32)
+    corrupt = clean.copy()
+    for row in corrupt:
+        where = random.choice(length, 3, replace=False)
+        row[where] = (row[where] + random.integers(1, vocab, 3)) % vocab
+    answers = np.stack([random.choice(vocab, 2, replace=False) for _ in range(prompts)]).astype(np.int32)
+    return jc.PromptPairs(clean=clean, corrupt=corrupt, answer=answers[:, 0], wrong=answers[:, 1])
+
+
+def best_of(run, times: int = 5) -> tuple[float, float]:
+    """(least, median) seconds of several runs, after one that compiles."""
+    jax.block_until_ready(run())
+    seconds = []
+    for _ in range(times):
+        start = time.perf_counter()
+        jax.block_until_ready(run())
+        seconds.append(time.perf_counter() - start)
+    return min(seconds), float(np.median(seconds))
+
+
+def matmul_ceiling() -> float:
+    """Float32 FLOP/s of a large matrix product at full precision on this device."""
+    n = 4096 if jax.default_backend() == "cpu" else 8192
+    x = jnp.ones((n, n), jnp.float32) * 0.5
+    product = jax.jit(lambda x: jnp.matmul(x, x, precision="highest"))
+    return 2 * n**3 / best_of(lambda: product(x))[0]
+
+
+def machine() -> dict:
+    """Device, versions and commit of a measurement."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    device = jax.devices()[0]
+    return {
+        "device": f"{len(jax.devices())} x {device.platform} {device.device_kind}",
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "commit": commit,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def emit(**row) -> None:
+    """One JSON line."""
+    print(json.dumps(row), flush=True)

@@ -1,0 +1,76 @@
+"""How many steps ACDC tries at once: a fixed number, or whichever is measured to be fastest."""
+
+from collections.abc import Callable
+
+from ..batching import memory_limit
+
+WIDTHS = (1, 4, 16, 64)
+"""Batch widths that are compiled; a chain of another length is padded to the next."""
+
+
+def bucket(count: int) -> int:
+    """The compiled width that holds `count` steps."""
+    return next(width for width in WIDTHS if width >= count)
+
+
+class FixedWidth:
+    """Always the same number of steps."""
+
+    def __init__(self, width: int):
+        self.width = width
+
+    def next(self) -> int:
+        """How many steps to try."""
+        return self.width
+
+    def record(self, width: int, right: int, accepted: int, seconds: float | None) -> None:
+        """What came of a round; ignored."""
+
+    def limit(self, width: int) -> None:
+        """A chain of `width` did not fit the memory."""
+        self.width = max(1, width // 4)
+
+
+class MeasuredWidth:
+    """The width w with the most expected decisions a second, E(w) / seconds(w).
+
+    With p the share of guesses that come true, a chain of w steps decides E(w) = (1 - p^w) / (1 - p) of them.
+    Seconds are measured in the run, without compiling; a width never tried is assumed to cost twice the next
+    smaller one (half the next larger), so that it is tried where it might pay. Widths that take over a third of the
+    memory are not tried.
+    """
+
+    def __init__(self, bytes_per_candidate: Callable[[], int]):
+        self.bytes_per_candidate = bytes_per_candidate
+        self.largest = WIDTHS[-1]
+        self.seconds: dict[int, float] = {}
+        self.right = 0.9
+
+    def next(self) -> int:
+        """How many steps to try."""
+        allowed = memory_limit() // 3 // max(1, self.bytes_per_candidate())
+        widths = [width for width in WIDTHS if width == 1 or width <= min(self.largest, allowed)]
+
+        def rate(width: int) -> float:
+            return sum(self.right**ahead for ahead in range(width)) / self._cost(width)
+
+        return max(widths, key=rate)
+
+    def _cost(self, width: int) -> float:
+        """Seconds of a chain: measured, or from the nearest measured width."""
+        if not self.seconds:
+            return float(width) ** 0.5
+        nearest = min(self.seconds, key=lambda measured: abs(WIDTHS.index(measured) - WIDTHS.index(width)))
+        return self.seconds[nearest] * 2.0 ** (WIDTHS.index(width) - WIDTHS.index(nearest))
+
+    def record(self, width: int, right: int, accepted: int, seconds: float | None) -> None:
+        """What came of a round: `right` of `accepted` guesses came true; None seconds if it compiled."""
+        weight = 0.02
+        for ahead in range(accepted):
+            self.right += weight * ((ahead < right) - self.right)
+        if seconds is not None:
+            self.seconds[width] = 0.8 * self.seconds.get(width, seconds) + 0.2 * seconds
+
+    def limit(self, width: int) -> None:
+        """A chain of `width` did not fit the memory."""
+        self.largest = max(1, width // 4)
