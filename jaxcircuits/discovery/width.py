@@ -1,5 +1,6 @@
 """How many steps ACDC tries at once: a fixed number, or whichever is measured to be fastest."""
 
+import math
 from collections.abc import Callable
 
 from ..batching import memory_limit
@@ -35,15 +36,16 @@ class MeasuredWidth:
     """The width w with the most expected decisions a second, E(w) / seconds(w).
 
     With p the share of guesses that come true, a chain of w steps decides E(w) = (1 - p^w) / (1 - p) of them.
-    Seconds are measured in the run, without compiling; a width never tried is assumed to cost twice the next
-    smaller one (half the next larger), so that it is tried where it might pay. Widths that take over a third of the
-    memory are not tried.
+    Seconds are measured in the run, without compiling, as `level * shape(w)`: the level follows how much is alive at
+    this point of the walk, the shape what a wider chain costs beside a narrower one. A width never tried is assumed to
+    cost twice the next smaller one. Widths that take over a third of the memory are not tried.
     """
 
     def __init__(self, bytes_per_candidate: Callable[[], int]):
         self.bytes_per_candidate = bytes_per_candidate
         self.largest = WIDTHS[-1]
-        self.seconds: dict[int, float] = {}
+        self.level = 0.0  # logarithms, base e
+        self.shape = {width: math.log(2) * step for step, width in enumerate(WIDTHS)}
         self.right = 0.9
 
     def next(self) -> int:
@@ -52,24 +54,18 @@ class MeasuredWidth:
         widths = [width for width in WIDTHS if width == 1 or width <= min(self.largest, allowed)]
 
         def rate(width: int) -> float:
-            return sum(self.right**ahead for ahead in range(width)) / self._cost(width)
+            return sum(self.right**ahead for ahead in range(width)) / math.exp(self.shape[width])
 
         return max(widths, key=rate)
 
-    def _cost(self, width: int) -> float:
-        """Seconds of a chain: measured, or from the nearest measured width."""
-        if not self.seconds:
-            return float(width) ** 0.5
-        nearest = min(self.seconds, key=lambda measured: abs(WIDTHS.index(measured) - WIDTHS.index(width)))
-        return self.seconds[nearest] * 2.0 ** (WIDTHS.index(width) - WIDTHS.index(nearest))
-
     def record(self, width: int, right: int, accepted: int, seconds: float | None) -> None:
         """What came of a round: `right` of `accepted` guesses came true; None seconds if it compiled."""
-        weight = 0.02
         for ahead in range(accepted):
-            self.right += weight * ((ahead < right) - self.right)
+            self.right += 0.02 * ((ahead < right) - self.right)
         if seconds is not None:
-            self.seconds[width] = 0.8 * self.seconds.get(width, seconds) + 0.2 * seconds
+            surprise = math.log(seconds) - self.level - self.shape[width]
+            self.level += 0.5 * surprise
+            self.shape[width] += 0.1 * surprise
 
     def limit(self, width: int) -> None:
         """A chain of `width` did not fit the memory."""
