@@ -1,5 +1,6 @@
 """The command line: the library's calls, in order."""
 
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -46,14 +47,17 @@ def main() -> None:
     """Runs the command line; every wrong use ends with one line on stderr and a non-zero exit code."""
     try:
         code = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
-        if code == INTERRUPTED:
-            _fail("interrupted", code)
     except (typer.Abort, KeyboardInterrupt):
-        code = _fail("interrupted", INTERRUPTED)
+        code = INTERRUPTED
     except UsageError as error:
         code = _fail(error.format_message(), error.exit_code)
     except (ValueError, OSError) as error:
         code = _fail(str(error), 1)
+    if code == INTERRUPTED:
+        _fail("interrupted", code)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # programs that still run on the device's threads must not meet a half-closed interpreter
     sys.exit(code)
 
 

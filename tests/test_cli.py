@@ -160,13 +160,15 @@ def test_a_failed_run_leaves_an_old_circuit_alone(run, micro):
 
 @pytest.mark.slow
 def test_ctrl_c_ends_cleanly(tmp_path):
-    out = tmp_path / "c.json"
+    out, cache = tmp_path / "c.json", tmp_path / "compiled"
     command = program(
         "discover", GOLDEN / "ref-4l" / "ioi.npz", "--model", REFERENCE, "--dtype", "float64", "--out", out,
-        "--threshold", 1e-7, stderr=subprocess.PIPE, text=True,
+        "--threshold", 1e-7, "--cache", cache, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    time.sleep(12)
+    end = time.monotonic() + 120
+    while time.monotonic() < end and not (cache.is_dir() and any(cache.iterdir())):
+        time.sleep(0.1)  # until the first program is compiled: the run has begun
     os.kill(command.pid, signal.SIGINT)
     _, error = command.communicate(timeout=60)
     assert command.returncode == 130 and "interrupted" in error and "Traceback" not in error
-    assert not list(tmp_path.iterdir())
+    assert list(tmp_path.iterdir()) == [cache]
