@@ -228,10 +228,9 @@ def acdc_sweep(
         pending = [_Search(first, Walk(graph, steps), metric_full, sorted(set(thresholds)), absolute)]
         while pending:
             search = pending.pop()
-            pending += search.run(
-                policy, _predictor(predictor, graph, max(search.thresholds)), clock, on_progress, start
-            )
-            if not search.is_done:
+            guess = _predictor(predictor, graph, max(search.thresholds))
+            if divided := search.run(policy, guess, clock, on_progress, start):
+                pending += divided
                 continue
             noise = _noise(objective, search.walk.mask, metric_full, search.current)
             for threshold in search.thresholds:
