@@ -37,13 +37,14 @@ class Current(eqx.Module):
 class Program(eqx.Module):
     """A chain as data: which differences each candidate removes where, and the nodes to recompute, in order.
 
-    - `removals`: the senders that step j removes. `at`: for each receiver touched by the chain (0: none), which
-      steps candidate i removes there.
+    - `removals[j, :removal_counts[j]]`: the senders that step j removes. `at`: for each receiver touched by the
+      chain (0: none), which steps candidate i removes there.
     - `sources[n, c, :counts[n, c]]`: slots of the changed senders kept into input c of instruction n's node;
       `touched[n, c]`: its row of `at`.
     """
 
-    removals: Float[Array, "candidate sender"]
+    removals: Int[Array, "candidate sender"]
+    removal_counts: Int[Array, " candidate"]
     at: Float[Array, "touched candidate candidate"]
     count: Int[Array, ""]
     kind: Int[Array, " slot"]
@@ -105,9 +106,16 @@ def run_chain(inputs: tuple[Objective, Constants, Current, Program], scratch: Ar
     objective, constants, current, program = inputs
     model = objective.model
     with jax.default_matmul_precision(model.precision):
-        removed = jnp.einsum("js,sbtd->jbtd", program.removals, constants.difference)
+        candidates = program.removals.shape[0]
+
+        def remove(j, removed):
+            zero = jnp.zeros_like(removed[j])
+            total = _sum_of(zero, program.removals[j], program.removal_counts[j], lambda s: constants.difference[s])
+            return removed.at[j].set(total)
+
+        zeros = jnp.zeros((candidates, *constants.difference.shape[1:]), constants.difference.dtype)
+        removed = jax.lax.fori_loop(0, candidates, remove, zeros)
         removed_scored = _at_scored(objective, removed)
-        candidates = removed.shape[0]
 
         def read(n, c, changes, is_scored):
             """Input c of instruction n's node, for every candidate."""

@@ -134,12 +134,12 @@ class LiveEvaluator:
         self, steps: Sequence[Edges], guesses: Sequence[bool], after: EdgeBools, touched: Sequence[int], width: int
     ) -> chains.Program:
         senders, slots = len(self.graph.senders), self.current.outputs.shape[0]
-        removals = np.zeros((width, senders))
+        removals, counts = np.zeros((width, senders), np.int32), np.zeros(width, np.int32)
         at = np.zeros((width + 1, width, width))
         index = {column: number + 1 for number, column in enumerate(touched)}
         for number, (edges, is_removed) in enumerate(zip(steps, guesses, strict=True)):
             present = edges[self.mask[edges[:, 0], edges[:, 1]]]
-            removals[number, present[:, 0]] = 1
+            removals[number, : len(present)], counts[number] = present[:, 0], len(present)
             at[index[int(edges[0, 1])], number if not is_removed else slice(number, None), number] = 1
         arrays = _Instructions(slots)
         changed: list[int] = []
@@ -155,7 +155,8 @@ class LiveEvaluator:
         into_logits = [self.slots[sender] for sender in changed if after[sender, last]]
         dtype = np.dtype(self.objective.model.dtype)
         return chains.Program(
-            removals=jnp.asarray(removals, dtype),
+            removals=jnp.asarray(removals),
+            removal_counts=jnp.asarray(counts),
             at=jnp.asarray(at, dtype),
             **{name: jnp.asarray(value) for name, value in arrays.finished().items()},
             logits_sources=jnp.asarray(np.resize(np.array([*into_logits, 0], np.int32), slots)),

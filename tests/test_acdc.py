@@ -92,26 +92,28 @@ def sequential(objective, threshold, *, groups=True, absolute=False, order="last
     return mask, current, trace
 
 
-CALLS = {  # at width 16, as a replay of the recorded decisions counts them
-    "every edge is expected to go": (None, 53),
-    "EAP-IG scores": ("ioi-EAP-IG-inputs-kl", 29),
+CALLS = {  # as a replay of the recorded decisions counts them: predictor, width, device calls
+    "every edge is expected to go": ("all_removed", 16, 53),
+    "as the sender's last edges": ("history", 16, 44),
+    "EAP-IG scores": ("ioi-EAP-IG-inputs-kl", 16, 29),
+    "EAP-IG scores, wider": ("ioi-EAP-IG-inputs-kl", 64, 18),
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("predictor", CALLS)
 def test_device_calls_are_those_of_a_replay(predictor, x64_reference):
-    scores, calls = CALLS[predictor]
+    guess, width, calls = CALLS[predictor]
     objective = jc.Objective(x64_reference.model, reference_pairs("ioi"), "kl")
-    if scores is not None:
-        by_name = expected(scores)["scores"]
-        scores = np.zeros(objective.graph.shape)
+    if guess.startswith("ioi"):
+        by_name = expected(guess)["scores"]
+        guess = np.zeros(objective.graph.shape)
         for name, score in by_name.items():
-            scores[objective.graph.edge_index(name)] = score
-    result = jc.acdc(objective, 0.1, width=16, predictor=scores)
+            guess[objective.graph.edge_index(name)] = score
+    result = jc.acdc(objective, 0.1, width=width, predictor=guess)
     trace = expected("ioi-kl-0.1")["trace"]
     assert [(d.name, d.removed) for d in result.decisions] == [(name, gone) for name, _, _, gone in trace]
-    assert result.device_calls <= calls
+    assert result.device_calls <= calls, result.device_calls
 
 
 @given(
@@ -177,12 +179,12 @@ def test_a_sweep_gives_each_threshold_its_own_answer(x64):
         assert abs(result.metric_final - alone.metric_final) < 1e-10
 
 
-@pytest.mark.parametrize("guess", ["scores", "opposite scores", "previous"])
+@pytest.mark.parametrize("guess", ["all_removed", "scores", "opposite scores", "previous"])
 def test_a_predictor_changes_the_cost_only(guess, x64):
     objective = jc.Objective(micro_model("gpt2", dtype=jnp.float64), micro_pairs(), "logit_diff")
     plain = jc.acdc(objective, 0.05, width=16)
     eap = -np.asarray(objective.gradient(objective.graph.valid))
-    predictor = {"scores": eap, "opposite scores": -eap, "previous": plain}[guess]
+    predictor = {"scores": eap, "opposite scores": -eap, "previous": plain}.get(guess, guess)
     guided = jc.acdc(objective, 0.05, width=16, predictor=predictor)
     assert [(d.name, d.removed) for d in guided.decisions] == [(d.name, d.removed) for d in plain.decisions]
     if guess == "previous":
@@ -264,6 +266,8 @@ def test_what_it_refuses():
         jc.acdc(objective, 0.1, width=0)
     with pytest.raises(ValueError, match="predictor"):
         jc.acdc(objective, 0.1, predictor=np.zeros((2, 2)))
+    with pytest.raises(ValueError, match="predictor: expected one of history"):
+        jc.acdc(objective, 0.1, predictor="oracle")
     with pytest.raises(ValueError, match="finite"):
         jc.acdc_sweep(objective, [])
     with pytest.raises(ValueError, match="order: expected one of last_first"):

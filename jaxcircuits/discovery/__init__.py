@@ -2,8 +2,8 @@
 
 from .acdc import ACDCResult as ACDCResult
 from .acdc import Decision as Decision
-from .acdc import DenseEvaluator as DenseEvaluator
-from .acdc import Evaluator as Evaluator
 from .acdc import Progress as Progress
 from .acdc import acdc as acdc
 from .acdc import acdc_sweep as acdc_sweep
+from .evaluators import DenseEvaluator as DenseEvaluator
+from .evaluators import Evaluator as Evaluator

@@ -10,22 +10,20 @@ import dataclasses
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float
 
 from ..batching import CompileClock, compile_clock
 from ..graph import Graph
-from ..live import Edges, LiveEvaluator
+from ..live import LiveEvaluator
 from ..objective import Objective
 from ..types import EdgeBools, EdgeScores
+from .evaluators import Evaluator
+from .predictors import Predictor, predictor_of
 from .schedule import Step, Walk, all_steps
 from .width import WIDTHS, FixedWidth, MeasuredWidth, bucket
-
-Predictor = Callable[[Step], bool]
-"""Whether a step is expected to be removed; a wrong guess costs time, never correctness."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,73 +99,6 @@ class ACDCResult:
         }
 
 
-@runtime_checkable
-class Evaluator(Protocol):
-    """What the loop needs of `f`; the live and the dense one give the same answers."""
-
-    def metric(self) -> float:
-        """The metric of the current circuit."""
-        ...
-
-    def fork(self) -> "Evaluator":
-        """A second evaluator at the same point."""
-        ...
-
-    def bytes_per_candidate(self) -> int:
-        """Memory that one more candidate in a chain takes, about."""
-        ...
-
-    def chain(self, steps: Sequence[Edges], guesses: Sequence[bool], width: int) -> Float[np.ndarray, " step"]:
-        """Metric i: of the current circuit after guesses 1..i-1 are applied, with step i removed."""
-        ...
-
-    def commit(self, removed: Sequence[bool]) -> None:
-        """Applies the decisions on the first steps of the last chain."""
-        ...
-
-
-class DenseEvaluator:
-    """The oracle: `f` over whole masks, batched."""
-
-    def __init__(self, objective: Objective):
-        self.objective = objective
-        self.mask: EdgeBools = objective.graph.valid.copy()
-        self.steps: Sequence[Edges] = ()
-
-    def metric(self) -> float:
-        """The metric of the current circuit."""
-        return float(self.objective(self.mask))
-
-    def fork(self) -> "DenseEvaluator":
-        """A second evaluator at the same point."""
-        copy = DenseEvaluator(self.objective)
-        copy.mask, copy.steps = self.mask.copy(), self.steps
-        return copy
-
-    def bytes_per_candidate(self) -> int:
-        """The buffer of sender outputs, for one microbatch of prompts."""
-        reference = self.objective.reference
-        return 4 * self.objective.microbatch * reference.nbytes // reference.shape[1]
-
-    def chain(self, steps: Sequence[Edges], guesses: Sequence[bool], width: int) -> Float[np.ndarray, " step"]:
-        """Metric i: of the current circuit after guesses 1..i-1 are applied, with step i removed."""
-        self.steps = steps
-        masks = np.repeat(self.mask[None], width, axis=0)
-        current = self.mask.copy()
-        for row, (edges, is_removed) in enumerate(zip(steps, guesses, strict=True)):
-            masks[row] = current
-            masks[row, edges[:, 0], edges[:, 1]] = False
-            if is_removed:
-                current = masks[row].copy()
-        return np.asarray(self.objective.many(masks, width=width))[: len(steps)]
-
-    def commit(self, removed: Sequence[bool]) -> None:
-        """Applies the decisions on the first steps of the last chain."""
-        for edges, is_removed in zip(self.steps, removed, strict=False):
-            if is_removed:
-                self.mask[edges[:, 0], edges[:, 1]] = False
-
-
 def acdc(objective: Objective, threshold: float, **options: Any) -> ACDCResult:
     """The circuit that ACDC keeps at a threshold.
 
@@ -188,7 +119,7 @@ def acdc_sweep(
     groups: bool = True,
     absolute: bool = False,
     width: int | None = None,
-    predictor: EdgeScores | ACDCResult | None = None,
+    predictor: str | EdgeScores | ACDCResult = "history",
     evaluator: Callable[[Objective], Evaluator] = LiveEvaluator,
     seed: int = 0,
     on_progress: Callable[[Progress], None] | None = None,
@@ -203,8 +134,9 @@ def acdc_sweep(
     - `groups`: first try to remove all edges into a head's q, k or v at once, as the original does.
     - `absolute`: compare the size of the increment, so that an edge whose removal helps is kept too.
     - `width`: trials evaluated in one batch, at most 64; default: whichever is measured to be fastest. The answer
-      does not depend on it, nor on `predictor`: scores of all edges (an edge is expected to go if its score is below
-      the threshold), or an earlier result, whose decisions are expected again; default: every edge is expected to go.
+      does not depend on it, nor on `predictor`, which guesses decisions: "history" (as the sender's last edges
+      fared), "all_removed", scores of all edges (an edge is expected to go if its score is below the threshold), or
+      an earlier result, whose decisions are expected again.
     - `evaluator`: `LiveEvaluator`, or `DenseEvaluator`, the slow oracle.
     - `on_progress`: called after every round.
 
@@ -225,11 +157,11 @@ def acdc_sweep(
         first = evaluator(objective)
         policy = MeasuredWidth(first.bytes_per_candidate) if width is None else FixedWidth(width)
         metric_full = first.metric()
-        pending = [_Search(first, Walk(graph, steps), metric_full, sorted(set(thresholds)), absolute)]
+        guesses = predictor_of(predictor, graph)
+        pending = [_Search(first, Walk(steps), guesses, metric_full, sorted(set(thresholds)), absolute)]
         while pending:
             search = pending.pop()
-            guess = _predictor(predictor, graph, max(search.thresholds))
-            if divided := search.run(policy, guess, clock, on_progress, start):
+            if divided := search.run(policy, clock, on_progress, start):
                 pending += divided
                 continue
             noise = _noise(objective, search.walk.mask, metric_full, search.current)
@@ -245,22 +177,28 @@ class _Search:
     """The loop: guess, evaluate a chain, accept up to the first contradiction; for thresholds that agree so far."""
 
     def __init__(
-        self, evaluator: Evaluator, walk: Walk, metric_full: float, thresholds: Sequence[float], absolute: bool
+        self,
+        evaluator: Evaluator,
+        walk: Walk,
+        predictor: Predictor,
+        metric: float,
+        thresholds: Sequence[float],
+        absolute: bool,
     ):
-        self.evaluator, self.walk = evaluator, walk
-        self.current = metric_full
+        self.evaluator, self.walk, self.predictor = evaluator, walk, predictor
+        self.current = metric
         self.thresholds, self.absolute = list(thresholds), absolute
         self.decisions: list[Decision] = []
         self.wasted = self.calls = 0
 
-    @property
-    def is_done(self) -> bool:
-        return self.walk.position >= len(self.walk.steps)
-
     def fork(self, thresholds: Sequence[float]) -> "_Search":
-        copy = _Search(self.evaluator.fork(), self.walk.fork(), self.current, thresholds, self.absolute)
+        shared = self.evaluator.fork(), self.walk.fork(), self.predictor.fork()
+        copy = _Search(*shared, self.current, thresholds, self.absolute)
         copy.decisions, copy.wasted, copy.calls = list(self.decisions), self.wasted, self.calls
         return copy
+
+    def guess(self, step: Step) -> bool:
+        return self.predictor.guess(step, max(self.thresholds))
 
     def increment(self, before: float, after: float) -> float:
         return abs(after - before) if self.absolute else after - before
@@ -268,15 +206,14 @@ class _Search:
     def run(
         self,
         policy: "FixedWidth | MeasuredWidth",
-        predictor: Predictor,
         clock: CompileClock,
         on_progress: Callable[[Progress], None] | None,
         start: float,
     ) -> "list[_Search]":
         """Rounds until the end, or until the thresholds disagree: then the searches that go on."""
-        while not self.is_done:
+        while not self.walk.is_done:
             ahead = policy.next()
-            steps, guesses = self.walk.upcoming(predictor, ahead)
+            steps, guesses = self.walk.upcoming(self.guess, ahead)
             began, compilations = time.perf_counter(), clock.compilations
             metrics, width = self.evaluate(steps, guesses, policy, bucket(ahead))
             accepted, others = self.decide(steps, guesses, metrics)
@@ -333,13 +270,14 @@ class _Search:
     def take(self, step: Step, after: float, removed: bool) -> None:
         """Records one decision and applies it to the walk."""
         self.decisions.append(Decision(step.name, self.current, after, removed))
+        self.predictor.saw(step, removed)
         self.walk.take(removed)
         self.current = after if removed else self.current
 
     def result(
         self, threshold: float, metric_full: float, noise: float, seconds: tuple[float, float], options: dict[str, Any]
     ) -> ACDCResult:
-        graph = self.walk.graph
+        graph = self.walk.steps.graph
         margins = [abs(self.increment(d.before, d.after) - threshold) for d in self.decisions]
         return ACDCResult(
             graph=graph,
@@ -363,19 +301,6 @@ class _Search:
     def progress(self, seconds: float) -> Progress:
         done, total = self.walk.edges_done()
         return Progress(done, total, self.walk.kept, len(self.decisions), self.current, seconds)
-
-
-def _predictor(guess: EdgeScores | ACDCResult | None, graph: Graph, threshold: float) -> Predictor:
-    """What is expected of a step, from scores, from an earlier result, or nothing: removed."""
-    if guess is None:
-        return lambda step: True
-    if isinstance(guess, ACDCResult):
-        earlier = {decision.name: decision.removed for decision in guess.decisions}
-        return lambda step: earlier.get(step.name, True)
-    scores = np.asarray(guess)
-    if scores.shape != graph.shape:
-        raise ValueError(f"predictor: expected scores of shape {graph.shape} or a result, got {scores.shape}")
-    return lambda step: bool(scores[step.edges[:, 0], step.edges[:, 1]].sum() < threshold)
 
 
 def _warn_of_noise(result: ACDCResult) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -17,24 +18,58 @@ HEAD_ORDERS = ("descending", "ascending", "random")
 class Step:
     """One trial: the removal of an edge, or of a group (all edges into one head's q, k or v).
 
-    - `edges`: rows (sender, receiver). `readers`: senders whose nodes read through the receiver; None: `logits`.
+    - `edges`: rows (sender, receiver).
     """
 
     name: str
     edges: Int[np.ndarray, "edge 2"]
     is_group: bool
-    readers: Int[np.ndarray, " reader"] | None
 
-    def remove_from(self, mask: EdgeBools) -> None:
-        mask[self.edges[:, 0], self.edges[:, 1]] = False
 
-    def is_present(self, mask: EdgeBools) -> bool:
-        return bool(mask[self.edges[:, 0], self.edges[:, 1]].any())
+class Steps(Sequence[Step]):
+    """Every step of a search in order, as two arrays: a large model has millions."""
+
+    GROUP = -1
+    """Stands for all senders of the receiver."""
+
+    def __init__(self, graph: Graph, senders: Sequence[int], receivers: Sequence[int]):
+        self.graph = graph
+        self.senders = np.asarray(senders, np.int32)
+        self.receivers = np.asarray(receivers, np.int32)
+        self.readers = [graph.readers(column) for column in range(len(graph.receivers))]
+        self.edges_before = np.cumsum(np.append(0, self.senders != self.GROUP))
+
+    def __len__(self) -> int:
+        return len(self.senders)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        sender, receiver = int(self.senders[index]), int(self.receivers[index])
+        is_group = sender == self.GROUP
+        name = self.graph.receivers[receiver] if is_group else self.graph.edge_name(sender, receiver)
+        senders = np.flatnonzero(self.graph.valid[:, receiver]) if is_group else np.array([sender])
+        return Step(name, np.stack([senders, np.full_like(senders, receiver)], 1), is_group)
+
+    def is_present(self, index: int, mask: EdgeBools) -> bool:
+        """Whether the step has an edge in the circuit."""
+        sender, receiver = self.senders[index], self.receivers[index]
+        return bool(mask[:, receiver].any() if sender == self.GROUP else mask[sender, receiver])
+
+    def is_heard(self, index: int, mask: EdgeBools) -> bool:
+        """Whether a node that reads through the step's receiver still sends to anything."""
+        readers = self.readers[self.receivers[index]]
+        return not len(readers) or bool(mask[readers].any())
+
+    def remove_from(self, index: int, mask: EdgeBools) -> None:
+        """Takes the step's edges out of the circuit."""
+        sender, receiver = self.senders[index], self.receivers[index]
+        mask[slice(None) if sender == self.GROUP else sender, receiver] = False
 
 
 def all_steps(
     graph: Graph, *, order: str = "last_first", head_order: str = "descending", groups: bool = True, seed: int = 0
-) -> list[Step]:
+) -> Steps:
     """Every step of the original's order: receivers from `logits` back to the first layer.
 
     A layer's MLP comes before its heads; a layer's heads as all group tests (v, k, q; heads descending), then
@@ -46,33 +81,29 @@ def all_steps(
             raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
     random = np.random.default_rng(seed)
     layers = _senders_by_layer(graph)
+    senders: list[int] = []
+    receivers: list[int] = []
 
-    def singles(receiver: int) -> list[Step]:
-        senders = [sender for sender in _ordered(layers, order, head_order, random) if graph.valid[sender, receiver]]
-        return [_step(graph, [sender], receiver) for sender in senders]
+    def singles(receiver: int) -> None:
+        chosen = [sender for sender in _ordered(layers, order, head_order, random) if graph.valid[sender, receiver]]
+        senders.extend(chosen)
+        receivers.extend([receiver] * len(chosen))
 
-    steps = singles(graph.receiver_index("logits"))
+    singles(graph.receiver_index("logits"))
     for layer in reversed(range(graph.num_layers)):
         if graph.has_mlp[layer]:
-            steps += singles(graph.receiver_index(f"m{layer}"))
+            singles(graph.receiver_index(f"m{layer}"))
         inputs = [
             graph.receiver_index(f"a{layer}.h{head}<{kind}>")
             for kind, heads in (("v", graph.kv_heads), ("k", graph.kv_heads), ("q", graph.num_heads))
             for head in reversed(range(heads))
         ]
         if groups:
-            steps += [_step(graph, np.flatnonzero(graph.valid[:, receiver]), receiver) for receiver in inputs]
+            senders.extend([Steps.GROUP] * len(inputs))
+            receivers.extend(inputs)
         for receiver in inputs:
-            steps += singles(receiver)
-    return steps
-
-
-def _step(graph: Graph, senders: Sequence[int] | np.ndarray, receiver: int) -> Step:
-    is_group = not isinstance(senders, list)
-    edges = np.array([(sender, receiver) for sender in senders], int)
-    name = graph.receivers[receiver] if is_group else graph.edge_name(int(senders[0]), receiver)
-    readers = None if graph.receivers[receiver] == "logits" else graph.readers(receiver)
-    return Step(name, edges, is_group, readers)
+            singles(receiver)
+    return Steps(graph, senders, receivers)
 
 
 def _senders_by_layer(graph: Graph) -> list[list[int]]:
@@ -107,13 +138,11 @@ class Walk:
     edges by the time its turn comes: then the edges go too, unevaluated.
     """
 
-    def __init__(self, graph: Graph, steps: Sequence[Step]):
-        self.graph = graph
-        self.mask: EdgeBools = graph.valid.copy()
+    def __init__(self, steps: Steps):
         self.steps = steps
+        self.mask: EdgeBools = steps.graph.valid.copy()
         self.position = 0
         self.kept = 0  # edges tried and kept
-        self._edges_before = np.cumsum([0, *(not step.is_group for step in steps)])
 
     def fork(self) -> "Walk":
         """A second walk at the same point."""
@@ -121,9 +150,13 @@ class Walk:
         copy.__dict__.update(self.__dict__, mask=self.mask.copy())
         return copy
 
+    @property
+    def is_done(self) -> bool:
+        return self.position >= len(self.steps)
+
     def edges_done(self) -> tuple[int, int]:
         """How many edges are decided, and how many there are."""
-        return int(self._edges_before[self.position]), int(self._edges_before[-1])
+        return int(self.steps.edges_before[self.position]), int(self.steps.edges_before[-1])
 
     def upcoming(self, guess: Callable[[Step], bool], count: int) -> tuple[list[Step], list[bool]]:
         """The next `count` steps if every guess (is it removed?) comes true, and the guesses."""
@@ -134,25 +167,24 @@ class Walk:
             steps.append(step)
             guesses.append(guess(step))
             if guesses[-1]:
-                step.remove_from(mask)
+                self.steps.remove_from(position, mask)
             position = self._skip(mask, position + 1)
         return steps, guesses
 
     def take(self, removed: bool) -> None:
         """Applies the decision on the next step."""
-        step = self.steps[self.position]
         if removed:
-            step.remove_from(self.mask)
-        self.kept += not (removed or step.is_group)
+            self.steps.remove_from(self.position, self.mask)
+        else:
+            self.kept += self.steps.senders[self.position] != Steps.GROUP
         self.position = self._skip(self.mask, self.position + 1)
 
     def _skip(self, mask: EdgeBools, position: int) -> int:
         """The next position worth a trial; removes the inputs of dead nodes from `mask` on the way."""
         while position < len(self.steps):
-            step = self.steps[position]
-            if step.is_present(mask):
-                if step.readers is None or mask[step.readers].any():
+            if self.steps.is_present(position, mask):
+                if self.steps.is_heard(position, mask):
                     break
-                step.remove_from(mask)
+                self.steps.remove_from(position, mask)
             position += 1
         return position

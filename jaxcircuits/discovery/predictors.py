@@ -1,0 +1,106 @@
+"""Guesses of ACDC's decisions (branch prediction): a wrong one costs time, never correctness."""
+
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from ..graph import Graph
+from ..types import EdgeScores
+from .schedule import Step
+
+
+@runtime_checkable
+class Predictor(Protocol):
+    """What the search asks before a chain and tells after a decision."""
+
+    def guess(self, step: Step, threshold: float) -> bool:
+        """Whether the step is expected to be removed."""
+        ...
+
+    def saw(self, step: Step, removed: bool) -> None:
+        """What was decided."""
+        ...
+
+    def fork(self) -> "Predictor":
+        """A second predictor that knows the same."""
+        ...
+
+
+class AllRemoved:
+    """Every edge is expected to go."""
+
+    def guess(self, step: Step, threshold: float) -> bool:
+        """True."""
+        return True
+
+    def saw(self, step: Step, removed: bool) -> None:
+        """Nothing is learnt."""
+
+    def fork(self) -> "AllRemoved":
+        """Itself: it knows nothing."""
+        return self
+
+
+class History(AllRemoved):
+    """An edge is expected to fare as its sender's last edges did, a group as the last groups of its kind (q, k, v).
+
+    The share kept is a running mean with weight 1/2 on the newest, so that it takes a removal or two to forget.
+    """
+
+    def __init__(self, kept: dict[str, float] | None = None):
+        self.kept = kept or {}
+
+    def guess(self, step: Step, threshold: float) -> bool:
+        """Whether less than half of the running mean was kept."""
+        return self.kept.get(_origin(step), 0.0) < 0.5
+
+    def saw(self, step: Step, removed: bool) -> None:
+        """Moves the running mean."""
+        origin = _origin(step)
+        self.kept[origin] = (self.kept.get(origin, 0.0) + (not removed)) / 2
+
+    def fork(self) -> "History":
+        """A copy of the running means."""
+        return History(dict(self.kept))
+
+
+class FromScores(AllRemoved):
+    """A step is expected to go if the scores of its edges sum to less than the threshold."""
+
+    def __init__(self, scores: EdgeScores):
+        self.scores = scores
+
+    def guess(self, step: Step, threshold: float) -> bool:
+        """Whether the score is below the threshold."""
+        return bool(self.scores[step.edges[:, 0], step.edges[:, 1]].sum() < threshold)
+
+
+class FromDecisions(AllRemoved):
+    """What an earlier run decided is expected again; what it never tried is expected to go."""
+
+    def __init__(self, removed: dict[str, bool]):
+        self.removed = removed
+
+    def guess(self, step: Step, threshold: float) -> bool:
+        """The earlier decision."""
+        return self.removed.get(step.name, True)
+
+
+def predictor_of(source: Any, graph: Graph) -> Predictor:
+    """The predictor that a user means: a name, scores of all edges, or an earlier result (with `decisions`)."""
+    if isinstance(source, str):
+        named = {"history": History, "all_removed": AllRemoved}
+        if source not in named:
+            raise ValueError(f"predictor: expected one of {', '.join(named)}, scores or a result, got {source!r}")
+        return named[source]()
+    if hasattr(source, "decisions"):
+        return FromDecisions({decision.name: decision.removed for decision in source.decisions})
+    scores = np.asarray(source)
+    if scores.shape != graph.shape:
+        raise ValueError(f"predictor: expected scores of shape {graph.shape} or a result, got {scores.shape}")
+    return FromScores(scores)
+
+
+def _origin(step: Step) -> str:
+    """The sender of an edge; q, k or v for a group."""
+    return step.name[-2] if step.is_group else step.name.partition("->")[0]
