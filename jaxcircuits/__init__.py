@@ -5,6 +5,7 @@ tokens -> PromptPairs -> Objective f(mask) -> Scores | Mask -> Circuit -> evalua
 
 from . import metrics as metrics
 from . import tasks as tasks
+from .batching import device_mesh as device_mesh
 from .batching import use_compilation_cache as use_compilation_cache
 from .checkpoints import Checkpoint as Checkpoint
 from .checkpoints import bundled as bundled

@@ -1,4 +1,4 @@
-"""Rows at a time: chunks that fit the memory, padded so that one trace serves all of them; compile times."""
+"""Rows at a time, in chunks that fit the memory, on one device or a mesh of them; compile times."""
 
 import contextlib
 import dataclasses
@@ -7,15 +7,24 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.monitoring
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, ArrayLike
+
+CANDIDATES, PROMPTS = "candidates", "prompts"
+"""The axes of a device mesh."""
 
 
 def chunked_vmap(f: Callable[[Any], Any], xs: Any, size: int) -> Any:
     """`jax.vmap(f)(xs)`, computed `size` rows at a time.
 
-    Rows are padded to a multiple of `size` with copies of the first, so that `f` is traced once.
+    Rows are padded to a multiple of `size` with copies of the first, so that `f` is traced once. A chunk takes every
+    n-th row, so that rows spread over devices stay where they are.
     """
     rows = jax.tree.leaves(xs)[0].shape[0]
     if rows <= size:
@@ -24,20 +33,46 @@ def chunked_vmap(f: Callable[[Any], Any], xs: Any, size: int) -> Any:
 
     def split(x):
         padding = jnp.broadcast_to(x[:1], (chunks * size - rows, *x.shape[1:]))
-        return jnp.concatenate([x, padding]).reshape(chunks, size, *x.shape[1:])
+        return jnp.concatenate([x, padding]).reshape(size, chunks, *x.shape[1:]).swapaxes(0, 1)
 
     ys = jax.lax.map(jax.vmap(f), jax.tree.map(split, xs))
-    return jax.tree.map(lambda y: y.reshape(chunks * size, *y.shape[2:])[:rows], ys)
+    return jax.tree.map(lambda y: y.swapaxes(0, 1).reshape(chunks * size, *y.shape[2:])[:rows], ys)
 
 
-def rows_that_fit(bytes_per_row: int, rows: int, share: float = 0.25) -> int:
-    """How many of `rows` to compute at once so that they take at most `share` of the device's memory."""
-    return max(1, min(rows, int(share * memory_limit()) // max(1, bytes_per_row)))
+# --- memory ------------------------------------------------------------------------------------
+
+
+def memory_needed(jitted: Any, *inputs: Any) -> int:
+    """Bytes a device that a compiled function takes for results and on the way; calling it then compiles nothing."""
+    plan = jitted.lower(*inputs).compile().compiled.memory_analysis()
+    return plan.temp_size_in_bytes + plan.output_size_in_bytes
+
+
+def check_fits(bytes_needed: int, what: str, share: float = 0.5) -> None:
+    """Raises MemoryError if so many bytes are more than a share of the device's memory (the first process's)."""
+    limit = int(share * memory_limit())
+    if from_first_process(int(bytes_needed > limit)):
+        raise MemoryError(
+            f"{what} needs {bytes_needed / 2**30:.1f} GiB, {limit / 2**30:.1f} GiB may be used: take fewer or shorter "
+            "prompts, a device with more memory, or a mesh of several"
+        )
+
+
+def largest_that_fits(needed: Callable[[int], int], size: int) -> int:
+    """`size`, halved until `needed(size)` bytes fit. Raises MemoryError if not even 1 fits."""
+    while True:
+        try:
+            check_fits(needed(size), "one prompt at a time")
+            return size
+        except MemoryError:
+            if size == 1:
+                raise
+            size = -(-size // 2)
 
 
 def memory_limit() -> int:
     """Bytes that the default device can hold; on CPU the free memory, within the container's limit."""
-    stats = jax.devices()[0].memory_stats()
+    stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"]
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -46,6 +81,73 @@ def memory_limit() -> int:
         used = Path("/sys/fs/cgroup/memory.current")
         free = min(free, int(text) - (int(used.read_text()) if used.is_file() else 0))
     return max(free, 1 << 28)
+
+
+# --- devices -----------------------------------------------------------------------------------
+
+
+def device_mesh(prompts: int, devices: int | None = None) -> Mesh:
+    """A mesh of all devices, or of the first `devices`, for an objective of so many prompts.
+
+    Its axes are `candidates` x `prompts`: the prompts are spread over as many devices as divide them evenly, the
+    candidates (circuits evaluated at once) over the rest. Raises ValueError for more devices than there are.
+    """
+    available = jax.devices()
+    count = len(available) if devices is None else devices
+    if not 1 <= count <= len(available):
+        raise ValueError(f"devices: expected 1 to {len(available)} ({available[0].platform}), got {devices}")
+    along_prompts = int(np.gcd(count, prompts))
+    shape = count // along_prompts, along_prompts
+    return Mesh(np.array(available[:count]).reshape(shape), (CANDIDATES, PROMPTS), axis_types=(AxisType.Auto,) * 2)
+
+
+def sharding(mesh: Mesh, shape: tuple[int, ...], *axes: str | None) -> NamedSharding:
+    """Spreads the dimensions that `axes` name, those that divide evenly; the others are on every device."""
+    even = [axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(axes, shape, strict=False)]
+    return NamedSharding(mesh, PartitionSpec(*even))
+
+
+def place(x: ArrayLike, mesh: Mesh | None, *axes: str | None) -> Array:
+    """The array on the devices of the mesh; without one, on the default device."""
+    if mesh is None:
+        return jnp.asarray(x)
+    x = np.asarray(x) if jax.process_count() > 1 else jnp.asarray(x)
+    return jax.device_put(x, sharding(mesh, x.shape, *axes))
+
+
+def constrain(x: Array, mesh: Mesh | None, *axes: str | None) -> Array:
+    """Inside a compiled function: how a value is spread; without axes, that all devices hold it."""
+    return x if mesh is None else jax.lax.with_sharding_constraint(x, sharding(mesh, x.shape, *axes))
+
+
+def place_weights(model: Any, mesh: Mesh | None) -> Any:
+    """The model on every device; if that takes over half of a device's memory, each array split among them.
+
+    An array is split along its largest dimension that divides evenly, but not along the layers.
+    """
+    if mesh is None:
+        return model
+    arrays, rest = eqx.partition(model, eqx.is_array)
+    is_split = from_first_process(sum(leaf.nbytes for leaf in jax.tree.leaves(arrays)) > memory_limit() // 2)
+
+    def put(leaf: Array) -> Array:
+        even = [size if axis and size % mesh.size == 0 else 0 for axis, size in enumerate(leaf.shape)]
+        if not is_split or not any(even):
+            return place(leaf, mesh)
+        spec: list[Any] = [None] * leaf.ndim
+        spec[even.index(max(even))] = (CANDIDATES, PROMPTS)
+        value = np.asarray(leaf) if jax.process_count() > 1 else leaf
+        return jax.device_put(value, NamedSharding(mesh, PartitionSpec(*spec)))
+
+    return eqx.combine(jax.tree.map(put, arrays), rest)
+
+
+def from_first_process(value: int) -> int:
+    """What the first process of a distributed run measured: the others must not decide by their own clock."""
+    return value if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.int64(value)))
+
+
+# --- compiling ---------------------------------------------------------------------------------
 
 
 def use_compilation_cache(folder: str | os.PathLike) -> None:

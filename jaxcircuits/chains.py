@@ -9,10 +9,15 @@ import functools
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from . import batching, metrics
+from .batching import CANDIDATES, PROMPTS, constrain
 from .objective import Objective, sender_values
+
+AnyArray = Array | np.ndarray
+"""What the host makes stays NumPy: a compiled function hands it to every device."""
 
 HEAD, HEAD_AT_SCORED, MLP, MLP_AT_SCORED = range(4)
 """What an instruction computes."""
@@ -43,20 +48,20 @@ class Program(eqx.Module):
       `touched[n, c]`: its row of `at`.
     """
 
-    removals: Int[Array, "candidate sender"]
-    removal_counts: Int[Array, " candidate"]
-    at: Float[Array, "touched candidate candidate"]
-    count: Int[Array, ""]
-    kind: Int[Array, " slot"]
-    layer: Int[Array, " slot"]
-    head: Int[Array, " slot"]
-    slot: Int[Array, " slot"]
-    sources: Int[Array, "slot kv source"]
-    counts: Int[Array, "slot kv"]
-    touched: Int[Array, "slot kv"]
-    logits_sources: Int[Array, " source"]
-    logits_count: Int[Array, ""]
-    logits_touched: Int[Array, ""]
+    removals: Int[AnyArray, "candidate sender"]
+    removal_counts: Int[AnyArray, " candidate"]
+    at: Float[AnyArray, "touched candidate candidate"]
+    count: Int[AnyArray, ""]
+    kind: Int[AnyArray, " slot"]
+    layer: Int[AnyArray, " slot"]
+    head: Int[AnyArray, " slot"]
+    slot: Int[AnyArray, " slot"]
+    sources: Int[AnyArray, "slot kv source"]
+    counts: Int[AnyArray, "slot kv"]
+    touched: Int[AnyArray, "slot kv"]
+    logits_sources: Int[AnyArray, " source"]
+    logits_count: Int[AnyArray, ""]
+    logits_touched: Int[AnyArray, ""]
 
 
 @eqx.filter_jit
@@ -64,16 +69,30 @@ def clean_run(objective: Objective) -> tuple[Constants, Float[Array, "batch scor
     """Everything the clean run fixes, and its input of `logits` at the scored positions."""
     clean = sender_values(objective.model, objective.clean, objective.microbatch)
     streams = batching.chunked_vmap(objective.model.receiver_streams, objective.clean, objective.microbatch)
-    constants = Constants(clean, clean - objective.reference, jnp.moveaxis(streams, 0, 1))
-    return constants, _at_scored(objective, constants.streams[-1])
+
+    def spread(x):
+        return constrain(x, objective.mesh, None, PROMPTS)
+
+    constants = Constants(spread(clean), spread(clean - objective.reference), spread(jnp.moveaxis(streams, 0, 1)))
+    return constants, constrain(_at_scored(objective, constants.streams[-1]), objective.mesh, PROMPTS)
 
 
-def empty(constants: Constants, logits: Array, slots: int) -> Current:
+@eqx.filter_jit
+def empty(objective: Objective, constants: Constants, logits: Array, slots: int) -> Current:
     """No node in any slot; the clean input of `logits`."""
-    row = constants.clean.shape[1:]
-    return Current(jnp.zeros((slots, 3, *row), logits.dtype), jnp.zeros((slots, *row), logits.dtype), logits)
+    row, mesh = constants.clean.shape[1:], objective.mesh
+    inputs, outputs = jnp.zeros((slots, 3, *row), logits.dtype), jnp.zeros((slots, *row), logits.dtype)
+    return Current(constrain(inputs, mesh, None, None, PROMPTS), constrain(outputs, mesh, None, PROMPTS), logits)
 
 
+@eqx.filter_jit
+def empty_scratch(objective: Objective, slots: int, candidates: int) -> Float[Array, "slot candidate batch ..."]:
+    """Where a chain writes its changes."""
+    zeros = jnp.zeros((slots, candidates, *objective.reference.shape[1:]), objective.reference.dtype)
+    return constrain(zeros, objective.mesh, None, CANDIDATES, PROMPTS)
+
+
+@eqx.filter_jit
 def grow(current: Current, slots: int) -> Current:
     """Room for more nodes."""
 
@@ -84,9 +103,9 @@ def grow(current: Current, slots: int) -> Current:
 
 
 @eqx.filter_jit(donate="all-except-first")
-def fill(place: tuple[Constants, Array, Array, Array], current: Current) -> Current:
-    """A node's clean values in its slot; `current` is updated in place."""
-    constants, slot, row, time = place
+def fill(place: tuple[Constants, Int[AnyArray, " 3"]], current: Current) -> Current:
+    """A node's clean values in its slot (`place`: slot, sender row, time); `current` is updated in place."""
+    constants, (slot, row, time) = place
     inputs = current.inputs.at[slot].set(jnp.broadcast_to(constants.streams[time], current.inputs.shape[1:]))
     return Current(inputs, current.outputs.at[slot].set(constants.clean[row]), current.logits)
 
@@ -114,7 +133,7 @@ def run_chain(inputs: tuple[Objective, Constants, Current, Program], scratch: Ar
             return removed.at[j].set(total)
 
         zeros = jnp.zeros((candidates, *constants.difference.shape[1:]), constants.difference.dtype)
-        removed = jax.lax.fori_loop(0, candidates, remove, zeros)
+        removed = jax.lax.fori_loop(0, candidates, remove, constrain(zeros, objective.mesh, None, PROMPTS))
         removed_scored = _at_scored(objective, removed)
 
         def read(n, c, changes, is_scored):
@@ -162,9 +181,9 @@ def run_chain(inputs: tuple[Objective, Constants, Current, Program], scratch: Ar
             before = current.outputs[program.slot[n]]
             if not is_scored:
                 return written - before[None]
-            b, t = jnp.arange(objective.scored.shape[0])[:, None], objective.scored
-            zeros = jnp.zeros((candidates, *before.shape), before.dtype)
-            return zeros.at[:, b, t].set(written - before[b, t][None])
+            values = written - _at_scored(objective, before)[None]
+            write = jax.vmap(jax.vmap(lambda x, t: jnp.zeros_like(before[0]).at[t].set(x)), (0, None))
+            return write(values, objective.scored)
 
         kinds = [head(False), head(True), mlp(False), mlp(True)] if _has_mlps(objective) else [head(False), head(True)]
 
@@ -181,7 +200,7 @@ def run_chain(inputs: tuple[Objective, Constants, Current, Program], scratch: Ar
 
 
 @eqx.filter_jit(donate="all-except-first")
-def commit(inputs: tuple[Objective, Program, Array, Array, Array], current: Current) -> Current:
+def commit(inputs: tuple[Objective, Program, Array, Array, AnyArray], current: Current) -> Current:
     """The current values after one candidate (a row) of a chain; `current` is updated in place."""
     objective, program, changes, removed, row = inputs
     at = program.at[:, row][:, None]
@@ -206,12 +225,12 @@ def commit(inputs: tuple[Objective, Program, Array, Array, Array], current: Curr
     return Current(current.inputs, current.outputs, x[0])
 
 
-def _sum_of(x: Array, sources: Int[Array, " source"], count: Int[Array, ""], change) -> Array:
+def _sum_of(x: Array, sources: Int[AnyArray, " source"], count: Int[AnyArray, ""], change) -> Array:
     """X plus the changes of its first `count` sources."""
     return jax.lax.fori_loop(0, count, lambda e, x: x + change(sources[e]), x)
 
 
-def _minus(x: Array, at: Array, touched: Int[Array, ""], removed: Float[Array, "candidate ..."]) -> Array:
+def _minus(x: Array, at: AnyArray, touched: Int[AnyArray, ""], removed: Float[Array, "candidate ..."]) -> Array:
     """X minus the differences that the candidates remove at this receiver, if the chain touches it."""
 
     def subtract(_, x):

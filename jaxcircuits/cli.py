@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from . import checkpoints, tasks
-from .batching import compile_clock, use_compilation_cache
+from .batching import compile_clock, device_mesh, use_compilation_cache
 from .circuit import Circuit
 from .data import PromptPairs
 from .discovery import Progress as ACDCProgress
@@ -51,7 +51,7 @@ def main() -> None:
         code = INTERRUPTED
     except UsageError as error:
         code = _fail(error.format_message(), error.exit_code)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError) as error:
         code = _fail(str(error), 1)
     if code == INTERRUPTED:
         _fail("interrupted", code)
@@ -84,6 +84,7 @@ HeadOrder = Annotated[str, typer.Option(help=f"of heads in a layer: {', '.join(H
 Groups = Annotated[bool, typer.Option(help="first try all edges into a head's q, k or v at once")]
 Absolute = Annotated[bool, typer.Option(help="compare the size of the change")]
 Average = Annotated[str, typer.Option(help="several scored positions: together or per_prompt")]
+Devices = Annotated[int, typer.Option(help="devices to spread over; 0: all there are")]
 Cache = Annotated[Path | None, typer.Option(help="keep compiled programs in this folder for the next run")]
 
 
@@ -103,13 +104,14 @@ def discover(
     groups: Groups = True,
     absolute: Absolute = False,
     average: Average = "together",
+    devices: Devices = 1,
     cache: Cache = None,
     out_file: Annotated[Path | None, typer.Option("--out", help="write the circuit to this JSON file")] = None,
 ) -> None:
     """Finds a circuit with ACDC and prints it."""
     _check_writable(out_file)
     options = _Options(order=order, head_order=head_order, groups=groups, absolute=absolute, width=batch, seed=seed)
-    prompts = _PromptOptions(task, model, metric, reference, dtype, size, average, cache)
+    prompts = _PromptOptions(task, model, metric, reference, dtype, size, average, devices, cache)
     [circuit] = _run(prompts, [threshold], options)
     _print_circuit(circuit)
     if out_file is not None:
@@ -133,6 +135,7 @@ def sweep(
     groups: Groups = True,
     absolute: Absolute = False,
     average: Average = "together",
+    devices: Devices = 1,
     cache: Cache = None,
     out_folder: Annotated[Path | None, typer.Option("--out", help="write circuits, table and plot here")] = None,
 ) -> None:
@@ -141,7 +144,7 @@ def sweep(
     if out_folder is not None and out_folder.exists() and not out_folder.is_dir():
         raise ValueError(f"--out: {out_folder} is a file: expected the name of a folder")
     options = _Options(order=order, head_order=head_order, groups=groups, absolute=absolute, width=batch, seed=seed)
-    prompts = _PromptOptions(task, model, metric, reference, dtype, size, average, cache)
+    prompts = _PromptOptions(task, model, metric, reference, dtype, size, average, devices, cache)
     circuits = _run(prompts, values, options)
     rows = [(run["threshold"], run["edges_kept"], run["metric_final"]) for run in (c.run for c in circuits)]
     out.print(f"{'threshold':>12} {'edges':>8} {metric:>16}")
@@ -178,6 +181,7 @@ class _PromptOptions(NamedTuple):
     dtype: str
     size: int | None
     average: str
+    devices: int
     cache: Path | None
 
 
@@ -190,8 +194,11 @@ def _run(prompts: _PromptOptions, thresholds: Sequence[float], options: _Options
     with _warnings_as_lines():
         loaded = checkpoints.load(prompts.model, dtype=dtype)
         pairs, named = _prompts(prompts.task, loaded, prompts.size, options["seed"])
+        mesh = None if prompts.devices == 1 else device_mesh(len(pairs), prompts.devices or None)
         with compile_clock() as clock:
-            objective = Objective(loaded.model, pairs, prompts.metric, prompts.reference, average=prompts.average)
+            objective = Objective(
+                loaded.model, pairs, prompts.metric, prompts.reference, average=prompts.average, mesh=mesh
+            )
         with _progress() as show:
             results = acdc_sweep(objective, thresholds, on_progress=show, **options)
     run = {"task": named, "model": loaded.source, "seed": options["seed"], "seconds_compiling_objective": clock.seconds}

@@ -56,7 +56,7 @@ class PromptPairs:
             object.__setattr__(self, "length", np.full(batch, width, np.int32))
         self._check_shapes(batch, width)
         self._check_answers()
-        same = ((self.clean == self.corrupt) | ~self._inside()).all(1)
+        same = ((self.clean == self.corrupt) | ~self.inside()).all(1)
         if same.any():
             rows = ", ".join(map(str, np.flatnonzero(same)[:5]))
             message = f"{same.sum()} of {batch} prompts do not differ from their corrupt version (rows {rows}...)"
@@ -137,8 +137,8 @@ class PromptPairs:
             raise ValueError(f"{path} holds text: reading it needs the model's tokenizer")
         return from_text(_read_rows(path), tokenizer)
 
-    def _inside(self) -> Bool[np.ndarray, "batch position"]:
-        assert self.length is not None
+    def inside(self) -> Bool[np.ndarray, "batch position"]:
+        """True where a prompt has a token, False where it is padded."""
         assert self.length is not None
         return np.arange(self.clean.shape[1]) < self.length[:, None]
 
@@ -173,7 +173,7 @@ class PromptPairs:
         if self.positions is not None and not self.positions.any(1).all():
             row = int(np.flatnonzero(~self.positions.any(1))[0])
             raise ValueError(f"positions: prompt {row} has no scored position")
-        if self.positions is not None and (self.positions & ~self._inside()).any():
+        if self.positions is not None and (self.positions & ~self.inside()).any():
             raise ValueError("positions: a scored position lies in the padding after a prompt's length")
 
     def _check_answers(self) -> None:

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from . import chains
+from . import batching, chains
 from .objective import Objective
 from .types import EdgeBools
 
@@ -45,7 +45,8 @@ class LiveEvaluator:
         self.constants, logits = chains.clean_run(objective)
         self.slots: dict[int, int] = {}  # sender row -> slot
         self.reads_everywhere: dict[int, bool] = {}  # sender row -> is its output read at every position
-        self.current = chains.empty(self.constants, logits, SLOTS[0])
+        self.current = chains.empty(objective, self.constants, logits, SLOTS[0])
+        self.memory: dict[tuple[int, ...], int] = {}  # (slots, width) -> bytes of the compiled chain
         self._nodes = _Nodes(objective)
         self._chain: _Chain | None = None  # the last one; its arrays are written over by the next
         self._is_shared = False  # whether a fork may still read them
@@ -63,14 +64,6 @@ class LiveEvaluator:
         """The metric of the current circuit."""
         return float(chains.score(self.objective, self.current.logits[None])[0])
 
-    def bytes_per_candidate(self) -> int:
-        """Memory that one more candidate in a chain takes, about."""
-        _, batch, positions, width = self.constants.clean.shape
-        scored = self.objective.scored.shape[1]
-        row = batch * positions * width
-        numbers = row * (self.current.outputs.shape[0] + 12) + 3 * batch * scored * self.objective.model.vocab_size
-        return numbers * self.constants.clean.dtype.itemsize
-
     def chain(self, steps: Sequence[Edges], guesses: Sequence[bool], width: int) -> Float[np.ndarray, " step"]:
         """Metric i: of the current circuit after guesses 1..i-1 are applied, with step i removed."""
         after = self.mask.copy()
@@ -83,8 +76,11 @@ class LiveEvaluator:
         shape = self.current.outputs.shape[0], width, *self.constants.clean.shape[1:]
         scratch, self._chain = self._chain.changes if self._chain else None, None
         if scratch is None or scratch.shape != shape or self._is_shared:
-            scratch = jnp.zeros(shape, self.constants.clean.dtype)
+            scratch = chains.empty_scratch(self.objective, shape[0], width)
         inputs = self.objective, self.constants, self.current, program
+        if shape[:2] not in self.memory:
+            self.memory[shape[:2]] = batching.memory_needed(chains.run_chain, inputs, scratch)
+            batching.check_fits(self.memory[shape[:2]], f"a chain of {width}")
         values, changes, removed = chains.run_chain(inputs, scratch)
         self._chain, self._is_shared = _Chain(list(steps), program, changes, removed), False
         return np.asarray(values)[: len(steps)]
@@ -96,7 +92,7 @@ class LiveEvaluator:
         if not any(removed):
             return
         row = max(index for index, is_removed in enumerate(removed) if is_removed)
-        inputs = self.objective, last.program, last.changes, last.removed, jnp.int32(row)
+        inputs = self.objective, last.program, last.changes, last.removed, np.array(row, np.int32)
         self.current = chains.commit(inputs, self.current)
         for edges, is_removed in zip(last.steps, removed, strict=False):
             if is_removed:
@@ -119,8 +115,8 @@ class LiveEvaluator:
         for row in new:
             slot = self.slots[row] = next(free)
             self.reads_everywhere[row] = self._is_read_everywhere(row)
-            place = jnp.int32(slot), jnp.int32(row), jnp.int32(self._nodes.time[row])
-            self.current = chains.fill((self.constants, *place), self.current)
+            place = np.array([slot, row, self._nodes.time[row]], np.int32)
+            self.current = chains.fill((self.constants, place), self.current)
 
     def _is_read_everywhere(self, row: int) -> bool:
         """Whether a kept edge leads to a key or value, or to a node that is itself read everywhere."""
@@ -155,13 +151,13 @@ class LiveEvaluator:
         into_logits = [self.slots[sender] for sender in changed if after[sender, last]]
         dtype = np.dtype(self.objective.model.dtype)
         return chains.Program(
-            removals=jnp.asarray(removals),
-            removal_counts=jnp.asarray(counts),
-            at=jnp.asarray(at, dtype),
-            **{name: jnp.asarray(value) for name, value in arrays.finished().items()},
-            logits_sources=jnp.asarray(np.resize(np.array([*into_logits, 0], np.int32), slots)),
-            logits_count=jnp.int32(len(into_logits)),
-            logits_touched=jnp.int32(index.get(last, 0)),
+            removals=removals,
+            removal_counts=counts,
+            at=at.astype(dtype),
+            **arrays.finished(),
+            logits_sources=np.resize(np.array([*into_logits, 0], np.int32), slots),
+            logits_count=np.array(len(into_logits), np.int32),
+            logits_touched=np.array(index.get(last, 0), np.int32),
         )
 
 

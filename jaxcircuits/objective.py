@@ -8,9 +8,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Float, Int, Shaped
 
 from . import batching, metrics
+from .batching import CANDIDATES, PROMPTS, constrain, place
 from .data import PromptPairs
 from .graph import Graph
 from .metrics import Labels, Metric
@@ -40,6 +42,7 @@ class Objective(eqx.Module):
     reference_name: str = eqx.field(static=True)
     average: str = eqx.field(static=True)
     microbatch: int = eqx.field(static=True)
+    mesh: Mesh | None = eqx.field(static=True)
 
     def __init__(
         self,
@@ -50,6 +53,7 @@ class Objective(eqx.Module):
         *,
         average: str = "together",
         microbatch: int | None = None,
+        mesh: Mesh | None = None,
     ):
         """Runs the clean prompts once, and the corrupt ones where the reference needs them.
 
@@ -58,9 +62,12 @@ class Objective(eqx.Module):
           the corrupt prompts, position by position), or an array [sender, batch, position, width].
         - `average`: over prompts with several scored positions: all positions "together" (as the original ACDC
           does), or "per_prompt" first.
-        - `microbatch`: prompts computed at once; default: as many as fit into a quarter of the memory.
+        - `microbatch`: prompts computed at once; default: as many as fit into half of the memory.
+        - `mesh`: the devices to spread over (`jaxcircuits.device_mesh`): prompts along its axis `prompts`, circuits
+          along `candidates`; weights on every device, or split among them if they do not fit.
 
-        Raises ValueError for prompts that do not fit the model, labels that the metric misses, and unknown names.
+        Raises ValueError for prompts that do not fit the model or the mesh, labels that the metric misses, and
+        unknown names; MemoryError if not even one prompt fits.
         """
         pairs.check_against(model.vocab_size, model.max_positions)
         self.metric = metrics.by_name(metric)
@@ -71,24 +78,31 @@ class Objective(eqx.Module):
             raise ValueError(f"unknown reference {reference!r}: expected {', '.join(REFERENCES)}, or an array")
         if microbatch is not None and microbatch < 1:
             raise ValueError(f"microbatch: expected at least 1 prompt, got {microbatch}")
-        self.model, self.average = model, average
+        if mesh is not None and mesh.axis_names != (CANDIDATES, PROMPTS):
+            raise ValueError(f"mesh: expected the axes {CANDIDATES} and {PROMPTS}, got {mesh.axis_names}")
+        if mesh is not None and len(pairs) % mesh.shape[PROMPTS]:
+            raise ValueError(f"mesh: expected prompts in multiples of {mesh.shape[PROMPTS]} devices, got {len(pairs)}")
+        self.mesh, self.average = mesh, average
+        self.model = model = batching.place_weights(model, mesh)
         self.reference_name = reference if isinstance(reference, str) else "array"
-        self.clean = jnp.asarray(pairs.clean)
+        self.clean = place(pairs.clean, mesh, PROMPTS)
         scored, counts = pairs.scored()
-        self.scored = jnp.asarray(scored, jnp.int32)
+        self.scored = place(scored.astype(np.int32), mesh, PROMPTS)
         per_prompt = counts.sum(1, keepdims=True) if average == "per_prompt" else counts.sum() / len(pairs)
-        self.weights = jnp.asarray(counts / per_prompt, model.dtype)
-        labels = _labels(pairs, scored, model)
+        self.weights = place((counts / per_prompt).astype(np.dtype(model.dtype)), mesh, PROMPTS)
+        labels = _labels(pairs, scored, model, mesh)
         _check_metric(self.metric, labels, model)
 
         senders = len(model.graph.senders)
         width = jax.eval_shape(model.residual, jax.ShapeDtypeStruct(pairs.clean.shape[1:], jnp.int32)).shape[-1]
-        bytes_per_prompt = 4 * senders * pairs.clean.shape[1] * width * np.dtype(model.dtype).itemsize
-        self.microbatch = microbatch or batching.rows_that_fit(bytes_per_prompt, len(pairs))
+        shape = (senders, *pairs.clean.shape, width)
+        zeros = place(np.zeros(shape, np.dtype(model.dtype)), mesh, None, PROMPTS)
+        self.labels, self.reference = labels, zeros
+        self.microbatch = microbatch or self._microbatch_that_fits()
         full = _scored_logits(model, self.clean, self.scored, self.microbatch)
         self.labels = eqx.tree_at(lambda labels: labels.full, labels, full)
-        shape = (senders, *pairs.clean.shape, width)
-        self.reference = _reference(reference, model, pairs, shape, self.microbatch)
+        if not isinstance(reference, str) or reference != "zero":
+            self.reference = _reference(reference, model, pairs, shape, self.microbatch, mesh)
 
     @property
     def graph(self) -> Graph:
@@ -108,12 +122,17 @@ class Objective(eqx.Module):
 
     def many(self, masks: ArrayLike, width: int = 8) -> Float[Array, " circuit"]:
         """The losses of many circuits [circuit, sender, receiver], `width` of them at a time."""
-        masks = jnp.asarray(masks)
+        masks = self._placed(masks)
         if masks.ndim != 3 or masks.shape[1:] != self.graph.shape:
             raise ValueError(f"masks: expected shape (circuits, *{self.graph.shape}), got {masks.shape}")
         if width < 1:
             raise ValueError(f"width: expected at least 1, got {width}")
-        return _many(self, masks, width)
+        return _many(self, masks, self._rounded(width))
+
+    def memory_needed(self, width: int) -> int:
+        """Bytes that `many` takes for `width` circuits at a time."""
+        masks = self._placed(np.zeros((width, *self.graph.shape), bool))
+        return batching.memory_needed(_many, self, masks, self._rounded(width))
 
     def gradient(self, mask: ArrayLike) -> Mask:
         """`df/dmask` at any mask, 0 where there is no edge; at ones it is minus EAP (2310.10348).
@@ -125,11 +144,12 @@ class Objective(eqx.Module):
 
     def full_mask(self) -> Mask:
         """All edges: the clean run."""
-        return jnp.ones(self.graph.shape, self.model.dtype)
+        return place(np.ones(self.graph.shape, np.dtype(self.model.dtype)), self.mesh)
 
     def describe(self) -> dict[str, Any]:
         """What determines its values, for the record of a result."""
         device = jax.devices()[0]
+        count = 1 if self.mesh is None else self.mesh.size
         return {
             "metric": self.metric_name,
             "reference": self.reference_name,
@@ -150,15 +170,35 @@ class Objective(eqx.Module):
             "microbatch": self.microbatch,
             "dtype": str(np.dtype(self.model.dtype)),
             "precision": self.model.precision,
-            "device": f"{len(jax.devices())} x {device.platform} {device.device_kind}",
+            "device": f"{count} x {device.platform} {device.device_kind}",
+            "mesh": None if self.mesh is None else dict(self.mesh.shape),
             "versions": {
                 "python": platform.python_version(),
                 **{package: metadata.version(package) for package in ("jaxcircuits", "jax", "equinox", "numpy")},
             },
         }
 
+    def _microbatch_that_fits(self) -> int:
+        """All prompts where their buffers are a small share of the memory; else what a compiled gradient leaves."""
+        if batching.from_first_process(16 * self.reference.nbytes < batching.memory_limit() // 4):
+            return self.num_prompts
+
+        def needed(size: int) -> int:
+            self.microbatch = size
+            return batching.memory_needed(_gradient, self, self.full_mask())
+
+        return batching.largest_that_fits(needed, self.num_prompts)
+
+    def _rounded(self, width: int) -> int:
+        """A number of circuits that spreads evenly over the devices."""
+        devices = 1 if self.mesh is None else self.mesh.shape[CANDIDATES]
+        return -(-width // devices) * devices
+
+    def _placed(self, x: ArrayLike) -> Array:
+        return x if isinstance(x, jax.Array) else place(x, self.mesh)
+
     def _cast(self, mask: ArrayLike) -> Mask:
-        mask = jnp.asarray(mask)
+        mask = self._placed(mask)
         if mask.shape != self.graph.shape:
             raise ValueError(f"mask: expected shape {self.graph.shape} (senders, receivers), got {mask.shape}")
         return mask.astype(self.model.dtype)
@@ -178,7 +218,8 @@ def _per_example(objective: Objective, mask: Mask) -> Float[Array, " batch"]:
         tokens, reference, *rest = prompt
         return objective._score(objective.model.residual(tokens, mask, reference), *rest)
 
-    return batching.chunked_vmap(one, objective._prompts(), objective.microbatch)
+    values = batching.chunked_vmap(one, objective._prompts(), objective.microbatch)
+    return constrain(values, objective.mesh)
 
 
 @eqx.filter_jit
@@ -190,7 +231,11 @@ def _mean(objective: Objective, mask: Mask) -> Float[Array, ""]:
 def _many(
     objective: Objective, masks: Shaped[Array, "circuit sender receiver"], width: int
 ) -> Float[Array, " circuit"]:
-    return batching.chunked_vmap(lambda mask: _mean(objective, mask.astype(objective.model.dtype)), masks, width)
+    def one(mask):
+        return _mean(objective, mask.astype(objective.model.dtype))
+
+    masks = constrain(masks, objective.mesh, CANDIDATES)
+    return constrain(batching.chunked_vmap(one, masks, width), objective.mesh)
 
 
 @eqx.filter_jit
@@ -208,7 +253,7 @@ def _gradient(objective: Objective, mask: Mask) -> Mask:
             return jnp.einsum("std,rtd->sr", delta, slopes)
 
     each = batching.chunked_vmap(one, objective._prompts(), objective.microbatch)
-    return each.mean(0) * jnp.asarray(objective.graph.valid, mask.dtype)
+    return constrain(each.mean(0) * jnp.asarray(objective.graph.valid, mask.dtype), objective.mesh)
 
 
 @eqx.filter_jit
@@ -226,25 +271,34 @@ def sender_values(model: Model, tokens: Int[Array, "batch position"], size: int)
 
 
 def _reference(
-    reference: str | ArrayLike, model: Model, pairs: PromptPairs, shape: tuple[int, ...], size: int
+    reference: str | ArrayLike,
+    model: Model,
+    pairs: PromptPairs,
+    shape: tuple[int, ...],
+    size: int,
+    mesh: Mesh | None,
 ) -> Float[Array, "sender batch position width"]:
     if not isinstance(reference, str):
-        values = jnp.asarray(reference, model.dtype)
+        values = place(reference, None).astype(model.dtype)
         if values.shape != shape:
             raise ValueError(f"reference: expected shape {shape} (sender, batch, position, width), got {values.shape}")
-        return values
-    if reference == "zero":
-        return jnp.zeros(shape, model.dtype)
-    values = sender_values(model, jnp.asarray(pairs.corrupt), size)
+        return place(values, mesh, None, PROMPTS)
+    values = sender_values(model, place(pairs.corrupt, mesh, PROMPTS), size)
     if reference == "resample":
         return values
-    inside = jnp.arange(shape[2], dtype=jnp.int32)[None, None, :, None] < jnp.asarray(pairs.length)[None, :, None, None]
-    counts = jnp.maximum(inside.sum(1, keepdims=True), 1).astype(model.dtype)
+    return _mean_over_prompts(values, place(pairs.inside(), mesh, PROMPTS), mesh)
+
+
+@eqx.filter_jit
+def _mean_over_prompts(values: Array, inside: Array, mesh: Mesh | None) -> Float[Array, "sender batch position width"]:
+    """For every prompt, the mean of all prompts at each position; padding does not count."""
+    inside = inside[None, :, :, None]
+    counts = jnp.maximum(inside.sum(1, keepdims=True), 1).astype(values.dtype)
     mean = jnp.where(inside, values, 0).sum(1, keepdims=True) / counts
-    return jnp.broadcast_to(mean, shape)
+    return constrain(jnp.broadcast_to(mean, values.shape), mesh, None, PROMPTS)
 
 
-def _labels(pairs: PromptPairs, scored: np.ndarray, model: Model) -> Labels:
+def _labels(pairs: PromptPairs, scored: np.ndarray, model: Model, mesh: Mesh | None) -> Labels:
     """Labels at the scored positions, [batch, scored, ...]; `full` still empty."""
     batch, several = scored.shape
 
@@ -252,12 +306,12 @@ def _labels(pairs: PromptPairs, scored: np.ndarray, model: Model) -> Labels:
         if value is None:
             return None
         if value.ndim == 3:  # each position has its own
-            return jnp.asarray(np.take_along_axis(value, scored[..., None], 1))
-        return jnp.asarray(np.broadcast_to(value[:, None], (batch, several, *value.shape[1:])))
+            return place(np.take_along_axis(value, scored[..., None], 1), mesh, PROMPTS)
+        return place(np.broadcast_to(value[:, None], (batch, several, *value.shape[1:])), mesh, PROMPTS)
 
     digits = None if pairs.digits is None else np.broadcast_to(pairs.digits, (batch, *pairs.digits.shape))
     return Labels(
-        full=jnp.zeros((batch, several, model.vocab_size), model.dtype),
+        full=place(np.zeros((batch, several, model.vocab_size), np.dtype(model.dtype)), mesh, PROMPTS),
         answer=spread(pairs.answer),
         wrong=spread(pairs.wrong),
         target=None if pairs.target is None else spread(pairs.target.astype(np.dtype(model.dtype))),

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxcircuits as jc
+from jaxcircuits import batching
 from jaxcircuits.discovery.schedule import HEAD_ORDERS, NAME_ORDERS, all_steps
 
 RUNS = ["greater_than-kl-0.02", "greater_than-kl-zero-0.05", "induction-kl-0.05", "ioi-kl-0.1", "ioi-logit_diff-0.3"]
@@ -191,18 +192,28 @@ def test_a_predictor_changes_the_cost_only(guess, x64):
         assert guided.evaluations_wasted == 0 and guided.device_calls == -(-guided.evaluations // 16)
 
 
-def test_memory_that_runs_out_halves_the_chain(x64):
+@pytest.mark.parametrize("error", [jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no"), MemoryError("planned")])
+def test_memory_that_does_not_do_shortens_the_chain(error, x64):
     class Small(jc.LiveEvaluator):
         """Has room for 4 candidates."""
 
         def chain(self, steps, guesses, width):
             if width > 4:
-                raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+                raise error
             return super().chain(steps, guesses, width)
 
     objective = jc.Objective(micro_model("gpt2", dtype=jnp.float64), micro_pairs(), "kl")
     result = jc.acdc(objective, 0.02, width=64, evaluator=Small)
     np.testing.assert_array_equal(result.mask, jc.acdc(objective, 0.02).mask)
+    assert list(result.run["device_calls_by_width"]) == [4] and result.memory_planned > 0
+
+
+@pytest.mark.parametrize("evaluator", [jc.LiveEvaluator, jc.DenseEvaluator])
+def test_a_chain_that_cannot_fit_is_refused_before_any_compute(evaluator, monkeypatch):
+    objective = jc.Objective(micro_model("gpt2"), micro_pairs(), "kl")
+    monkeypatch.setattr(batching, "memory_limit", lambda: 100)
+    with pytest.raises(MemoryError, match="1 .*needs .* GiB .* take fewer or shorter prompts"):
+        jc.acdc(objective, 0.02, evaluator=evaluator)
 
 
 def test_an_increment_equal_to_the_threshold_stays(x64):

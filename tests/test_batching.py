@@ -5,11 +5,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import micro_model, micro_pairs
+from conftest import micro_model, micro_pairs, random_mask
 
 import jaxcircuits as jc
-from jaxcircuits.batching import chunked_vmap, compile_clock, memory_limit, rows_that_fit
+from jaxcircuits import batching
+from jaxcircuits.batching import chunked_vmap, compile_clock, largest_that_fits, memory_limit
 from jaxcircuits.discovery.width import FixedWidth, MeasuredWidth
+from jaxcircuits.objective import _gradient
 
 
 @pytest.mark.parametrize("rows", [1, 3, 4, 7, 8])
@@ -27,10 +29,26 @@ def test_chunks_are_padded_and_the_function_traced_once(rows):
     assert len(traces) == 1
 
 
-def test_rows_that_fit_is_between_one_and_all():
-    assert rows_that_fit(1, 10) == 10
-    assert rows_that_fit(10 * memory_limit(), 10) == 1
-    assert rows_that_fit(memory_limit() // 40, 100) in range(5, 20)
+def test_the_largest_batch_that_fits_is_halved_until_it_does():
+    row = memory_limit() // 40  # half of the memory may be used: 20 rows
+    assert largest_that_fits(lambda size: 1, 10) == 10
+    assert largest_that_fits(lambda size: size * row, 100) in range(10, 20)
+    with pytest.raises(MemoryError, match="GiB may be used"):
+        largest_that_fits(lambda size: 10 * memory_limit(), 10)
+
+
+def test_the_microbatch_follows_the_compiled_program(monkeypatch):
+    """With less memory than all prompts take at once, fewer are computed at once; the values stay."""
+    model, pairs = micro_model("gpt2"), micro_pairs(batch=6)
+    objective = jc.Objective(model, pairs, "kl")
+    assert objective.microbatch == 6
+    needed = batching.memory_needed(_gradient, objective, objective.full_mask())
+    monkeypatch.setattr(batching, "memory_limit", lambda: needed)
+    smaller = jc.Objective(model, pairs, "kl")
+    assert 1 <= smaller.microbatch < 6 and smaller.describe()["microbatch"] == smaller.microbatch
+    mask = random_mask(model.graph, 0)
+    np.testing.assert_allclose(smaller.per_example(mask), objective.per_example(mask), atol=1e-6)
+    np.testing.assert_allclose(smaller.gradient(mask), objective.gradient(mask), atol=1e-6)
 
 
 def test_the_clock_counts_compilations_inside_its_block_only():
@@ -48,7 +66,7 @@ import sys
 sys.path.insert(0, sys.argv[2])
 import jax.monitoring
 import jaxcircuits as jc
-from conftest import micro_model, micro_pairs
+from conftest import micro_model, micro_pairs, random_mask
 misses = []
 jax.monitoring.register_event_listener(lambda event, **_: misses.append(event) if "cache_misses" in event else None)
 jc.use_compilation_cache(sys.argv[1])
@@ -70,7 +88,7 @@ def test_a_second_process_compiles_nothing_with_the_cache(tmp_path, request):
 def policy(seconds, right):
     """A measured width after many rounds at given costs, with a share of right guesses."""
     random = np.random.default_rng(0)
-    widths = MeasuredWidth(lambda: 1)
+    widths = MeasuredWidth()
     chosen = []
     for _ in range(400):
         chosen.append(width := widths.next())
@@ -87,13 +105,12 @@ def test_the_width_follows_the_measured_cost():
 
 
 def test_a_width_that_did_not_fit_is_not_tried_again():
-    widths = MeasuredWidth(lambda: 1)
+    widths = MeasuredWidth()
     widths.limit(16)
     assert widths.next() <= 4
     fixed = FixedWidth(16)
     fixed.limit(16)
     assert fixed.next() == 4
-    assert MeasuredWidth(lambda: memory_limit()).next() == 1
 
 
 def test_the_live_engine_holds_only_nodes_that_can_change():

@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "checkpoints": BASE | {"graph", "models"},
     "objective": BASE | {"graph", "data", "models", "metrics", "batching"},
     "chains": BASE | {"graph", "objective", "models", "metrics", "batching"},
-    "live": BASE | {"graph", "objective", "chains"},
+    "live": BASE | {"graph", "objective", "chains", "batching"},
     "discovery": BASE | {"graph", "objective", "batching", "live"},
     "circuit": BASE | {"graph"},
     "report": BASE | {"circuit"},

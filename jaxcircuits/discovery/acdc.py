@@ -53,6 +53,7 @@ class ACDCResult:
     """The circuit, every decision that led to it, and what it cost.
 
     - `evaluations`: trials whose decision counted; `evaluations_wasted`: tried behind a wrong guess.
+    - `device_calls_by_width`: batches evaluated, of each width. `memory_planned`: bytes of the largest of them.
     - `smallest_margin`: least distance of an increment to the threshold. `noise`: float error of the metric as
       measured in the run; `undecided`: trials whose margin is below twice the noise.
     - `scores`: the increment of each edge's own trial, 0 where it was never tried alone.
@@ -68,6 +69,8 @@ class ACDCResult:
     evaluations: int
     evaluations_wasted: int
     device_calls: int
+    device_calls_by_width: dict[int, int]
+    memory_planned: int
     smallest_margin: float | None
     noise: float
     undecided: tuple[str, ...]
@@ -155,7 +158,7 @@ def acdc_sweep(
     results: dict[float, ACDCResult] = {}
     with compile_clock() as clock:
         first = evaluator(objective)
-        policy = MeasuredWidth(first.bytes_per_candidate) if width is None else FixedWidth(width)
+        policy = MeasuredWidth() if width is None else FixedWidth(width)
         metric_full = first.metric()
         guesses = predictor_of(predictor, graph)
         pending = [_Search(first, Walk(steps), guesses, metric_full, sorted(set(thresholds)), absolute)]
@@ -189,12 +192,13 @@ class _Search:
         self.current = metric
         self.thresholds, self.absolute = list(thresholds), absolute
         self.decisions: list[Decision] = []
-        self.wasted = self.calls = 0
+        self.wasted = 0
+        self.calls: dict[int, int] = {}  # of each width
 
     def fork(self, thresholds: Sequence[float]) -> "_Search":
         shared = self.evaluator.fork(), self.walk.fork(), self.predictor.fork()
         copy = _Search(*shared, self.current, thresholds, self.absolute)
-        copy.decisions, copy.wasted, copy.calls = list(self.decisions), self.wasted, self.calls
+        copy.decisions, copy.wasted, copy.calls = list(self.decisions), self.wasted, dict(self.calls)
         return copy
 
     def guess(self, step: Step) -> bool:
@@ -233,10 +237,11 @@ class _Search:
         while True:
             try:
                 metrics = self.evaluator.chain([step.edges for step in steps], guesses[: len(steps)], width)
-                self.calls += 1
+                self.calls[width] = self.calls.get(width, 0) + 1
                 return metrics.tolist(), width
-            except jax.errors.JaxRuntimeError as error:
-                if "RESOURCE_EXHAUSTED" not in str(error) or width == 1:
+            except (MemoryError, jax.errors.JaxRuntimeError) as error:
+                is_full = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+                if not is_full or width == 1:
                     raise
                 policy.limit(width)
                 width = bucket(policy.next())
@@ -289,7 +294,9 @@ class _Search:
             metric_final=self.current,
             evaluations=len(self.decisions),
             evaluations_wasted=self.wasted,
-            device_calls=self.calls,
+            device_calls=sum(self.calls.values()),
+            device_calls_by_width=dict(sorted(self.calls.items())),
+            memory_planned=max(self.evaluator.memory.values(), default=0),
             smallest_margin=min((margin for margin in margins if np.isfinite(margin)), default=None),
             noise=noise,
             undecided=tuple(d.name for d, margin in zip(self.decisions, margins, strict=True) if margin < 2 * noise),

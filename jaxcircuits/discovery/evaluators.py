@@ -6,6 +6,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
+from .. import batching
 from ..live import Edges
 from ..objective import Objective
 from ..types import EdgeBools
@@ -13,7 +14,12 @@ from ..types import EdgeBools
 
 @runtime_checkable
 class Evaluator(Protocol):
-    """What the loop needs of `f`; the live and the dense one give the same answers."""
+    """What the loop needs of `f`; the live and the dense one give the same answers.
+
+    - `memory`: bytes of each program compiled so far, by (slots, width).
+    """
+
+    memory: dict[tuple[int, ...], int]
 
     def metric(self) -> float:
         """The metric of the current circuit."""
@@ -23,12 +29,11 @@ class Evaluator(Protocol):
         """A second evaluator at the same point."""
         ...
 
-    def bytes_per_candidate(self) -> int:
-        """Memory that one more candidate in a chain takes, about."""
-        ...
-
     def chain(self, steps: Sequence[Edges], guesses: Sequence[bool], width: int) -> Float[np.ndarray, " step"]:
-        """Metric i: of the current circuit after guesses 1..i-1 are applied, with step i removed."""
+        """Metric i: of the current circuit after guesses 1..i-1 are applied, with step i removed.
+
+        Raises MemoryError if a chain of this width does not fit, before any compute.
+        """
         ...
 
     def commit(self, removed: Sequence[bool]) -> None:
@@ -43,6 +48,7 @@ class DenseEvaluator:
         self.objective = objective
         self.mask: EdgeBools = objective.graph.valid.copy()
         self.steps: Sequence[Edges] = ()
+        self.memory: dict[tuple[int, ...], int] = {}
 
     def metric(self) -> float:
         """The metric of the current circuit."""
@@ -51,16 +57,14 @@ class DenseEvaluator:
     def fork(self) -> "DenseEvaluator":
         """A second evaluator at the same point."""
         copy = DenseEvaluator(self.objective)
-        copy.mask, copy.steps = self.mask.copy(), self.steps
+        copy.mask, copy.steps, copy.memory = self.mask.copy(), self.steps, self.memory
         return copy
-
-    def bytes_per_candidate(self) -> int:
-        """The buffer of sender outputs, for one microbatch of prompts."""
-        reference = self.objective.reference
-        return 4 * self.objective.microbatch * reference.nbytes // reference.shape[1]
 
     def chain(self, steps: Sequence[Edges], guesses: Sequence[bool], width: int) -> Float[np.ndarray, " step"]:
         """Metric i: of the current circuit after guesses 1..i-1 are applied, with step i removed."""
+        if (width,) not in self.memory:
+            self.memory[width,] = self.objective.memory_needed(width)
+            batching.check_fits(self.memory[width,], f"a batch of {width} circuits")
         self.steps = steps
         masks = np.repeat(self.mask[None], width, axis=0)
         current = self.mask.copy()

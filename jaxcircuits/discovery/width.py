@@ -1,9 +1,8 @@
 """How many steps ACDC tries at once: a fixed number, or whichever is measured to be fastest."""
 
 import math
-from collections.abc import Callable
 
-from ..batching import memory_limit
+from ..batching import from_first_process
 
 WIDTHS = (1, 4, 16, 64)
 """Batch widths that are compiled; a chain of another length is padded to the next."""
@@ -38,11 +37,10 @@ class MeasuredWidth:
     With p the share of guesses that come true, a chain of w steps decides E(w) = (1 - p^w) / (1 - p) of them.
     Seconds are measured in the run, without compiling, as `level * shape(w)`: the level follows how much is alive at
     this point of the walk, the shape what a wider chain costs beside a narrower one. A width never tried is assumed to
-    cost twice the next smaller one. Widths that take over a third of the memory are not tried.
+    cost twice the next smaller one. In a distributed run the first process decides.
     """
 
-    def __init__(self, bytes_per_candidate: Callable[[], int]):
-        self.bytes_per_candidate = bytes_per_candidate
+    def __init__(self) -> None:
         self.largest = WIDTHS[-1]
         self.level = 0.0  # logarithms, base e
         self.shape = {width: math.log(2) * step for step, width in enumerate(WIDTHS)}
@@ -50,13 +48,12 @@ class MeasuredWidth:
 
     def next(self) -> int:
         """How many steps to try."""
-        allowed = memory_limit() // 3 // max(1, self.bytes_per_candidate())
-        widths = [width for width in WIDTHS if width == 1 or width <= min(self.largest, allowed)]
+        widths = [width for width in WIDTHS if width <= self.largest]
 
         def rate(width: int) -> float:
             return sum(self.right**ahead for ahead in range(width)) / math.exp(self.shape[width])
 
-        return max(widths, key=rate)
+        return from_first_process(max(widths, key=rate))
 
     def record(self, width: int, right: int, accepted: int, seconds: float | None) -> None:
         """What came of a round: `right` of `accepted` guesses came true; None seconds if it compiled."""

@@ -1,0 +1,90 @@
+"""What `test_devices.py` runs in a process of its own: the library on a mesh; prints JSON.
+
+python tests/several_devices.py DEVICES            virtual CPU devices
+python tests/several_devices.py ADDRESS INDEX      one of two processes with 2 devices each
+"""
+
+import json
+import os
+import re
+import sys
+
+distributed = ":" in sys.argv[1]
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={2 if distributed else sys.argv[1]}"
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax  # noqa: E402
+
+jax.config.update("jax_enable_x64", True)
+if distributed:
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(sys.argv[1], num_processes=2, process_id=int(sys.argv[2]))
+
+import numpy as np  # noqa: E402
+from conftest import micro_model, micro_pairs, random_mask  # noqa: E402
+
+import jaxcircuits as jc  # noqa: E402
+from jaxcircuits import batching, chains  # noqa: E402
+
+
+def collectives(objective):
+    """Sizes in bytes of what the devices exchange inside one compiled chain."""
+    seen = []
+    compiled = batching.memory_needed
+
+    def spy(jitted, *inputs):
+        if jitted is chains.run_chain:
+            text = jitted.lower(*inputs).compile().compiled.as_text()
+            for shape in re.findall(r"= \w(\d+)\[([\d,]*)\]\S* (?:all-|collective-|reduce-scatter)", text):
+                seen.append(int(shape[0]) // 8 * int(np.prod([int(n) for n in shape[1].split(",") if n])))
+        return compiled(jitted, *inputs)
+
+    batching.memory_needed = spy
+    jc.acdc(objective, 0.05, width=4)
+    batching.memory_needed = compiled
+    return seen
+
+
+def split_weights(model, mesh):
+    """The model as it is placed on devices too small to hold it."""
+    limit, batching.memory_limit = batching.memory_limit, lambda: 1000
+    split = place_weights(model, mesh)
+    batching.memory_limit = limit
+    return split
+
+
+place_weights = batching.place_weights
+
+
+def answers(objective, masks):
+    """Every public value of an objective, and a search with it."""
+    results = jc.acdc_sweep(objective, [0.05, 0.2], width=None if distributed else 4)
+    return {
+        "shape": objective.describe()["mesh"],
+        "many": np.asarray(objective.many(masks, width=3)).tolist(),
+        "per_example": np.asarray(objective.per_example(masks[0])).tolist(),
+        "gradient": np.asarray(objective.gradient(masks[0])).tolist(),
+        "decisions": [[d.name, d.removed] for result in results for d in result.decisions],
+        "metrics": [d.after for result in results for d in result.decisions],
+    }
+
+
+def main():
+    model = micro_model("gpt2", dtype="float64")
+    pairs = micro_pairs(batch=4)
+    masks = np.stack([random_mask(model.graph, seed) for seed in range(5)])
+    mesh = jc.device_mesh(4)
+    report = {"all": answers(jc.Objective(model, pairs, "logit_diff", mesh=mesh), masks)}
+    if not distributed:
+        plain = jc.Objective(model, pairs, "logit_diff", "mean")
+        report["one"] = answers(jc.Objective(model, pairs, "logit_diff"), masks)
+        report["collectives"] = collectives(jc.Objective(model, pairs, "logit_diff", mesh=mesh))
+        batching.place_weights = split_weights
+        split = jc.Objective(model, pairs, "logit_diff", "mean", mesh=jc.device_mesh(4, devices=2))
+        arrays = [leaf for leaf in jax.tree.leaves(split.model) if leaf.size > 64]
+        report["split"] = [sum(not leaf.sharding.is_fully_replicated for leaf in arrays), float(split(masks[0]))]
+        report["plain"] = float(plain(masks[0]))
+    print("REPORT" + json.dumps(report), flush=True)
+
+
+main()

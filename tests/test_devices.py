@@ -1,0 +1,87 @@
+"""The same answers on one device, on a mesh of eight, and on two processes."""
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from conftest import micro_model, micro_pairs
+
+import jaxcircuits as jc
+
+SCRIPT = Path(__file__).with_name("several_devices.py")
+SECONDS = 400  # a process whose peer died hangs for about 100
+
+
+def start(*arguments):
+    command = [sys.executable, str(SCRIPT), *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def reports(*processes):
+    try:
+        outputs = [process.communicate(timeout=SECONDS) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for process, (_, errors) in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, errors[-3000:]
+    return [json.loads(text.split("REPORT")[1]) for text, _ in outputs]
+
+
+@pytest.fixture(scope="module")
+def eight():
+    return reports(start("8"))[0]
+
+
+def assert_same(some, others):
+    assert some["decisions"] == others["decisions"]
+    for name in ("many", "per_example", "gradient", "metrics"):
+        np.testing.assert_allclose(some[name], others[name], rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.slow
+def test_eight_devices_decide_what_one_does(eight):
+    assert eight["all"]["shape"] == {"candidates": 2, "prompts": 4}
+    assert_same(eight["all"], eight["one"])
+
+
+@pytest.mark.slow
+def test_devices_exchange_numbers_only(eight):
+    """A compiled chain sums each candidate's metric over the prompts; no activations travel."""
+    assert eight["collectives"] and max(eight["collectives"]) <= 8 * 4
+
+
+@pytest.mark.slow
+def test_weights_that_do_not_fit_one_device_are_split(eight):
+    arrays, value = eight["split"]
+    assert arrays > 3 and abs(value - eight["plain"]) < 1e-12
+
+
+@pytest.mark.slow
+def test_two_processes_decide_what_one_does(eight):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    first, second = reports(start(address, "0"), start(address, "1"))
+    assert first["all"]["shape"] == {"candidates": 1, "prompts": 4}
+    assert_same(first["all"], eight["one"])
+    assert_same(second["all"], eight["one"])
+
+
+def test_a_mesh_of_one_device_and_what_is_refused():
+    mesh = jc.device_mesh(4, devices=1)
+    model, pairs = micro_model("one-head"), micro_pairs(batch=4)
+    objective = jc.Objective(model, pairs, "kl", mesh=mesh)
+    assert objective.describe()["mesh"] == {"candidates": 1, "prompts": 1}
+    np.testing.assert_allclose(
+        objective(objective.full_mask()), jc.Objective(model, pairs, "kl")(objective.full_mask()), atol=1e-6
+    )
+    with pytest.raises(ValueError, match=r"devices: expected 1 to \d+ \(cpu\), got 4096"):
+        jc.device_mesh(4, devices=4096)
+    with pytest.raises(ValueError, match="mesh: expected the axes candidates and prompts"):
+        jc.Objective(model, pairs, "kl", mesh=jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Auto,)))
