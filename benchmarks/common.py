@@ -20,10 +20,9 @@ SIZES = {
 }
 
 
-def random_model(size: str = "small", seed: int = 0) -> jc.GPT2:
+def random_model(config: jc.GPT2Config, seed: int = 0) -> jc.GPT2:
     """Seeded random weights, three times as large as before training, so that edges matter."""
     random = np.random.default_rng(seed)
-    config = SIZES[size]
     skeleton = eqx.filter_eval_shape(jc.GPT2.random, config, jax.random.key(0))
 
     def draw(path, leaf):

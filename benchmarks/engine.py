@@ -1,6 +1,6 @@
 """The live engine against the dense one and against one evaluation at a time, in one run.
 
-    python benchmarks/engine.py [--size small|tiny] [--metric kl] [--threshold T] [--width W] [--rounds N]
+    python benchmarks/engine.py [--size small|tiny] [--metric kl] [--threshold T] [--width W] [--rounds N] [--sweep]
 
 First the gate: on a tiny model in float64 the live and the dense evaluator take the same decisions. Then, on one
 model with the same prompts: the whole live run cold (with compiling) and warm (again in the same process), the dense
@@ -13,7 +13,7 @@ import warnings
 
 import jax
 import numpy as np
-from common import best_of, emit, machine, matmul_ceiling, random_model, random_pairs
+from common import SIZES, best_of, emit, machine, matmul_ceiling, random_model, random_pairs
 
 import jaxcircuits as jc
 
@@ -21,7 +21,7 @@ import jaxcircuits as jc
 def gate() -> None:
     """Raises if the two evaluators disagree."""
     with jax.enable_x64(True):
-        model = jax.tree.map(lambda x: x.astype("float64"), random_model("tiny"))
+        model = jax.tree.map(lambda x: x.astype("float64"), random_model(SIZES["tiny"]))
         objective = jc.Objective(model, random_pairs(4, 8, 340), "kl")
         live = jc.acdc(objective, 1e-3)
         dense = jc.acdc(objective, 1e-3, evaluator=jc.DenseEvaluator)
@@ -38,6 +38,23 @@ def flops_of_a_forward(objective: jc.Objective) -> float:
     return 2.0 * batch * (positions * config.n_layer * block + config.n_embd * config.vocab_size)
 
 
+def compare_sweep(objective: jc.Objective, least: float, width: int | None) -> None:
+    """13 thresholds over two decades, warm, against the least of them alone: it keeps most and costs most."""
+    thresholds = [float(threshold) for threshold in least * np.logspace(0, 2, 13)]
+    jc.acdc_sweep(objective, thresholds, width=width)  # compiles
+    alone = jc.acdc(objective, least, width=width)
+    swept = jc.acdc_sweep(objective, thresholds, width=width)
+    seconds = max(result.seconds_warm for result in swept)
+    emit(
+        what="sweep of 13",
+        least=least,
+        edges_kept=[int(result.mask.sum()) for result in swept],
+        seconds_alone=round(alone.seconds_warm, 2),
+        seconds_sweep=round(seconds, 2),
+        ratio=round(seconds / alone.seconds_warm, 2),
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="small")
@@ -48,6 +65,7 @@ def main() -> None:
     parser.add_argument("--width", type=int)
     parser.add_argument("--rounds", type=int, default=2, help="rounds of the dense evaluator")
     parser.add_argument("--no-gate", action="store_true")
+    parser.add_argument("--sweep", action="store_true", help="also 13 thresholds at once, against the dearest alone")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     if not options.no_gate:
@@ -55,7 +73,7 @@ def main() -> None:
     ceiling = matmul_ceiling()
     emit(what="machine", **machine(), matmul_gflops=round(ceiling / 1e9, 1))
 
-    model = random_model(options.size)
+    model = random_model(SIZES[options.size])
     pairs = random_pairs(options.prompts, options.length, model.vocab_size)
     objective = jc.Objective(model, pairs, options.metric)
     runs = []
@@ -82,6 +100,8 @@ def main() -> None:
     warm = runs[-1]
     per_evaluation = warm.seconds_warm / warm.evaluations
 
+    if options.sweep:
+        compare_sweep(objective, options.threshold, options.width)
     forward = flops_of_a_forward(objective)
     single = best_of(lambda: objective(objective.graph.valid), 3)[0]
     width = 8
