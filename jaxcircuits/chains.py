@@ -64,6 +64,28 @@ class Program(eqx.Module):
     logits_touched: Int[AnyArray, ""]
 
 
+def empty_program(senders: int, slots: int, candidates: int, dtype: np.dtype) -> Program:
+    """A program that changes nothing, as NumPy arrays to be filled."""
+    kind, layer, head, slot, logits_sources = np.zeros((5, slots), np.int32)
+    counts, touched = np.zeros((2, slots, 3), np.int32)
+    return Program(
+        removals=np.zeros((candidates, senders), np.int32),
+        removal_counts=np.zeros(candidates, np.int32),
+        at=np.zeros((candidates + 1, candidates, candidates), dtype),
+        count=np.zeros((), np.int32),
+        kind=kind,
+        layer=layer,
+        head=head,
+        slot=slot,
+        sources=np.zeros((slots, 3, slots), np.int32),
+        counts=counts,
+        touched=touched,
+        logits_sources=logits_sources,
+        logits_count=np.zeros((), np.int32),
+        logits_touched=np.zeros((), np.int32),
+    )
+
+
 @eqx.filter_jit
 def clean_run(objective: Objective) -> tuple[Constants, Float[Array, "batch scored width"]]:
     """Everything the clean run fixes, and its input of `logits` at the scored positions."""

@@ -19,6 +19,7 @@ program whose shapes are the number of candidates and the number of *slots* (nod
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -129,36 +130,37 @@ class LiveEvaluator:
     def _program(
         self, steps: Sequence[Edges], guesses: Sequence[bool], after: EdgeBools, touched: Sequence[int], width: int
     ) -> chains.Program:
-        senders, slots = len(self.graph.senders), self.current.outputs.shape[0]
-        removals, counts = np.zeros((width, senders), np.int32), np.zeros(width, np.int32)
-        at = np.zeros((width + 1, width, width))
+        slots, dtype = self.current.outputs.shape[0], np.dtype(self.objective.model.dtype)
+        program: Any = chains.empty_program(len(self.graph.senders), slots, width, dtype)
         index = {column: number + 1 for number, column in enumerate(touched)}
         for number, (edges, is_removed) in enumerate(zip(steps, guesses, strict=True)):
             present = edges[self.mask[edges[:, 0], edges[:, 1]]]
-            removals[number, : len(present)], counts[number] = present[:, 0], len(present)
-            at[index[int(edges[0, 1])], number if not is_removed else slice(number, None), number] = 1
-        arrays = _Instructions(slots)
+            program.removals[number, : len(present)] = present[:, 0]
+            program.removal_counts[number] = len(present)
+            program.at[index[int(edges[0, 1])], number if not is_removed else slice(number, None), number] = 1
         changed: list[int] = []
         for row in sorted(self.slots):
-            columns = self._nodes.columns[row]
+            columns = self._nodes.columns[row].tolist()
             sources = [[self.slots[sender] for sender in changed if after[sender, column]] for column in columns]
-            own = [index.get(int(column), 0) for column in columns]
+            own = [index.get(column, 0) for column in columns]
             if any(sources) or any(own):
-                kind = 2 * self._nodes.is_mlp[row] + (not self.reads_everywhere[row])
-                arrays.add(kind, self._nodes.layer[row], self._nodes.head[row], self.slots[row], sources, own)
+                self._instruct(program, len(changed), row, sources, own)
                 changed.append(row)
+        program.count[...] = len(changed)
         last = len(self.graph.receivers) - 1
         into_logits = [self.slots[sender] for sender in changed if after[sender, last]]
-        dtype = np.dtype(self.objective.model.dtype)
-        return chains.Program(
-            removals=removals,
-            removal_counts=counts,
-            at=at.astype(dtype),
-            **arrays.finished(),
-            logits_sources=np.resize(np.array([*into_logits, 0], np.int32), slots),
-            logits_count=np.array(len(into_logits), np.int32),
-            logits_touched=np.array(index.get(last, 0), np.int32),
-        )
+        program.logits_sources[: len(into_logits)] = into_logits
+        program.logits_count[...], program.logits_touched[...] = len(into_logits), index.get(last, 0)
+        return program
+
+    def _instruct(self, program: Any, n: int, row: int, sources: list[list[int]], touched: list[int]) -> None:
+        """Instruction n: recompute the node of this sender row."""
+        nodes = self._nodes
+        program.kind[n] = 2 * nodes.is_mlp[row] + (not self.reads_everywhere[row])
+        program.layer[n], program.head[n], program.slot[n] = nodes.layer[row], nodes.head[row], self.slots[row]
+        for c, (slots, at) in enumerate(zip(sources, touched, strict=True)):
+            program.sources[n, c, : len(slots)] = slots
+            program.counts[n, c], program.touched[n, c] = len(slots), at
 
 
 def next_bucket(count: int) -> int:
@@ -192,23 +194,3 @@ class _Nodes:
                 self.layer[row], self.head[row] = int(layer), int(head or 0)
                 self.is_mlp[row] = not head
                 self.time[row] = 2 * int(layer) + self.is_mlp[row]
-
-
-class _Instructions:
-    """Arrays of a program, filled one instruction at a time."""
-
-    def __init__(self, slots: int):
-        self.number = 0
-        self.kind, self.layer, self.head, self.slot = np.zeros((4, slots), np.int32)
-        self.sources = np.zeros((slots, 3, slots), np.int32)
-        self.counts, self.touched = np.zeros((2, slots, 3), np.int32)
-
-    def add(self, kind: int, layer: int, head: int, slot: int, sources: list[list[int]], touched: list[int]) -> None:
-        n, self.number = self.number, self.number + 1
-        self.kind[n], self.layer[n], self.head[n], self.slot[n] = kind, layer, head, slot
-        for c, (slots, row) in enumerate(zip(sources, touched, strict=True)):
-            self.sources[n, c, : len(slots)] = slots
-            self.counts[n, c], self.touched[n, c] = len(slots), row
-
-    def finished(self) -> dict[str, np.ndarray]:
-        return {"count": np.array(self.number, np.int32), **{k: v for k, v in self.__dict__.items() if k != "number"}}

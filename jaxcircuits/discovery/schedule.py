@@ -36,6 +36,8 @@ class Steps(Sequence[Step]):
         self.graph = graph
         self.senders = np.asarray(senders, np.int32)
         self.receivers = np.asarray(receivers, np.int32)
+        last = np.flatnonzero(np.append(np.diff(self.receivers), 1))
+        self.next_receiver = np.repeat(last + 1, np.diff(np.append(-1, last)))  # the step at which the receiver changes
         self.readers = [graph.readers(column) for column in range(len(graph.receivers))]
         self.edges_before = np.cumsum(np.append(0, self.senders != self.GROUP))
 
@@ -181,10 +183,15 @@ class Walk:
 
     def _skip(self, mask: EdgeBools, position: int) -> int:
         """The next position worth a trial; removes the inputs of dead nodes from `mask` on the way."""
-        while position < len(self.steps):
-            if self.steps.is_present(position, mask):
-                if self.steps.is_heard(position, mask):
-                    break
-                self.steps.remove_from(position, mask)
-            position += 1
+        steps = self.steps
+        while position < len(steps):
+            column = mask[:, steps.receivers[position]]
+            if not steps.is_heard(position, mask):
+                column[:] = False
+            if not column.any():
+                position = int(steps.next_receiver[position])
+            elif steps.is_present(position, mask):
+                break
+            else:
+                position += 1
         return position
