@@ -18,9 +18,14 @@ from .discovery import DenseEvaluator as DenseEvaluator
 from .discovery import Progress as Progress
 from .discovery import acdc as acdc
 from .discovery import acdc_sweep as acdc_sweep
+from .discovery import hisp as hisp
+from .discovery import node_attribution as node_attribution
+from .discovery import node_ig as node_ig
 from .graph import Graph as Graph
 from .live import LiveEvaluator as LiveEvaluator
 from .metrics import Labels as Labels
 from .models import GPT2 as GPT2
 from .models import GPT2Config as GPT2Config
+from .nodes import NodeObjective as NodeObjective
 from .objective import Objective as Objective
+from .scores import Scores as Scores

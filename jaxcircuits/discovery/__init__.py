@@ -7,3 +7,6 @@ from .acdc import Evaluator as Evaluator
 from .acdc import Progress as Progress
 from .acdc import acdc as acdc
 from .acdc import acdc_sweep as acdc_sweep
+from .hisp import hisp as hisp
+from .hisp import node_attribution as node_attribution
+from .hisp import node_ig as node_ig
