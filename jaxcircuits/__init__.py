@@ -15,9 +15,12 @@ from .data import PromptPairs as PromptPairs
 from .discovery import ACDCResult as ACDCResult
 from .discovery import Decision as Decision
 from .discovery import DenseEvaluator as DenseEvaluator
+from .discovery import LearntMask as LearntMask
 from .discovery import Progress as Progress
+from .discovery import State as State
 from .discovery import acdc as acdc
 from .discovery import acdc_sweep as acdc_sweep
+from .discovery import edge_pruning as edge_pruning
 from .discovery import hisp as hisp
 from .discovery import node_attribution as node_attribution
 from .discovery import node_ig as node_ig

@@ -7,6 +7,9 @@ from .acdc import Evaluator as Evaluator
 from .acdc import Progress as Progress
 from .acdc import acdc as acdc
 from .acdc import acdc_sweep as acdc_sweep
+from .edge_pruning import edge_pruning as edge_pruning
 from .hisp import hisp as hisp
 from .hisp import node_attribution as node_attribution
 from .hisp import node_ig as node_ig
+from .learning import LearntMask as LearntMask
+from .learning import State as State
