@@ -24,6 +24,7 @@ from .discovery import edge_pruning as edge_pruning
 from .discovery import hisp as hisp
 from .discovery import node_attribution as node_attribution
 from .discovery import node_ig as node_ig
+from .discovery import subnetwork_probing as subnetwork_probing
 from .graph import Graph as Graph
 from .live import LiveEvaluator as LiveEvaluator
 from .metrics import Labels as Labels

@@ -6,6 +6,8 @@ Methods that work on nodes (HISP, Subnetwork Probing, node attribution) are tran
 `edge_scores` turns their results into edges.
 """
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -84,6 +86,14 @@ class NodeObjective(eqx.Module):
         """All nodes: the clean run."""
         return jnp.ones(len(self.names), self.objective.model.dtype)
 
+    def describe(self) -> dict[str, Any]:
+        """What determines its values, for the record of a result."""
+        run = self.objective.describe()
+        run["ablation"] |= {"granularity": "node", "component": "outputs of queries, keys, values and MLPs"}
+        if self.reference is None:
+            run["ablation"] |= {"value": "zero", "reference_data": "zero", "reference_size": 0}
+        return run
+
     def _cast(self, node_mask: ArrayLike) -> NodeMask:
         node_mask = jnp.asarray(node_mask)
         if node_mask.shape != (len(self.names),):
@@ -115,17 +125,15 @@ def _values_and_gradients(
     return batching.chunked_vmap(lambda prompt: one(node_mask, prompt), prompts, nodes.objective.microbatch)
 
 
-def edge_scores(graph: Graph, node_scores: Float[np.ndarray, " node"]) -> EdgeScores:
+def edge_scores(graph: Graph, node_scores: Float[np.ndarray, " node"], always: float | None = None) -> EdgeScores:
     """The score of each edge under which any threshold keeps the same edges as on the nodes.
 
     A removed q, k, v or MLP drops its incoming edges; a head with q, k and v all removed, or a removed MLP, its
     outgoing ones (as ACDC 2304.14997 converts Subnetwork Probing and HISP). So an edge scores the least of its
-    receiver's score and of the best of its sender's inputs. Embeddings and `logits` are never removed: they score as
-    the best node. To rank by absolute value, convert absolute values.
+    receiver's score and of the best of its sender's inputs. Embeddings and `logits` are never removed: they score
+    `always`, by default as the best node. To rank by absolute value, convert absolute values.
     """
-    receivers = np.append(node_scores, node_scores.max()).astype(np.float64)
-    senders = [
-        node_scores[graph.inputs(name)].max() if name not in graph.embeddings else receivers.max()
-        for name in graph.senders
-    ]
+    always = float(node_scores.max()) if always is None else always
+    receivers = np.append(node_scores, always).astype(np.float64)
+    senders = [always if name in graph.embeddings else receivers[graph.inputs(name)].max() for name in graph.senders]
     return np.where(graph.valid, np.minimum(np.array(senders)[:, None], receivers[None]), 0.0)

@@ -67,8 +67,8 @@ def test_a_run_that_was_stopped_and_resumed_is_the_run_that_was_not(tmp_path):
     other = jc.edge_pruning(objective, **{**settings, "seed": 6})
     assert not np.array_equal(other.scores, through.scores)
 
-    for changed, message in (({"sparsity": 0.8}, "sparsity was"), ({"seed": 1}, "key was"), ({"steps": 99}, "steps was")):
-        with pytest.raises(ValueError, match=message):
+    for changed, name in (({"sparsity": 0.8}, "sparsity"), ({"seed": 1}, "key"), ({"steps": 99}, "steps")):
+        with pytest.raises(ValueError, match=f"{name} was"):
             jc.edge_pruning(objective, **{**settings, **changed}, resume=resumed.state)
     with pytest.raises(ValueError, match="another method"):
         jc.edge_pruning(objective, **{**settings, "node_sparsity": None}, resume=resumed.state)

@@ -1,5 +1,7 @@
 """Scores of nodes from the gradient with respect to a node mask: HISP, node attribution, integrated gradients."""
 
+from typing import Any
+
 import jax
 import numpy as np
 from jaxtyping import Float
@@ -24,7 +26,7 @@ def hisp(objective: Objective) -> Scores:
     _refuse_flat(objective, "HISP")
     nodes = NodeObjective(objective)
     sizes = np.abs(_float64(nodes.gradient_per_example(nodes.full_mask()))).mean(0)
-    return _scores(objective, "hisp", _layer_normed(objective.graph, sizes), signed=False)
+    return _scores(nodes, "hisp", _layer_normed(objective.graph, sizes), signed=False)
 
 
 def node_attribution(objective: Objective) -> Scores:
@@ -34,9 +36,7 @@ def node_attribution(objective: Objective) -> Scores:
     """
     _refuse_flat(objective, "node attribution")
     nodes = NodeObjective(objective, "edges")
-    return _scores(
-        objective, "node-attribution", -_float64(nodes.value_and_gradient(nodes.full_mask())[1]), signed=True
-    )
+    return _scores(nodes, "node-attribution", -_float64(nodes.value_and_gradient(nodes.full_mask())[1]), signed=True)
 
 
 def node_ig(objective: Objective, *, steps: int = 10) -> Scores:
@@ -49,18 +49,14 @@ def node_ig(objective: Objective, *, steps: int = 10) -> Scores:
         raise ValueError(f"steps: expected at least 1, got {steps}")
     nodes = NodeObjective(objective, "edges")
     points = [nodes.value_and_gradient(nodes.full_mask() * (k + 0.5) / steps)[1] for k in range(steps)]
-    return _scores(objective, "node-ig", -np.mean([_float64(point) for point in points], 0), signed=True, steps=steps)
+    return _scores(nodes, "node-ig", -np.mean([_float64(point) for point in points], 0), signed=True, steps=steps)
 
 
 def _scores(
-    objective: Objective, method: str, scores: Float[np.ndarray, " node"], *, signed: bool, **options
+    nodes: NodeObjective, method: str, scores: Float[np.ndarray, " node"], *, signed: bool, **options: Any
 ) -> Scores:
-    names = objective.graph.receivers[:-1]
-    run = {**objective.describe(), **options, "nodes": dict(zip(names, scores.tolist(), strict=True))}
-    run["ablation"] |= {"granularity": "node", "component": "outputs of queries, keys, values and MLPs"}
-    if method == "hisp":
-        run["ablation"] |= {"value": "zero", "reference_data": "none", "reference_size": 0}
-    return Scores(objective.graph, edge_scores(objective.graph, scores), signed, method, run)
+    run = {**nodes.describe(), **options, "nodes": dict(zip(nodes.names, scores.tolist(), strict=True))}
+    return Scores(nodes.graph, edge_scores(nodes.graph, scores), signed, method, run)
 
 
 def _layer_normed(graph: Graph, scores: Float[np.ndarray, " node"]) -> Float[np.ndarray, " node"]:
