@@ -25,6 +25,7 @@ from .discovery import hisp as hisp
 from .discovery import node_attribution as node_attribution
 from .discovery import node_ig as node_ig
 from .discovery import subnetwork_probing as subnetwork_probing
+from .discovery import ugs as ugs
 from .graph import Graph as Graph
 from .live import LiveEvaluator as LiveEvaluator
 from .metrics import Labels as Labels

@@ -14,3 +14,4 @@ from .hisp import node_ig as node_ig
 from .learning import LearntMask as LearntMask
 from .learning import State as State
 from .subnetwork_probing import subnetwork_probing as subnetwork_probing
+from .ugs import ugs as ugs
