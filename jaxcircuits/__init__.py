@@ -16,6 +16,7 @@ from .discovery import ACDCResult as ACDCResult
 from .discovery import Decision as Decision
 from .discovery import DenseEvaluator as DenseEvaluator
 from .discovery import LearntMask as LearntMask
+from .discovery import OptimalReference as OptimalReference
 from .discovery import Progress as Progress
 from .discovery import State as State
 from .discovery import acdc as acdc
@@ -24,6 +25,7 @@ from .discovery import edge_pruning as edge_pruning
 from .discovery import hisp as hisp
 from .discovery import node_attribution as node_attribution
 from .discovery import node_ig as node_ig
+from .discovery import optimal_ablation as optimal_ablation
 from .discovery import subnetwork_probing as subnetwork_probing
 from .discovery import ugs as ugs
 from .graph import Graph as Graph

@@ -13,5 +13,7 @@ from .hisp import node_attribution as node_attribution
 from .hisp import node_ig as node_ig
 from .learning import LearntMask as LearntMask
 from .learning import State as State
+from .optimal_ablation import OptimalReference as OptimalReference
+from .optimal_ablation import optimal_ablation as optimal_ablation
 from .subnetwork_probing import subnetwork_probing as subnetwork_probing
 from .ugs import ugs as ugs
