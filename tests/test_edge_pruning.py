@@ -29,7 +29,7 @@ def test_the_chain_is_the_whole_circuit(x64):
 
 
 @pytest.mark.parametrize("node_sparsity", [None, 0.2])
-def test_it_finds_the_chain(node_sparsity):
+def test_it_finds_the_chain(node_sparsity, tmp_path):
     objective = chain_objective()
     graph = objective.graph
     result = jc.edge_pruning(objective, 1.0, node_sparsity=node_sparsity, steps=1000, batch=4)
@@ -41,6 +41,8 @@ def test_it_finds_the_chain(node_sparsity):
     assert history["sparsity"][0] < 0.1 and history["sparsity"][-1] > 0.8 and history["target"][-1] == 1
     circuit = jc.Circuit.of(result)
     assert circuit.run["method"] == "edge-pruning" and circuit.num_edges == 3
+    circuit.save(tmp_path / "circuit.json")
+    assert set(jc.Circuit.load(tmp_path / "circuit.json").edges) == set(CHAIN)
     assert result.as_scores().values is result.scores and not result.as_scores().signed
 
 

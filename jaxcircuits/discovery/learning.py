@@ -16,10 +16,12 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ..files import write_whole
 from ..graph import Graph
-from ..nodes import NodeObjective
 from ..objective import Objective
 from ..scores import Scores
 from ..types import EdgeBools, EdgeScores
+
+Maskable = Any
+"""An `Objective` or a `NodeObjective`: `value_and_gradient(mask)`, `take(rows)`, `full_mask()`, `num_prompts`."""
 
 
 class Learner(Protocol):
@@ -28,7 +30,7 @@ class Learner(Protocol):
     columns: ClassVar[tuple[str, ...]]
     """Names of what `loss` reports."""
 
-    def start(self, objective: Any, key: PRNGKeyArray) -> Any:
+    def start(self, objective: Maskable, key: PRNGKeyArray) -> Any:
         """The parameters before the first step."""
         ...
 
@@ -37,7 +39,7 @@ class Learner(Protocol):
         ...
 
     def loss(
-        self, parameters: Any, objective: Any, key: PRNGKeyArray, step: Int[Array, ""]
+        self, parameters: Any, objective: Maskable, key: PRNGKeyArray, step: Int[Array, ""]
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """What is minimised on one batch of prompts, and the numbers named in `columns`."""
         ...
@@ -101,7 +103,7 @@ def first_order(value_and_gradient: Callable[[Any], tuple[Array, Any]], x: Any) 
 
 def learn(
     learner: Any,
-    objective: Objective | NodeObjective,
+    objective: Maskable,
     *,
     steps: int,
     batch: int,
@@ -159,7 +161,7 @@ def result_of(
     return LearntMask(objective.graph, mask, scores, history, state, run)
 
 
-def _started(learner: Any, objective: Objective | NodeObjective, steps: int, seed: int) -> State:
+def _started(learner: Any, objective: Maskable, steps: int, seed: int) -> State:
     dtype = objective.full_mask().dtype
     learner = jax.tree.map(lambda x: jnp.asarray(x, dtype) if isinstance(x, int | float) else x, learner)
     key = jax.random.key(seed)
@@ -170,7 +172,7 @@ def _started(learner: Any, objective: Objective | NodeObjective, steps: int, see
 
 
 @eqx.filter_jit
-def _advance(state: State, objective: Objective | NodeObjective, batch: int, count: Int[Array, ""]) -> State:
+def _advance(state: State, objective: Maskable, batch: int, count: Int[Array, ""]) -> State:
     def step(_, state: State) -> State:
         learner = state.learner
         choose, draw = jax.random.split(jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step))

@@ -129,7 +129,7 @@ def optimal_ablation(
         **{"own_positions": own_positions, "steps": steps, "rate": rate, "samples": samples, "batch": batch},
         **{"seed": seed, "seconds": time.perf_counter() - started},
     }
-    run["ablation"] |= {"value": "optimal"}
+    run["ablation"] |= {"value": "optimal", "reference_data": "learnt on the clean prompts"}
     start = np.asarray(_losses(objective, learner.masks, constants), np.float64)
     values = np.asarray(state.parameters, np.float64)
     history = {name: np.asarray(column, np.float64) for name, column in state.history.items()}
