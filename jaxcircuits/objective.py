@@ -140,7 +140,18 @@ class Objective(eqx.Module):
         As `<z_s - ref_s, df/dx_r>` (sender's difference, gradient at what the receiver reads), which needs one
         backward pass and no copy of the senders' buffer for each layer.
         """
-        return _gradient(self, self._cast(mask))
+        return _value_and_gradient(self, self._cast(mask))[1]
+
+    def value_and_gradient(self, mask: ArrayLike) -> tuple[Float[Array, ""], Mask]:
+        """`objective(mask)` and `objective.gradient(mask)` from one forward and one backward pass."""
+        return _value_and_gradient(self, self._cast(mask))
+
+    def take(self, rows: ArrayLike) -> "Objective":
+        """The same function on some of the prompts, e.g. a batch of them; `rows` may be traced."""
+        rows = jnp.asarray(rows)
+        labels = jax.tree.map(lambda label: label[rows], self.labels)
+        taken = (self.clean[rows], self.scored[rows], self.weights[rows], labels, self.reference[:, rows])
+        return eqx.tree_at(lambda o: (o.clean, o.scored, o.weights, o.labels, o.reference), self, taken)
 
     def full_mask(self) -> Mask:
         """All edges: the clean run."""
@@ -185,7 +196,7 @@ class Objective(eqx.Module):
 
         def needed(size: int) -> int:
             self.microbatch = size
-            return batching.memory_needed(_gradient, self, self.full_mask())
+            return batching.memory_needed(_value_and_gradient, self, self.full_mask())
 
         return batching.largest_that_fits(needed, self.num_prompts)
 
@@ -239,7 +250,7 @@ def _many(
 
 
 @eqx.filter_jit
-def _gradient(objective: Objective, mask: Mask) -> Mask:
+def _value_and_gradient(objective: Objective, mask: Mask) -> tuple[Float[Array, ""], Mask]:
     def one(prompt):
         tokens, reference, *rest = prompt
 
@@ -248,12 +259,13 @@ def _gradient(objective: Objective, mask: Mask) -> Mask:
             return objective._score(residual, *rest), delta
 
         zeros = jnp.zeros((mask.shape[1], *reference.shape[1:]), mask.dtype)
-        slopes, delta = jax.grad(loss, has_aux=True)(zeros)
+        (value, delta), slopes = jax.value_and_grad(loss, has_aux=True)(zeros)
         with jax.default_matmul_precision(objective.model.precision):
-            return jnp.einsum("std,rtd->sr", delta, slopes)
+            return value, jnp.einsum("std,rtd->sr", delta, slopes)
 
-    each = batching.chunked_vmap(one, objective._prompts(), objective.microbatch)
-    return constrain(each.mean(0) * jnp.asarray(objective.graph.valid, mask.dtype), objective.mesh)
+    values, each = batching.chunked_vmap(one, objective._prompts(), objective.microbatch)
+    gradient = each.mean(0) * jnp.asarray(objective.graph.valid, mask.dtype)
+    return constrain(values.mean(), objective.mesh), constrain(gradient, objective.mesh)
 
 
 @eqx.filter_jit

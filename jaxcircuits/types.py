@@ -4,6 +4,7 @@
 |------------|--------|----------------------------------------------------------------------|
 | `sender`   | s      | a node's output written to the residual stream                       |
 | `receiver` | r      | a node's input that reads the residual stream                        |
+| `node`     |        | a query, key, value or MLP output: the receivers but `logits`         |
 | `layer`    | l      | transformer block                                                    |
 | `head`     | h      | attention head                                                       |
 | `kv`       | c      | which of a head's three inputs: 0 query, 1 key, 2 value              |
@@ -30,6 +31,9 @@ Logits = Float[Array, " vocab"]
 
 Mask = Float[Array, "sender receiver"]
 """A circuit: 1 keeps an edge's running value, 0 takes the reference value. Entries that are no edge are ignored."""
+
+NodeMask = Float[Array, " node"]
+"""One number for each query, key, value and MLP output, in the order of `graph.receivers` without `logits`."""
 
 SenderValues = Float[Array, "sender position width"]
 """What every node writes to the residual stream on one prompt: of a run, or the reference of absent edges."""

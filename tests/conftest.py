@@ -66,6 +66,33 @@ def micro_model(name, seed=0, dtype=jnp.float32):
     return jax.tree_util.tree_map_with_path(draw, skeleton)
 
 
+CHAIN = ("input->a0.h0<v>", "a0.h0->a1.h1<v>", "a1.h1->logits")
+"""The edges that `chain_model` needs; every other edge of it has no effect at all."""
+
+
+def chain_model(seed=0, dtype=jnp.float32):
+    """Three quarters of the residual stream: embeddings | what a0.h0 writes | what a1.h1 writes, which logits read.
+
+    a0.h0 and a1.h1 attend evenly and read only the quarter before theirs; the other heads write into the first one.
+    """
+    random = np.random.default_rng(seed)
+    config = jc.GPT2Config(11, 5, 12, 2, 2, attn_only=True, layer_norm=False, tie_word_embeddings=False)
+    skeleton = eqx.filter_eval_shape(jc.GPT2.random, config, jax.random.key(0))
+    model = jax.tree.map(lambda leaf: random.normal(size=leaf.shape), skeleton)
+    model.token_embedding[:, 4:] = model.position_embedding[:, 4:] = model.unembedding[:, :8] = 0
+    model.unembedding[:] *= 0.2
+    attention = model.blocks.attention
+    attention.output_bias[:] = 0
+    for layer, head, first in ((0, 0, 0), (1, 1, 4)):
+        for part in (attention.query, attention.query_bias, attention.key, attention.key_bias):
+            part[layer, head] = 0
+        attention.value[layer, head, :first] = attention.value[layer, head, first + 4 :] = 0
+    attention.output[0, 0] *= np.arange(12) // 4 == 1
+    attention.output[1, 1] *= np.arange(12) // 4 == 2
+    attention.output[[0, 1], [1, 0], :, 4:] = 0
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), model)
+
+
 def micro_pairs(seed=0, batch=5, width=6, vocab=11, kind="last"):
     """Random prompts with every label: scored at the last position, at several, or padded to own lengths."""
     random = np.random.default_rng(seed)

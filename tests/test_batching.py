@@ -11,7 +11,7 @@ import jaxcircuits as jc
 from jaxcircuits import batching
 from jaxcircuits.batching import chunked_vmap, compile_clock, largest_that_fits, memory_limit
 from jaxcircuits.discovery.width import FixedWidth, MeasuredWidth
-from jaxcircuits.objective import _gradient
+from jaxcircuits.objective import _value_and_gradient
 
 
 @pytest.mark.parametrize("rows", [1, 3, 4, 7, 8])
@@ -42,7 +42,7 @@ def test_the_microbatch_follows_the_compiled_program(monkeypatch):
     model, pairs = micro_model("gpt2"), micro_pairs(batch=6)
     objective = jc.Objective(model, pairs, "kl")
     assert objective.microbatch == 6
-    needed = batching.memory_needed(_gradient, objective, objective.full_mask())
+    needed = batching.memory_needed(_value_and_gradient, objective, objective.full_mask())
     monkeypatch.setattr(batching, "memory_limit", lambda: needed)
     smaller = jc.Objective(model, pairs, "kl")
     assert 1 <= smaller.microbatch < 6 and smaller.describe()["microbatch"] == smaller.microbatch

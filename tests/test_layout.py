@@ -24,9 +24,11 @@ MAY_IMPORT = {
     "models": BASE | {"graph"},
     "checkpoints": BASE | {"graph", "models"},
     "objective": BASE | {"graph", "data", "models", "metrics", "batching"},
+    "scores": BASE | {"graph"},
+    "nodes": BASE | {"graph", "objective", "batching"},
     "chains": BASE | {"graph", "objective", "models", "metrics", "batching"},
     "live": BASE | {"graph", "objective", "chains", "batching"},
-    "discovery": BASE | {"graph", "objective", "batching", "live"},
+    "discovery": BASE | {"graph", "scores", "objective", "nodes", "batching", "live"},
     "circuit": BASE | {"graph"},
     "report": BASE | {"circuit"},
 }

@@ -131,6 +131,18 @@ def test_new_prompts_masks_and_weights_compile_nothing():
     assert clock.compilations == 0
 
 
+@pytest.mark.parametrize("kind", ["last", "positions", "lengths"])
+def test_some_of_the_prompts(kind, x64):
+    objective = jc.Objective(micro_model("gpt2", dtype=jnp.float64), micro_pairs(kind=kind), "logit_diff")
+    mask, rows = random_mask(objective.graph, 0), np.array([4, 1, 2])
+    some = objective.take(rows)
+    assert some.num_prompts == 3
+    np.testing.assert_allclose(some.per_example(mask), objective.per_example(mask)[rows], rtol=1e-12)
+    value, gradient = some.value_and_gradient(mask)
+    np.testing.assert_allclose(value, some(mask), rtol=1e-12)
+    np.testing.assert_allclose(gradient, some.gradient(mask), rtol=1e-12, atol=1e-15)
+
+
 def test_it_is_a_pytree_under_vmap_and_grad(x64):
     objective = jc.Objective(micro_model("gpt2", dtype=jnp.float64), micro_pairs(), "logit_diff")
     masks = jnp.asarray(np.stack([random_mask(objective.graph, seed) for seed in range(3)]), float)

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, Int, PRNGKeyArray
 
 from ..graph import Graph
-from ..types import Mask, ReceiverValues, SenderValues, Tokens
+from ..types import Mask, NodeMask, ReceiverValues, SenderValues, Tokens
 
 ACTIVATIONS: dict[str, Callable] = {
     "gelu": partial(jax.nn.gelu, approximate=False),
@@ -125,10 +125,31 @@ class Attention(eqx.Module):
         scale: Float[Array, ""],
     ) -> Float[Array, "heads position key"]:
         """Values averaged by the attention pattern. Inputs: one for all heads, or one a head."""
+        return self.attend(*self.project(x_query, x_key, x_value), scale)
+
+    def project(
+        self,
+        x_query: Float[Array, "*head position width"],
+        x_key: Float[Array, "*head position width"],
+        x_value: Float[Array, "*head position width"],
+    ) -> tuple[
+        Float[Array, "heads position key"], Float[Array, "heads position key"], Float[Array, "heads position key"]
+    ]:
+        """Queries, keys and values, biases included. Inputs: one for all heads, or one a head."""
         equation = "td,hdk->htk" if x_query.ndim == 2 else "htd,hdk->htk"
         query = jnp.einsum(equation, x_query, self.query) + self.query_bias[:, None]
         key = jnp.einsum(equation, x_key, self.key) + self.key_bias[:, None]
         value = jnp.einsum(equation, x_value, self.value) + self.value_bias[:, None]
+        return query, key, value
+
+    def attend(
+        self,
+        query: Float[Array, "head position key"],
+        key: Float[Array, "head position key"],
+        value: Float[Array, "head position key"],
+        scale: Float[Array, ""],
+    ) -> Float[Array, "head position key"]:
+        """Values averaged by the attention pattern."""
         scores = jnp.einsum("htk,huk->htu", query, key) * scale
         causal = jnp.tri(scores.shape[-1], dtype=bool)
         pattern = jax.nn.softmax(jnp.where(causal, scores, jnp.finfo(scores.dtype).min), axis=-1)
@@ -156,6 +177,13 @@ class MLP(eqx.Module):
         return ACTIVATIONS[self.activation](x @ self.w_in + self.b_in[None]) @ self.w_out + self.b_out[None]
 
 
+class NodeValues(eqx.Module):
+    """What node masks act on: every head's queries, keys and values, and every MLP's output."""
+
+    heads: Float[Array, "*batch kv head position key"]
+    mlp: Float[Array, "*batch position width"] | None
+
+
 class Block(eqx.Module):
     """One layer; in a model every array has a leading layer axis and `lax.scan` takes the slices."""
 
@@ -175,6 +203,12 @@ class Block(eqx.Module):
         """Head outputs when each head's query, key and value read their own input."""
         x = _normed(self.attention_norm, x)
         return self.attention.heads(self.attention.mix(x[0], x[1], x[2], scale))
+
+    def node_values(self, x: Float[Array, "time position width"]) -> NodeValues:
+        """Queries, keys and values of the heads, which read `x[0]`, and the output of the MLP, which reads `x[1]`."""
+        heads = _normed(self.attention_norm, x[0])
+        heads = jnp.stack(self.attention.project(heads, heads, heads))
+        return NodeValues(heads, None if self.mlp is None else self.mlp_output(x[1]))
 
     def mlp_output(self, x: Float[Array, "position width"]) -> Float[Array, "position width"]:
         assert self.mlp is not None
@@ -291,6 +325,44 @@ class GPT2(eqx.Module):
         """
         with jax.default_matmul_precision(self.precision):
             return self._masked_run(tokens, mask, reference, offsets)
+
+    def node_run(
+        self, tokens: Tokens, node_mask: NodeMask, reference: NodeValues | None = None
+    ) -> Float[Array, "position width"]:
+        """The value that `logits` reads when every node's output is `z x + (1 - z) x_ref`.
+
+        - `node_mask`: z of every query, key, value and MLP output, in the order of `graph.receivers` without `logits`.
+        - `reference`: x_ref, [layer, ...], as `node_values` gives it; None: zero, so that the mask multiplies.
+        """
+        heads, mlps = _split_layers(node_mask, self.config.n_layer, 3 * self.config.n_head)
+        heads = heads.reshape(self.config.n_layer, 3, self.config.n_head)
+
+        def step(x, layer):
+            block, scale, head_mask, mlp_mask, values = layer
+            stream = _normed(block.attention_norm, x)
+            outputs = jnp.stack(block.attention.project(stream, stream, stream))
+            outputs = _blend(head_mask[:, :, None, None], outputs, None if values is None else values.heads)
+            mixed = block.attention.attend(*outputs, scale)
+            x = x + block.attention.sum_of_heads(mixed) + block.attention.output_bias[None]
+            if block.mlp is None:
+                return x, None
+            return x + _blend(mlp_mask[:, None], block.mlp_output(x), None if values is None else values.mlp), None
+
+        with jax.default_matmul_precision(self.precision):
+            xs = (self.blocks, self._scales(), heads, mlps, reference)
+            return jax.lax.scan(step, self._embed(tokens), xs)[0]
+
+    def node_values(self, reference: SenderValues) -> NodeValues:
+        """What nodes compute, [layer, ...], when all that they read are `reference` values of the senders.
+
+        From the senders' values of a run these are that run's.
+        """
+        heads, mlps = _split_layers(reference[1:], self.config.n_layer, self.config.n_head)
+        written = jnp.stack([heads.sum(1) + self.blocks.attention.output_bias[:, None], mlps.sum(1)], 1)
+        streams = jnp.cumsum(written.reshape(-1, *reference.shape[1:]), 0) + reference[:1]
+        streams = jnp.concatenate([reference[:1], streams[:-1]]).reshape(written.shape)
+        with jax.default_matmul_precision(self.precision):
+            return jax.vmap(Block.node_values)(self.blocks, streams)
 
     def sender_values(self, tokens: Tokens) -> SenderValues:
         """What every node of the clean run writes to the residual stream, in the order of `graph.senders`."""
@@ -414,6 +486,10 @@ def _normed(norm: LayerNorm | None, x: Float[Array, "*inputs width"]) -> Float[A
 
 def _add(x: Array, offset: Array | None) -> Array:
     return x if offset is None else x + offset
+
+
+def _blend(z: Array, x: Array, reference: Array | None) -> Array:
+    return z * x if reference is None else z * x + (1 - z) * reference
 
 
 def _split_layers(x: Array, layers: int, first: int) -> tuple[Array, Array]:
