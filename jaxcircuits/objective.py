@@ -1,6 +1,7 @@
 """The centre: model + prompts + metric + reference values as one function of the mask."""
 
 import platform
+from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
@@ -14,6 +15,7 @@ from . import batching, metrics
 from .data import PromptPairs
 from .graph import Graph
 from .metrics import Labels, Metric
+from .models import Held
 from .types import Mask, Model
 
 REFERENCES = ("resample", "zero", "mean")
@@ -115,13 +117,48 @@ class Objective(eqx.Module):
             raise ValueError(f"width: expected at least 1, got {width}")
         return _many(self, masks, width)
 
-    def gradient(self, mask: ArrayLike) -> Mask:
+    def gradient(self, mask: ArrayLike, *, spans: ArrayLike | None = None) -> Float[Array, "*span sender receiver"]:
         """`df/dmask` at any mask, 0 where there is no edge; at ones it is minus EAP (2310.10348).
 
         As `<z_s - ref_s, df/dx_r>` (sender's difference, gradient at what the receiver reads), which needs one
         backward pass and no copy of the senders' buffer for each layer.
+
+        `spans`: bool [span, position]; one gradient for the mask of each span of positions.
         """
-        return _gradient(self, self._cast(mask))
+        return _gradient(self, self._cast(mask), self._cast_spans(spans))
+
+    def clean_gradient(self, *, spans: ArrayLike | None = None) -> Float[Array, "*span sender receiver"]:
+        """`gradient` at ones, at the cost of one forward and one backward pass of the plain model."""
+        return _clean_gradient(self, self._cast_spans(spans))
+
+    def displacement_gradient(
+        self, held: ArrayLike, alphas: ArrayLike, *, spans: ArrayLike | None = None
+    ) -> Float[Array, "*span sender receiver"]:
+        """Mean over points of `df_k/dmask` at ones, f_k the loss of a run with CONSTANT displacements.
+
+        In run k the senders `held[k]` (bool [point, sender]) write `reference + alphas[k] (clean - reference)`,
+        the others run freely, and every receiver r reads `sum_s (1 - mask_sr) (reference_s - clean_s)` besides. So
+        the gradient is `-<reference_s - clean_s, df/dx_r(run k)>`.
+        """
+        held, alphas = jnp.asarray(held), jnp.asarray(alphas)
+        if alphas.ndim != 1 or not alphas.size or held.shape != (alphas.size, self.graph.shape[0]):
+            senders = self.graph.shape[0]
+            raise ValueError(f"held: expected shape (points, {senders}) with points {alphas.shape}, got {held.shape}")
+        points = held.astype(bool), alphas.astype(self.model.dtype)
+        return _displacement_gradient(self, points, self._cast_spans(spans))
+
+    def along(self, alphas: ArrayLike, *, spans: ArrayLike | None = None) -> Float[Array, "*span sender receiver"]:
+        """`displacement_gradient` with the embedding held: the path from the corrupt (0) to the clean prompt (1).
+
+        Raises ValueError for another reference than "resample": only that one's embedding is a prompt's.
+        """
+        if self.reference_name != "resample":
+            raise ValueError(
+                f"a path of inputs goes from the corrupt to the clean prompt: expected reference 'resample', "
+                f"got {self.reference_name!r}"
+            )
+        embeddings = np.isin(self.graph.senders, self.graph.embeddings)
+        return self.displacement_gradient(np.tile(embeddings, (np.size(alphas), 1)), alphas, spans=spans)
 
     def full_mask(self) -> Mask:
         """All edges: the clean run."""
@@ -163,6 +200,14 @@ class Objective(eqx.Module):
             raise ValueError(f"mask: expected shape {self.graph.shape} (senders, receivers), got {mask.shape}")
         return mask.astype(self.model.dtype)
 
+    def _cast_spans(self, spans: ArrayLike | None) -> Float[Array, "span position"] | None:
+        if spans is None:
+            return None
+        spans = jnp.asarray(spans)
+        if spans.ndim != 2 or spans.shape[1] != self.clean.shape[1]:
+            raise ValueError(f"spans: expected shape (spans, {self.clean.shape[1]} positions), got {spans.shape}")
+        return spans.astype(self.model.dtype)
+
     def _prompts(self) -> tuple:
         """Everything that has one row a prompt."""
         return self.clean, jnp.moveaxis(self.reference, 1, 0), self.scored, self.weights, self.labels
@@ -194,7 +239,7 @@ def _many(
 
 
 @eqx.filter_jit
-def _gradient(objective: Objective, mask: Mask) -> Mask:
+def _gradient(objective: Objective, mask: Mask, spans: Float[Array, "span position"] | None) -> Array:
     def one(prompt):
         tokens, reference, *rest = prompt
 
@@ -204,11 +249,51 @@ def _gradient(objective: Objective, mask: Mask) -> Mask:
 
         zeros = jnp.zeros((mask.shape[1], *reference.shape[1:]), mask.dtype)
         slopes, delta = jax.grad(loss, has_aux=True)(zeros)
-        with jax.default_matmul_precision(objective.model.precision):
-            return jnp.einsum("std,rtd->sr", delta, slopes)
+        return _contract(objective.model, delta, slopes, spans)
 
+    return _mean_over_prompts(objective, one)
+
+
+@eqx.filter_jit
+def _clean_gradient(objective: Objective, spans: Float[Array, "span position"] | None) -> Array:
+    def one(prompt):
+        tokens, reference, *rest = prompt
+        written, slopes = objective.model.receiver_slopes(tokens, lambda x: objective._score(x, *rest))
+        return _contract(objective.model, written - reference, slopes, spans)
+
+    return _mean_over_prompts(objective, one)
+
+
+@eqx.filter_jit
+def _displacement_gradient(objective: Objective, points: tuple, spans: Float[Array, "span position"] | None) -> Array:
+    def one(prompt):
+        tokens, reference, *rest = prompt
+        delta = objective.model.sender_values(tokens) - reference
+
+        def add_point(total, point):
+            held, alpha = point
+            run = Held(held, reference + alpha * delta)
+            _, slopes = objective.model.receiver_slopes(tokens, lambda x: objective._score(x, *rest), run)
+            return total + slopes, None
+
+        zeros = jnp.zeros((objective.graph.shape[1], *reference.shape[1:]), reference.dtype)
+        total, _ = jax.lax.scan(add_point, zeros, points)
+        return _contract(objective.model, delta, total / points[1].shape[0], spans)
+
+    return _mean_over_prompts(objective, one)
+
+
+def _contract(model: Model, delta: Array, slopes: Array, spans: Float[Array, "span position"] | None) -> Array:
+    """`<delta_s, slope_r>` of every pair, over all positions or those of each span."""
+    with jax.default_matmul_precision(model.precision):
+        if spans is None:
+            return jnp.einsum("std,rtd->sr", delta, slopes)
+        return jax.lax.map(lambda span: jnp.einsum("std,rtd->sr", delta * span[None, :, None], slopes), spans)
+
+
+def _mean_over_prompts(objective: Objective, one: Callable) -> Array:
     each = batching.chunked_vmap(one, objective._prompts(), objective.microbatch)
-    return each.mean(0) * jnp.asarray(objective.graph.valid, mask.dtype)
+    return jnp.where(jnp.asarray(objective.graph.valid), each.mean(0), 0)
 
 
 @eqx.filter_jit

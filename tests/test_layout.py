@@ -26,8 +26,9 @@ MAY_IMPORT = {
     "objective": BASE | {"graph", "data", "models", "metrics", "batching"},
     "chains": BASE | {"graph", "objective", "models", "metrics", "batching"},
     "live": BASE | {"graph", "objective", "chains"},
-    "discovery": BASE | {"graph", "objective", "batching", "live"},
-    "circuit": BASE | {"graph"},
+    "scores": BASE | {"graph"},
+    "discovery": BASE | {"graph", "scores", "objective", "metrics", "batching", "live"},
+    "circuit": BASE | {"graph", "scores"},
     "report": BASE | {"circuit"},
 }
 EVERYTHING = {"cli", "__init__"}

@@ -7,3 +7,10 @@ from .acdc import Evaluator as Evaluator
 from .acdc import Progress as Progress
 from .acdc import acdc as acdc
 from .acdc import acdc_sweep as acdc_sweep
+from .attribution import clean_corrupted as clean_corrupted
+from .attribution import eap as eap
+from .attribution import eap_ig_activations as eap_ig_activations
+from .attribution import eap_ig_inputs as eap_ig_inputs
+from .attribution import mask_ig as mask_ig
+from .exact import exact as exact
+from .exact import exact_nodes as exact_nodes
