@@ -18,13 +18,17 @@ from .discovery import DenseEvaluator as DenseEvaluator
 from .discovery import Progress as Progress
 from .discovery import acdc as acdc
 from .discovery import acdc_sweep as acdc_sweep
+from .discovery import atp_nodes as atp_nodes
+from .discovery import atp_star as atp_star
 from .discovery import clean_corrupted as clean_corrupted
 from .discovery import eap as eap
 from .discovery import eap_ig_activations as eap_ig_activations
 from .discovery import eap_ig_inputs as eap_ig_inputs
 from .discovery import exact as exact
 from .discovery import exact_nodes as exact_nodes
+from .discovery import information_flow_routes as information_flow_routes
 from .discovery import mask_ig as mask_ig
+from .discovery import random_scores as random_scores
 from .graph import Graph as Graph
 from .live import LiveEvaluator as LiveEvaluator
 from .metrics import Labels as Labels

@@ -100,9 +100,7 @@ class Graph:
     @cached_property
     def valid(self) -> EdgeBools:
         """True where an edge exists: the sender is written before the receiver reads."""
-        written = self.sender_times
-        read = np.array([receiver.time for receiver in self._receivers])
-        valid = written[:, None] <= read[None, :]
+        valid = self.sender_times[:, None] <= self.receiver_times[None, :]
         valid.setflags(write=False)
         return valid
 
@@ -124,6 +122,11 @@ class Graph:
     def sender_times(self) -> Int[np.ndarray, " sender"]:
         """The half-layer at which each sender is written: 0 the embedding, 2l + 1 heads, 2l + 2 the MLP of layer l."""
         return np.array([sender.time for sender in self._senders])
+
+    @cached_property
+    def receiver_times(self) -> Int[np.ndarray, " receiver"]:
+        """The half-layer at which each receiver reads: 2l the heads of layer l, 2l + 1 its MLP, last `logits`."""
+        return np.array([receiver.time for receiver in self._receivers])
 
     @property
     def sender_groups(self) -> np.ndarray:

@@ -10,6 +10,8 @@ What the rest of the library asks of a model (an `eqx.Module`):
   `offsets`, one vector an input, are added to what each receiver reads (their gradients give every edge's).
 - `model.receiver_slopes(tokens, score, held)`: what every node of the clean run writes, and the gradient of
   `score(residual)` at every receiver's input; senders may be `Held` at constants.
+- `model.attention_effects(layer, x, changes, slopes)`: first-order effects of changed q, k and v inputs with the
+  attention pattern recomputed.
 - `model.place(receiver)`, `model.displaced_residual(place, streams, written, offset)`: the clean run with one input
   displaced; `model.residual_from(x, time)`: the rest of a run from a half-layer on.
 - `model.unembed(residual, columns)`: that value to logits, position by position; of some tokens alone if asked.

@@ -342,6 +342,21 @@ class GPT2(eqx.Module):
         with jax.default_matmul_precision(self.precision):
             return gpt2_slopes.receiver_slopes(self, self._embed(tokens), score, held)
 
+    def attention_effects(
+        self,
+        layer: Int[Array, ""],
+        x: Float[Array, "position width"],
+        changes: Float[Array, "change position width"],
+        slopes: Float[Array, "run position width"],
+    ) -> Float[Array, "run change kv head"]:
+        """To first order in what heads write, what each change of the input of a query, key or value does.
+
+        - `x`: what the layer's heads read. `changes`: added to one input of a head. `slopes`: gradients of several
+          runs at what the heads write. The attention pattern is recomputed, not linearised.
+        """
+        with jax.default_matmul_precision(self.precision):
+            return gpt2_slopes.attention_effects(self, layer, x, changes, slopes)
+
     def place(self, receiver: int) -> gpt2_displaced.Place:
         """Where a mask's column reads."""
         return gpt2_displaced.Place.of(self.config.n_layer, self.config.n_head, not self.config.attn_only, receiver)

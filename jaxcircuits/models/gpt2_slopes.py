@@ -15,7 +15,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from ..types import ReceiverValues, SenderValues
 
@@ -109,3 +109,35 @@ def _pull_back(
     )
     _, norm_transposed = jax.vjp(block.attention_input, x)
     return jax.vmap(lambda slope: norm_transposed(slope)[0])(normed)
+
+
+def attention_effects(
+    model: Any,
+    layer: Int[Array, ""],
+    x: Float[Array, "position width"],
+    changes: Float[Array, "change position width"],
+    slopes: Float[Array, "run position width"],
+) -> Float[Array, "run change kv head"]:
+    """`<slope, new output - output>` of every head, for each change of what its query, key or value reads."""
+    block = jax.tree.map(lambda leaf: leaf[layer], model.blocks)
+    scale = jnp.asarray(model.config.attention_scales, model.dtype)[layer]
+    attention = block.attention
+
+    def project(x):
+        normed = block.attention_input(x)
+        return attention.project(normed, normed, normed)
+
+    query, key, value = project(x)
+    pattern = attention.pattern(query, key, scale)
+    mixed_slopes = jnp.einsum("gtd,hkd->ghtk", slopes, attention.output)
+    pattern_slopes = jnp.einsum("ghtk,huk->ghtu", mixed_slopes, value)
+    value_slopes = jnp.einsum("ghtk,htu->ghuk", mixed_slopes, pattern)
+
+    def effects(change):
+        new_query, new_key, new_value = project(x + change)
+        from_query = attention.pattern(new_query, key, scale) - pattern
+        from_key = attention.pattern(query, new_key, scale) - pattern
+        both = [jnp.einsum("ghtu,htu->gh", pattern_slopes, difference) for difference in (from_query, from_key)]
+        return jnp.stack([*both, jnp.einsum("ghuk,huk->gh", value_slopes, new_value - value)], axis=1)
+
+    return jnp.moveaxis(jax.vmap(effects)(changes), 0, 1)
