@@ -11,6 +11,8 @@ of the edge version `atp_star`: a layer norm before a query or key is recomputed
 linear, as in EAP.
 """
 
+from collections.abc import Callable
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -63,84 +65,93 @@ def _drops(objective: Objective, method: str, grad_drop: bool) -> Bool[Array, "r
 
 @eqx.filter_jit
 def _edges(objective: Objective, drops: Bool[Array, "run sender"], qk_fix: bool) -> Float[Array, "sender receiver"]:
-    model, graph = objective.model, objective.graph
+    graph = objective.graph
 
     def one(prompt):
-        change, streams, slopes = _runs(objective, drops, prompt)
-        with jax.default_matmul_precision(model.precision):
-            scores = jnp.einsum("std,grtd->gsr", change, slopes)
+        change, streams, scores, slopes = _runs(objective, drops, prompt)
         if qk_fix:
-            effects = _attention(objective, streams, lambda layer: change, slopes)  # [layer, run, sender, kv, head]
-            columns = effects[:, :, :, :2].transpose(1, 2, 0, 3, 4).reshape(*scores.shape[:2], -1)
-            scores = scores.at[:, :, _head_inputs(objective, 2)].set(columns)
-        return _over_runs(objective, scores)
+            effects = _attention_effects(objective, streams, lambda layer: change, slopes)[:, :, :2]
+            columns = effects.transpose(1, 0, 2, 3).reshape(change.shape[0], -1)
+            scores = scores.at[:, _head_inputs(objective, "qk")].set(columns)
+        return scores
 
     each = batching.chunked_vmap(one, objective._prompts(), objective.microbatch)
-    return jnp.where(jnp.asarray(graph.valid), each.mean(0), 0)
+    return jnp.where(jnp.asarray(graph.valid), each.mean(0), 0) / _counted_runs(objective, drops)
 
 
 @eqx.filter_jit
 def _nodes(objective: Objective, drops: Bool[Array, "run sender"]) -> Float[Array, " receiver"]:
     graph = objective.graph
-    is_written = jnp.asarray(graph.sender_times, jnp.int32)
-    mlps = np.flatnonzero([name.startswith("m") for name in graph.receivers])
-    rows = [graph.sender_index(graph.receivers[column]) for column in mlps]
+    times = jnp.asarray(graph.sender_times, jnp.int32)
+    mlps = [(graph.receiver_index(name), row) for row, name in enumerate(graph.senders) if name.startswith("m")]
 
     def one(prompt):
-        change, streams, slopes = _runs(objective, drops, prompt)
+        change, streams, _, slopes = _runs(objective, drops, prompt)
 
         def all_senders(layer):
-            return jnp.where((is_written <= 2 * layer)[:, None, None], change, 0).sum(0, keepdims=True)
+            return jnp.where((times <= 2 * layer)[:, None, None], change, 0).sum(0, keepdims=True)
 
-        effects = _attention(objective, streams, all_senders, slopes)[:, :, 0]  # [layer, run, kv, head]
-        scores = jnp.zeros((len(drops), graph.shape[1]), change.dtype)
-        scores = scores.at[:, _head_inputs(objective, 3)].set(effects.transpose(1, 0, 2, 3).reshape(len(drops), -1))
-        for column, row in zip(mlps, rows, strict=True):
-            after = _slopes_after(objective, slopes, is_written[row])
-            scores = scores.at[:, column].set(jnp.einsum("td,gtd->g", change[row], after))
-        return _over_runs(objective, scores)
+        effects = _attention_effects(objective, streams, all_senders, slopes)
+        scores = jnp.zeros(graph.shape[1], change.dtype).at[_head_inputs(objective, "qkv")].set(effects.reshape(-1))
+        for column, row in mlps:
+            each = jnp.einsum("td,gtd->g", change[row], slopes[:, times[row]])
+            scores = scores.at[column].set(_over_runs(each))
+        return scores
 
-    return batching.chunked_vmap(one, objective._prompts(), objective.microbatch).mean(0)
+    each = batching.chunked_vmap(one, objective._prompts(), objective.microbatch)
+    return each.mean(0) / _counted_runs(objective, drops)[0]
 
 
-def _runs(objective: Objective, drops, prompt) -> tuple[Array, Array, Array]:
-    """Each sender's change to the reference, what every half-layer reads, and every run's slopes at the receivers."""
+def _runs(objective: Objective, drops: Array, prompt: tuple) -> tuple[Array, Array, Array, Array]:
+    """What the scores of one prompt are made of.
+
+    Each sender's change to the reference, what every half-layer reads, EAP over the runs [sender, receiver], and every
+    run's gradient at what is written at each time [run, time, position, width].
+    """
     tokens, reference, *rest = prompt
-    model = objective.model
+    model, graph = objective.model, objective.graph
     written, streams = model.sender_values(tokens), model.receiver_streams(tokens)
+    change = reference - written
+    reads = jnp.asarray(graph.receiver_times >= np.arange(2 * graph.num_layers + 1)[:, None], change.dtype)
 
-    def run(dropped):
-        return model.receiver_slopes(tokens, lambda x: objective._score(x, *rest), Held(dropped, written))[1]
+    def run(total, dropped):
+        _, slopes = model.receiver_slopes(tokens, lambda x: objective._score(x, *rest), Held(dropped, written))
+        with jax.default_matmul_precision(model.precision):
+            scores = jnp.einsum("std,rtd->sr", change, slopes)
+            total = total + (scores if len(drops) == 1 else jnp.abs(scores))
+            return total, jnp.einsum("wr,rtd->wtd", reads, slopes)
 
-    return reference - written, streams, jax.lax.map(run, drops)
+    zeros = jnp.zeros(graph.shape, change.dtype)
+    scores, slopes = jax.lax.scan(run, zeros, drops)
+    return change, streams, scores, slopes
 
 
-def _attention(
-    objective: Objective, streams: Array, changes, slopes: Array
-) -> Float[Array, "layer run change kv head"]:
+def _attention_effects(
+    objective: Objective, streams: Array, changes: Callable[[Array], Array], slopes: Array
+) -> Float[Array, "layer change kv head"]:
+    """What changed inputs of queries, keys and values do with the pattern recomputed, over the runs."""
+
     def at_layer(layer):
-        after = _slopes_after(objective, slopes, 2 * layer + 1)
-        return objective.model.attention_effects(layer, streams[2 * layer], changes(layer), after)
+        after = slopes[:, 2 * layer + 1]
+        return _over_runs(objective.model.attention_effects(layer, streams[2 * layer], changes(layer), after))
 
     return jax.lax.map(at_layer, jnp.arange(objective.graph.num_layers, dtype=jnp.int32))
 
 
-def _slopes_after(objective: Objective, slopes: Array, time: Array) -> Float[Array, "run position width"]:
-    """The gradient at what is written at `time`: the sum of those at all inputs that read it."""
-    reads = jnp.asarray(objective.graph.receiver_times, jnp.int32) >= time
-    return jnp.einsum("r,grtd->gtd", reads.astype(slopes.dtype), slopes)
-
-
-def _head_inputs(objective: Objective, kinds: int) -> np.ndarray:
-    """Columns of queries, keys (and values) by layer, kind and head."""
-    endings = tuple(f"<{kind}>" for kind in "qkv"[:kinds])
+def _head_inputs(objective: Objective, kinds: str) -> np.ndarray:
+    """Columns of heads' inputs of some kinds, by layer, kind and head."""
+    endings = tuple(f"<{kind}>" for kind in kinds)
     return np.flatnonzero([name.endswith(endings) for name in objective.graph.receivers])
 
 
-def _over_runs(objective: Objective, scores: Float[Array, "run *sender receiver"]) -> Float[Array, "*sender receiver"]:
-    """The plain score of one run; the mean size over GradDrop's runs but the receiver's own."""
-    if scores.shape[0] == 1:
-        return scores[0]
+def _over_runs(scores: Float[Array, "run ..."]) -> Float[Array, "..."]:
+    """The score of the one run there is; of GradDrop's several, the sum of sizes."""
+    return scores[0] if scores.shape[0] == 1 else jnp.abs(scores).sum(0)
+
+
+def _counted_runs(objective: Objective, drops: Array) -> Float[Array, "1 receiver"]:
+    """How many runs a receiver's mean is over: all but the one that drops its own layer."""
     graph = objective.graph
-    counts = np.where(graph.receiver_times < 2 * graph.num_layers, graph.num_layers - 1, graph.num_layers)
-    return jnp.abs(scores).sum(0) / jnp.asarray(counts, scores.dtype).reshape((1,) * (scores.ndim - 2) + (-1,))
+    in_layer = graph.receiver_times < 2 * graph.num_layers
+    counts = np.where(in_layer, graph.num_layers - 1, graph.num_layers) if len(drops) > 1 else np.ones(len(in_layer))
+    return jnp.asarray(counts, objective.model.dtype)[None]
