@@ -22,11 +22,22 @@ from .discovery import Progress as Progress
 from .discovery import State as State
 from .discovery import acdc as acdc
 from .discovery import acdc_sweep as acdc_sweep
+from .discovery import atp_nodes as atp_nodes
+from .discovery import atp_star as atp_star
+from .discovery import clean_corrupted as clean_corrupted
+from .discovery import eap as eap
+from .discovery import eap_ig_activations as eap_ig_activations
+from .discovery import eap_ig_inputs as eap_ig_inputs
 from .discovery import edge_pruning as edge_pruning
+from .discovery import exact as exact
+from .discovery import exact_nodes as exact_nodes
 from .discovery import hisp as hisp
+from .discovery import information_flow_routes as information_flow_routes
+from .discovery import mask_ig as mask_ig
 from .discovery import node_attribution as node_attribution
 from .discovery import node_ig as node_ig
 from .discovery import optimal_ablation as optimal_ablation
+from .discovery import random_scores as random_scores
 from .discovery import subnetwork_probing as subnetwork_probing
 from .discovery import ugs as ugs
 from .graph import Graph as Graph
@@ -37,3 +48,4 @@ from .models import GPT2Config as GPT2Config
 from .nodes import NodeObjective as NodeObjective
 from .objective import Objective as Objective
 from .scores import Scores as Scores
+from .scores import ensemble as ensemble

@@ -1,6 +1,7 @@
 """The `Circuit` record and its file: JSON that MIB and EAP-IG read too, and theirs read here."""
 
 import dataclasses
+import heapq
 import json
 import os
 import sys
@@ -11,9 +12,11 @@ import numpy as np
 
 from .files import write_json
 from .graph import Graph
+from .scores import Scores
 from .types import EdgeBools, EdgeScores
 
 FORMAT = "jaxcircuits/1"
+RANKS = ("signed", "absolute")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,6 +46,42 @@ class Circuit:
     def of(cls, result: Any, *, d_model: int = 0, **run: Any) -> "Circuit":
         """The circuit of a discovery result (`graph`, `mask`, `scores`, `run`); `run` adds to its record."""
         return cls(result.graph, result.mask, result.scores, {**result.run, **run}, d_model)
+
+    @classmethod
+    def select(
+        cls,
+        scored: "Scores | Circuit",
+        *,
+        edges: int | None = None,
+        threshold: float | None = None,
+        rank: str = "signed",
+        greedy: bool = False,
+    ) -> "Circuit":
+        """The circuit of the best edges, without dead ends.
+
+        - `scored`: scores, or a scored circuit as it is loaded from a file.
+        - `edges`: take so many, ties by edge order; or `threshold`: take those that score at least this.
+        - `rank`: by "signed" scores or by their "absolute" values.
+        - `greedy`: from the logits on, repeatedly the best edge into a node that is in already.
+
+        Dead ends go after that; the record has both counts. Raises ValueError for a bad choice.
+        """
+        graph = scored.graph
+        if rank not in RANKS:
+            raise ValueError(f"rank: expected one of {', '.join(RANKS)}, got {rank!r}")
+        if (edges is None) == (threshold is None):
+            raise ValueError("select: expected either a number of edges or a threshold")
+        if edges is not None and not 0 <= edges <= graph.num_edges:
+            raise ValueError(f"edges: expected 0 to {graph.num_edges}, got {edges}")
+        if threshold is not None and not np.isfinite(threshold):
+            raise ValueError(f"threshold: expected a finite number, got {threshold}")
+        strength = np.abs(scored.scores) if rank == "absolute" else scored.scores
+        count = graph.num_edges if edges is None else edges
+        least = -np.inf if threshold is None else threshold
+        mask = (_greedy if greedy else _best)(graph, strength, count, least)
+        chosen = {"rank": rank, "greedy": greedy, "edges": edges, "threshold": threshold}
+        run = {**scored.run, "selection": {key: value for key, value in chosen.items() if value is not None}}
+        return cls(graph, mask, scored.scores, run, getattr(scored, "d_model", 0)).drop_dead_ends()
 
     @property
     def edges(self) -> tuple[str, ...]:
@@ -130,6 +169,42 @@ class Circuit:
         if not isinstance(run, dict):
             raise ValueError("run: expected a JSON object")
         return cls(graph, mask, scores, run, sizes[2])
+
+
+def _best(graph: Graph, strength: EdgeScores, count: int, least: float) -> EdgeBools:
+    """The `count` strongest edges that are at least `least`; ties by edge order."""
+    values = strength[graph.valid]
+    first = np.argsort(-values, kind="stable")[:count]
+    chosen = np.zeros(len(values), bool)
+    chosen[first[values[first] >= least]] = True
+    mask = np.zeros(graph.shape, bool)
+    mask[graph.valid] = chosen
+    return mask
+
+
+def _greedy(graph: Graph, strength: EdgeScores, count: int, least: float) -> EdgeBools:
+    """Repeatedly the strongest edge into a node that is in, starting at `logits`; ties by edge order."""
+    mask = np.zeros(graph.shape, bool)
+    offered = np.zeros(graph.shape, bool)
+    edges: list[tuple[float, int, int]] = []
+
+    def offer(node: str) -> None:
+        for receiver in graph.inputs(node):
+            for sender in np.flatnonzero(graph.valid[:, receiver] & ~offered[:, receiver]):
+                heapq.heappush(edges, (-strength[sender, receiver], int(sender), int(receiver)))
+            offered[:, receiver] = True
+
+    offer("logits")
+    while edges and count > 0:
+        value, sender, receiver = heapq.heappop(edges)
+        if -value < least:
+            break
+        is_new = not mask[sender].any()
+        mask[sender, receiver] = True
+        count -= 1
+        if is_new:
+            offer(graph.senders[sender])
+    return mask
 
 
 def _edge(name: str, edge: Any) -> tuple[bool, float]:

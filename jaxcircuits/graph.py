@@ -100,9 +100,7 @@ class Graph:
     @cached_property
     def valid(self) -> EdgeBools:
         """True where an edge exists: the sender is written before the receiver reads."""
-        written = np.array([sender.time for sender in self._senders])
-        read = np.array([receiver.time for receiver in self._receivers])
-        valid = written[:, None] <= read[None, :]
+        valid = self.sender_times[:, None] <= self.receiver_times[None, :]
         valid.setflags(write=False)
         return valid
 
@@ -119,6 +117,21 @@ class Graph:
     def edges(self) -> Int[np.ndarray, "edge 2"]:
         """(sender, receiver) of every edge in edge order: sender-major."""
         return np.argwhere(self.valid)
+
+    @cached_property
+    def sender_times(self) -> Int[np.ndarray, " sender"]:
+        """The half-layer at which each sender is written: 0 the embedding, 2l + 1 heads, 2l + 2 the MLP of layer l."""
+        return np.array([sender.time for sender in self._senders])
+
+    @cached_property
+    def receiver_times(self) -> Int[np.ndarray, " receiver"]:
+        """The half-layer at which each receiver reads: 2l the heads of layer l, 2l + 1 its MLP, last `logits`."""
+        return np.array([receiver.time for receiver in self._receivers])
+
+    @property
+    def sender_groups(self) -> np.ndarray:
+        """Bool [group, sender]: senders written at one moment: the embeddings, a layer's heads, its MLP."""
+        return self.sender_times[None, :] == np.unique(self.sender_times)[:, None]
 
     # --- names <-> indices ---------------------------------------------------------------------
 

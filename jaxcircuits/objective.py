@@ -16,6 +16,7 @@ from .batching import CANDIDATES, PROMPTS, constrain, place
 from .data import PromptPairs
 from .graph import Graph
 from .metrics import Labels, Metric
+from .models import Held
 from .types import Mask, Model
 
 REFERENCES = ("resample", "zero", "mean")
@@ -134,17 +135,19 @@ class Objective(eqx.Module):
         masks = self._placed(np.zeros((width, *self.graph.shape), bool))
         return batching.memory_needed(_many, self, masks, self._rounded(width))
 
-    def gradient(self, mask: ArrayLike) -> Mask:
+    def gradient(self, mask: ArrayLike, *, spans: ArrayLike | None = None) -> Float[Array, "*span sender receiver"]:
         """`df/dmask` at any mask, 0 where there is no edge; at ones it is minus EAP (2310.10348).
 
         As `<z_s - ref_s, df/dx_r>` (sender's difference, gradient at what the receiver reads), which needs one
         backward pass and no copy of the senders' buffer for each layer.
+
+        `spans`: bool [span, position]; one gradient for the mask of each span of positions.
         """
-        return _value_and_gradient(self, self._cast(mask))[1]
+        return _value_and_gradient(self, self._cast(mask), self._cast_spans(spans))[1]
 
     def value_and_gradient(self, mask: ArrayLike) -> tuple[Float[Array, ""], Mask]:
         """`objective(mask)` and `objective.gradient(mask)` from one forward and one backward pass."""
-        return _value_and_gradient(self, self._cast(mask))
+        return _value_and_gradient(self, self._cast(mask), None)
 
     def take(self, rows: ArrayLike) -> "Objective":
         """The same function on some of the prompts, e.g. a batch of them; `rows` may be traced."""
@@ -152,6 +155,39 @@ class Objective(eqx.Module):
         labels = jax.tree.map(lambda label: label[rows], self.labels)
         taken = (self.clean[rows], self.scored[rows], self.weights[rows], labels, self.reference[:, rows])
         return eqx.tree_at(lambda o: (o.clean, o.scored, o.weights, o.labels, o.reference), self, taken)
+
+    def clean_gradient(self, *, spans: ArrayLike | None = None) -> Float[Array, "*span sender receiver"]:
+        """`gradient` at ones, at the cost of one forward and one backward pass of the plain model."""
+        return _clean_gradient(self, self._cast_spans(spans))
+
+    def displacement_gradient(
+        self, held: ArrayLike, alphas: ArrayLike, *, spans: ArrayLike | None = None
+    ) -> Float[Array, "*span sender receiver"]:
+        """Mean over points of `df_k/dmask` at ones, f_k the loss of a run with CONSTANT displacements.
+
+        In run k the senders `held[k]` (bool [point, sender]) write `reference + alphas[k] (clean - reference)`,
+        the others run freely, and every receiver r reads `sum_s (1 - mask_sr) (reference_s - clean_s)` besides. So
+        the gradient is `-<reference_s - clean_s, df/dx_r(run k)>`.
+        """
+        held, alphas = jnp.asarray(held), jnp.asarray(alphas)
+        if alphas.ndim != 1 or not alphas.size or held.shape != (alphas.size, self.graph.shape[0]):
+            senders = self.graph.shape[0]
+            raise ValueError(f"held: expected shape (points, {senders}) with points {alphas.shape}, got {held.shape}")
+        points = held.astype(bool), alphas.astype(self.model.dtype)
+        return _displacement_gradient(self, points, self._cast_spans(spans))
+
+    def along(self, alphas: ArrayLike, *, spans: ArrayLike | None = None) -> Float[Array, "*span sender receiver"]:
+        """`displacement_gradient` with the embedding held: the path from the corrupt (0) to the clean prompt (1).
+
+        Raises ValueError for another reference than "resample": only that one's embedding is a prompt's.
+        """
+        if self.reference_name != "resample":
+            raise ValueError(
+                f"a path of inputs goes from the corrupt to the clean prompt: expected reference 'resample', "
+                f"got {self.reference_name!r}"
+            )
+        embeddings = np.isin(self.graph.senders, self.graph.embeddings)
+        return self.displacement_gradient(np.tile(embeddings, (np.size(alphas), 1)), alphas, spans=spans)
 
     def full_mask(self) -> Mask:
         """All edges: the clean run."""
@@ -196,7 +232,7 @@ class Objective(eqx.Module):
 
         def needed(size: int) -> int:
             self.microbatch = size
-            return batching.memory_needed(_value_and_gradient, self, self.full_mask())
+            return batching.memory_needed(_value_and_gradient, self, self.full_mask(), None)
 
         return batching.largest_that_fits(needed, self.num_prompts)
 
@@ -213,6 +249,14 @@ class Objective(eqx.Module):
         if mask.shape != self.graph.shape:
             raise ValueError(f"mask: expected shape {self.graph.shape} (senders, receivers), got {mask.shape}")
         return mask.astype(self.model.dtype)
+
+    def _cast_spans(self, spans: ArrayLike | None) -> Float[Array, "span position"] | None:
+        if spans is None:
+            return None
+        spans = jnp.asarray(spans)
+        if spans.ndim != 2 or spans.shape[1] != self.clean.shape[1]:
+            raise ValueError(f"spans: expected shape (spans, {self.clean.shape[1]} positions), got {spans.shape}")
+        return spans.astype(self.model.dtype)
 
     def _prompts(self) -> tuple:
         """Everything that has one row a prompt."""
@@ -250,7 +294,9 @@ def _many(
 
 
 @eqx.filter_jit
-def _value_and_gradient(objective: Objective, mask: Mask) -> tuple[Float[Array, ""], Mask]:
+def _value_and_gradient(
+    objective: Objective, mask: Mask, spans: Float[Array, "span position"] | None
+) -> tuple[Float[Array, ""], Array]:
     def one(prompt):
         tokens, reference, *rest = prompt
 
@@ -260,12 +306,51 @@ def _value_and_gradient(objective: Objective, mask: Mask) -> tuple[Float[Array, 
 
         zeros = jnp.zeros((mask.shape[1], *reference.shape[1:]), mask.dtype)
         (value, delta), slopes = jax.value_and_grad(loss, has_aux=True)(zeros)
-        with jax.default_matmul_precision(objective.model.precision):
-            return value, jnp.einsum("std,rtd->sr", delta, slopes)
+        return value, _contract(objective.model, delta, slopes, spans)
 
-    values, each = batching.chunked_vmap(one, objective._prompts(), objective.microbatch)
-    gradient = each.mean(0) * jnp.asarray(objective.graph.valid, mask.dtype)
-    return constrain(values.mean(), objective.mesh), constrain(gradient, objective.mesh)
+    values, gradients = batching.chunked_vmap(one, objective._prompts(), objective.microbatch)
+    return constrain(values.mean(), objective.mesh), _mean_gradient(objective, gradients)
+
+
+@eqx.filter_jit
+def _clean_gradient(objective: Objective, spans: Float[Array, "span position"] | None) -> Array:
+    def one(prompt):
+        tokens, reference, *rest = prompt
+        written, slopes = objective.model.receiver_slopes(tokens, lambda x: objective._score(x, *rest))
+        return _contract(objective.model, written - reference, slopes, spans)
+
+    return _mean_gradient(objective, batching.chunked_vmap(one, objective._prompts(), objective.microbatch))
+
+
+@eqx.filter_jit
+def _displacement_gradient(objective: Objective, points: tuple, spans: Float[Array, "span position"] | None) -> Array:
+    def one(prompt):
+        tokens, reference, *rest = prompt
+        delta = objective.model.sender_values(tokens) - reference
+
+        def add_point(total, point):
+            held, alpha = point
+            run = Held(held, reference + alpha * delta)
+            _, slopes = objective.model.receiver_slopes(tokens, lambda x: objective._score(x, *rest), run)
+            return total + slopes, None
+
+        zeros = jnp.zeros((objective.graph.shape[1], *reference.shape[1:]), reference.dtype)
+        total, _ = jax.lax.scan(add_point, zeros, points)
+        return _contract(objective.model, delta, total / points[1].shape[0], spans)
+
+    return _mean_gradient(objective, batching.chunked_vmap(one, objective._prompts(), objective.microbatch))
+
+
+def _contract(model: Model, delta: Array, slopes: Array, spans: Float[Array, "span position"] | None) -> Array:
+    """`<delta_s, slope_r>` of every pair, over all positions or those of each span."""
+    with jax.default_matmul_precision(model.precision):
+        if spans is None:
+            return jnp.einsum("std,rtd->sr", delta, slopes)
+        return jax.lax.map(lambda span: jnp.einsum("std,rtd->sr", delta * span[None, :, None], slopes), spans)
+
+
+def _mean_gradient(objective: Objective, each: Float[Array, "batch *span sender receiver"]) -> Array:
+    return constrain(jnp.where(jnp.asarray(objective.graph.valid), each.mean(0), 0), objective.mesh)
 
 
 @eqx.filter_jit
@@ -298,11 +383,11 @@ def _reference(
     values = sender_values(model, place(pairs.corrupt, mesh, PROMPTS), size)
     if reference == "resample":
         return values
-    return _mean_over_prompts(values, place(pairs.inside(), mesh, PROMPTS), mesh)
+    return _mean_reference(values, place(pairs.inside(), mesh, PROMPTS), mesh)
 
 
 @eqx.filter_jit
-def _mean_over_prompts(values: Array, inside: Array, mesh: Mesh | None) -> Float[Array, "sender batch position width"]:
+def _mean_reference(values: Array, inside: Array, mesh: Mesh | None) -> Float[Array, "sender batch position width"]:
     """For every prompt, the mean of all prompts at each position; padding does not count."""
     inside = inside[None, :, :, None]
     counts = jnp.maximum(inside.sum(1, keepdims=True), 1).astype(values.dtype)

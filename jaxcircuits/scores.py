@@ -1,22 +1,113 @@
-"""The `Scores` record: one number an edge, and how it was found."""
+"""The `Scores` record: one number an edge, higher = keep, and how it came about."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float
+
 from .graph import Graph
-from .types import EdgeScores
+from .types import EdgeBools, EdgeScores
+
+Span = tuple[int, int]
+"""Token positions from the first to before the second."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scores:
-    """How much each edge matters.
+    """One number an edge; higher = keep.
 
-    - `values`: [sender, receiver], higher = keep. `signed`: whether the sign means anything.
-    - `method`, `run`: the method's name; what determines the values.
+    - `values`: [sender, receiver] float64, 0 where there is no edge; [span, sender, receiver] with `positions`.
+    - `signed`: whether the sign means anything: below 0, removing the edge lowers the loss.
+    - `method`: its name. `run`: hyperparameters, cost, and what the objective was.
+    - `positions`: the spans of token positions at which edges were scored one by one; None: all at once.
+
+    Raises ValueError for values of another shape, NaN or infinity.
     """
 
     graph: Graph
-    values: EdgeScores
+    values: Float[np.ndarray, "*span sender receiver"]
     signed: bool
     method: str
     run: dict[str, Any]
+    positions: tuple[Span, ...] | None = None
+
+    def __post_init__(self) -> None:
+        values = np.asarray(self.values, np.float64)
+        shape = self.graph.shape if self.positions is None else (len(self.positions), *self.graph.shape)
+        if values.shape != shape:
+            raise ValueError(f"values: expected shape {shape}, got {values.shape}")
+        values = np.where(self.graph.valid, values, 0.0)
+        if not np.isfinite(values).all():
+            number = int((~np.isfinite(values)).sum())
+            raise ValueError(f"scores: expected finite numbers, got {number} that are NaN or infinite ({self.method})")
+        record = {**self.run, "method": self.method, "signed": self.signed}
+        if self.positions is not None:
+            record["positions"] = [list(span) for span in self.positions]
+        object.__setattr__(self, "values", values)
+        object.__setattr__(self, "run", record)
+
+    @property
+    def scores(self) -> EdgeScores:
+        """`values` as a circuit holds them. Raises ValueError for scores of several spans of positions."""
+        if self.positions is not None:
+            raise ValueError(f"scores at {len(self.positions)} spans of positions: choose one, at(i), or take total()")
+        return self.values
+
+    @property
+    def mask(self) -> EdgeBools:
+        """Every edge: scores alone choose none, so `Circuit.of(scores)` is the whole graph, scored."""
+        return self.graph.valid
+
+    def at(self, span: int) -> "Scores":
+        """The scores of one span of positions. Raises ValueError for a number that is none."""
+        if self.positions is None or not 0 <= span < len(self.positions):
+            raise ValueError(f"at: expected the number of one of {len(self.positions or ())} spans, got {span}")
+        run = {**self.run, "positions": [list(self.positions[span])]}
+        return dataclasses.replace(self, values=self.values[span], run=run, positions=None)
+
+    def total(self) -> "Scores":
+        """The sum over the spans: of a gradient method with spans that part the prompt, the score of the whole edge."""
+        if self.positions is None:
+            return self
+        return dataclasses.replace(self, values=self.values.sum(0), positions=None)
+
+    def of(self, edge: str) -> float:
+        """The score of an edge, by its name. Raises ValueError for a name that is no edge."""
+        return float(self.scores[self.graph.edge_index(edge)])
+
+
+def ensemble(parts: Sequence[Scores], *, scale: str = "rank") -> Scores:
+    """The mean of several methods' scores, or of one method's on several data sets, each scaled first.
+
+    - `scale`: "rank": an edge's place among all edges, from 0 (lowest) to 1, ties by their mean place; or "norm":
+      divided by the L2 norm.
+
+    Raises ValueError for an unknown scale, no parts, parts of different graphs, and scores without a sign mixed with
+    signed ones.
+    """
+    if scale not in ("rank", "norm"):
+        raise ValueError(f"scale: expected 'rank' or 'norm', got {scale!r}")
+    if not parts or any(part.graph != parts[0].graph for part in parts):
+        raise ValueError(f"ensemble: expected at least one part, all of one graph, got {len(parts)} parts")
+    signed = {part.signed for part in parts}
+    if len(signed) > 1:
+        names = ", ".join(f"{part.method} ({'' if part.signed else 'un'}signed)" for part in parts)
+        raise ValueError(f"ensemble: expected scores that all have a sign or all have none, got {names}")
+    graph = parts[0].graph
+    scaled = [(_ranks if scale == "rank" else _unit)(part.scores[graph.valid]) for part in parts]
+    values = np.zeros(graph.shape)
+    values[graph.valid] = np.mean(scaled, axis=0)
+    run = {"scale": scale, "parts": [part.run for part in parts]}
+    return Scores(graph, values, scale == "norm" and signed == {True}, "ensemble", run)
+
+
+def _ranks(values: Float[np.ndarray, " edge"]) -> Float[np.ndarray, " edge"]:
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    places = np.cumsum(counts) - (counts + 1) / 2
+    return places[inverse] / max(1, len(values) - 1)
+
+
+def _unit(values: Float[np.ndarray, " edge"]) -> Float[np.ndarray, " edge"]:
+    return values / max(float(np.linalg.norm(values)), float(np.finfo(np.float64).tiny))

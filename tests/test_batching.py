@@ -42,7 +42,7 @@ def test_the_microbatch_follows_the_compiled_program(monkeypatch):
     model, pairs = micro_model("gpt2"), micro_pairs(batch=6)
     objective = jc.Objective(model, pairs, "kl")
     assert objective.microbatch == 6
-    needed = batching.memory_needed(_value_and_gradient, objective, objective.full_mask())
+    needed = batching.memory_needed(_value_and_gradient, objective, objective.full_mask(), None)
     monkeypatch.setattr(batching, "memory_limit", lambda: needed)
     smaller = jc.Objective(model, pairs, "kl")
     assert 1 <= smaller.microbatch < 6 and smaller.describe()["microbatch"] == smaller.microbatch

@@ -180,3 +180,66 @@ def test_a_failed_save_leaves_the_old_file(tmp_path):
     with pytest.raises(TypeError, match="not JSON serializable"):
         random_circuit(GRAPHS["gpt2"], model=object()).save(path)
     assert path.read_bytes() == before and [file.name for file in tmp_path.iterdir()] == ["circuit.json"]
+
+
+def some_scores(seed=0, graph=None, ties=False):
+    graph = graph or jc.Graph(2, 2)
+    values = np.random.default_rng(seed).normal(size=graph.shape)
+    return jc.Scores(graph, np.round(values) if ties else values, True, "made up", {"metric": "kl"})
+
+
+def by_hand(scores, edges, threshold, rank, greedy):
+    """Names of the selected edges before dead ends are dropped: every step looks through all edges."""
+    graph = scores.graph
+    names = [graph.edge_name(*edge) for edge in graph.edges]
+    strength = {name: abs(scores.of(name)) if rank == "absolute" else scores.of(name) for name in names}
+    chosen, nodes = [], {"logits"}
+    while edges is None or len(chosen) < edges:
+        rest = [name for name in names if name not in chosen]
+        if greedy:
+            rest = [name for name in rest if name.split("->")[1].split("<")[0] in nodes]
+        if not rest or (threshold is not None and max(map(strength.get, rest)) < threshold):
+            break
+        chosen.append(max(rest, key=strength.get))  # the first of equals: names are in edge order
+        nodes.add(chosen[-1].split("->")[0])
+    return chosen
+
+
+@pytest.mark.parametrize("greedy", [False, True])
+@pytest.mark.parametrize("rank", ["signed", "absolute"])
+@pytest.mark.parametrize(
+    "choice", [{"edges": 0}, {"edges": 12}, {"edges": 46}, {"threshold": 0.4}, {"threshold": -9.0}]
+)
+@pytest.mark.parametrize("ties", [False, True])
+def test_select_is_a_search_through_all_edges(choice, rank, greedy, ties):
+    scores = some_scores(1, ties=ties)
+    expected = by_hand(scores, choice.get("edges"), choice.get("threshold"), rank, greedy)
+    circuit = jc.Circuit.select(scores, rank=rank, greedy=greedy, **choice)
+    graph = scores.graph
+    np.testing.assert_array_equal(circuit.mask, graph.drop_dead_ends(graph.mask_of(expected)))
+    assert circuit.run["edges_with_dead_ends"] == len(expected)
+    assert circuit.run["edges_kept"] == circuit.num_edges <= len(expected)
+    assert circuit.run["selection"] == {"rank": rank, "greedy": greedy, **choice}
+    np.testing.assert_array_equal(circuit.scores, scores.values)
+
+
+def test_a_saved_circuit_can_be_selected_from(tmp_path):
+    scores = some_scores(2)
+    jc.Circuit.of(scores, d_model=8).save(tmp_path / "scores.json")
+    circuit = jc.Circuit.select(jc.Circuit.load(tmp_path / "scores.json"), edges=9)
+    assert circuit.edges == jc.Circuit.select(scores, edges=9).edges and circuit.d_model == 8
+    assert circuit.run["method"] == "made up"
+
+
+def test_what_select_refuses():
+    scores = some_scores()
+    with pytest.raises(ValueError, match="either a number of edges or a threshold"):
+        jc.Circuit.select(scores)
+    with pytest.raises(ValueError, match="either a number of edges or a threshold"):
+        jc.Circuit.select(scores, edges=1, threshold=0.1)
+    with pytest.raises(ValueError, match="signed, absolute"):
+        jc.Circuit.select(scores, edges=1, rank="size")
+    with pytest.raises(ValueError, match=f"0 to {scores.graph.num_edges}, got 900"):
+        jc.Circuit.select(scores, edges=900)
+    with pytest.raises(ValueError, match="finite"):
+        jc.Circuit.select(scores, threshold=float("nan"))

@@ -99,9 +99,83 @@ def test_sweep_writes_a_circuit_for_each_threshold_a_table_and_a_plot(run, micro
     assert code == 1 and "is a file" in error
 
 
+def test_score_and_prune_write_what_they_print(run, micro):
+    scores, out = micro / "scores.json", micro / "circuit.json"
+    code, printed, _ = run(
+        "score", micro / "micro.npz", "--model", micro / "micro", "--method", "eap-ig-inputs", "--steps", 2,
+        "--option", "points=midpoint", "--metric", "nll", "--size", 3, "--out", scores,
+    )  # fmt: skip
+    assert code == 0 and "3 forward and 2 backward passes" in printed
+    scored = jc.Circuit.load(scores)
+    model = jc.load(micro / "micro").model
+    direct = jc.eap_ig_inputs(jc.Objective(model, micro_pairs()[:3], "nll"), steps=2, points="midpoint")
+    np.testing.assert_allclose(scored.scores, direct.values, rtol=1e-4, atol=1e-7)
+    assert {
+        "steps": 2,
+        "points": "midpoint",
+        "method": "eap-ig-inputs",
+        "task": "micro.npz",
+    }.items() <= scored.run.items()
+    assert scored.run["config"]["command"] == "score" and scored.run["config"]["metric"] == "nll"
+    best = direct.graph.edge_name(*np.unravel_index(direct.values.argmax(), direct.graph.shape))
+    assert printed.splitlines()[1].split()[0] == best
+
+    code, printed, _ = run("prune", scores, "--edges", 12, "--rank", "absolute", "--greedy", "--out", out)
+    circuit = jc.Circuit.load(out)
+    assert circuit.edges == jc.Circuit.select(direct, edges=12, rank="absolute", greedy=True).edges
+    assert code == 0 and "12 edges chosen" in printed and f"{circuit.num_edges} of" in printed
+    assert circuit.run["selection"] == {"rank": "absolute", "greedy": True, "edges": 12}
+    assert circuit.run["config_of_selection"]["edges"] == 12 and circuit.d_model == 8
+
+
+@pytest.mark.parametrize("form", ["yaml", "json"])
+def test_a_config_file_gives_what_is_not_typed(run, micro, form):
+    values = {
+        "task": str(micro / "micro.npz"),
+        "model": str(micro / "micro"),
+        "method": "mask-ig",
+        "metric": "nll",
+        "option": {"steps": 2},
+        "out": str(micro / "scores.json"),
+    }
+    lines = "".join(f"{name}: {json.dumps(value)}\n" for name, value in values.items())
+    (micro / "config").write_text(json.dumps(values) if form == "json" else lines)
+    code, _, error = run("score", "--config", micro / "config", "--metric", "logit_diff")
+    record = jc.Circuit.load(micro / "scores.json").run
+    assert code == 0 and not error
+    assert record["metric"] == "logit_diff" and record["method"] == "mask-ig" and record["steps"] == 2
+    assert record["config"]["metric"] == "logit_diff" and record["config"]["model"] == values["model"]
+
+
+def test_acdc_takes_a_config_file_too(run, micro):
+    (micro / "sweep.yaml").write_text(
+        f"thresholds: [1, 0.1]\nhead-order: ascending\nout: {micro / 'sweep'}\nbatch: 4\n"
+    )
+    code, printed, _ = run("sweep", micro / "micro.npz", "--model", micro / "micro", "--config", micro / "sweep.yaml")
+    assert code == 0 and len(printed.splitlines()) == 4
+    record = jc.Circuit.load(micro / "sweep" / "circuit-0.1.json").run
+    assert record["head_order"] == "ascending" and record["config"]["thresholds"] == "1,0.1"
+
+
+def test_config_files_that_do_not_fit_end_with_one_line(run, micro):
+    for text, said in (
+        ("metrics: kl", "unknown names metrics; expected some of average"),
+        ("- kl", "names and values"),
+        ("metric: [", "cannot read"),
+        ("steps: many", "steps"),
+    ):
+        (micro / "config.yaml").write_text(text)
+        code, _, error = run("score", micro / "micro.npz", "--config", micro / "config.yaml")
+        assert code != 0 and said in error and error.count("\n") == 1
+    code, _, error = run("prune", "x.json", "--config", micro / "nothing.yaml")
+    assert code == 1 and "cannot read" in error and error.count("\n") == 1
+
+
 def test_lists(run):
     code, printed, _ = run("tasks")
     assert code == 0 and all(task in printed for task in jc.tasks.TASKS)
+    code, printed, _ = run("methods")
+    assert code == 0 and all(method in printed for method in ("eap-ig-inputs", "atp-star", "2403.17806", "steps = 5"))
     code, printed, _ = run("models")
     assert code == 0 and "tiny-gpt2" in printed and "1519 edges" in printed
     code, printed, _ = run()
@@ -126,6 +200,10 @@ WRONG = {
     "an unknown command": (["find"], "find"),
     "a missing circuit": (["show", "nothing.json"], "no circuit file"),
     "no file": (["show"], "FILE"),
+    "an unknown method": (["score", "ioi", "--method", "acd"], "unknown method 'acd'"),
+    "a method without steps": (["score", "ioi", "--steps", "3"], "unknown hyperparameter 'steps'"),
+    "no slope": (["score", "ioi", "--metric", "kl", "--size", "2"], "least at the clean run"),
+    "no scores": (["prune", "nothing.json", "--edges", "3"], "no circuit file"),
 }
 
 

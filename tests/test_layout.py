@@ -28,8 +28,8 @@ MAY_IMPORT = {
     "nodes": BASE | {"graph", "objective", "batching"},
     "chains": BASE | {"graph", "objective", "models", "metrics", "batching"},
     "live": BASE | {"graph", "objective", "chains", "batching"},
-    "discovery": BASE | {"graph", "scores", "objective", "nodes", "batching", "live"},
-    "circuit": BASE | {"graph"},
+    "discovery": BASE | {"graph", "scores", "objective", "nodes", "metrics", "batching", "live"},
+    "circuit": BASE | {"graph", "scores"},
     "report": BASE | {"circuit"},
 }
 EVERYTHING = {"cli", "__init__"}
@@ -88,6 +88,6 @@ print(json.dumps({
 
 def test_the_library_prints_nothing():
     for path in PACKAGE.rglob("*.py"):
-        if path.name != "cli.py":
+        if path.parent.name != "cli":
             calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
             assert not any(isinstance(call.func, ast.Name) and call.func.id == "print" for call in calls), path

@@ -23,6 +23,7 @@ from ..objective import Objective
 from ..types import Mask
 from . import hard_concrete
 from .learning import LearntMask, State, first_order, learn, result_of
+from .measure import refuse_flat
 
 
 class EdgePruning(eqx.Module):
@@ -105,6 +106,7 @@ def edge_pruning(
 
     Raises ValueError for targets, steps or rates out of range, a state of another run, and a run that diverged.
     """
+    refuse_flat(objective, "edge-pruning", at_clean=False)
     started = time.perf_counter()
     ramp = max(1, steps * 5 // 6) if ramp is None else ramp
     warm_up = max(1, steps // 15) if warm_up is None else warm_up

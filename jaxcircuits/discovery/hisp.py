@@ -1,5 +1,7 @@
 """Scores of nodes from the gradient with respect to a node mask: HISP, node attribution, integrated gradients."""
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,6 +12,7 @@ from ..graph import Graph
 from ..nodes import NodeObjective, edge_scores
 from ..objective import Objective
 from ..scores import Scores
+from .measure import refuse_flat, scored, whole
 
 
 def hisp(objective: Objective) -> Scores:
@@ -23,10 +26,14 @@ def hisp(objective: Objective) -> Scores:
 
     Raises ValueError for KL and for L2 to the model's own output, whose gradient at the whole model is zero.
     """
-    _refuse_flat(objective, "HISP")
+    refuse_flat(objective, "hisp")
     nodes = NodeObjective(objective)
-    sizes = np.abs(_float64(nodes.gradient_per_example(nodes.full_mask()))).mean(0)
-    return _scores(nodes, "hisp", _layer_normed(objective.graph, sizes), signed=False)
+
+    def values() -> np.ndarray:
+        sizes = np.abs(_float64(nodes.gradient_per_example(nodes.full_mask()))).mean(0)
+        return _layer_normed(objective.graph, sizes)
+
+    return _scores(nodes, "hisp", values, passes=(1, 1), signed=False)
 
 
 def node_attribution(objective: Objective) -> Scores:
@@ -34,9 +41,13 @@ def node_attribution(objective: Objective) -> Scores:
 
     x_ref is what the node computes from the objective's reference values. Raises ValueError as `hisp`.
     """
-    _refuse_flat(objective, "node attribution")
+    refuse_flat(objective, "node-attribution")
     nodes = NodeObjective(objective, "edges")
-    return _scores(nodes, "node-attribution", -_float64(nodes.value_and_gradient(nodes.full_mask())[1]), signed=True)
+
+    def values() -> np.ndarray:
+        return -_float64(nodes.value_and_gradient(nodes.full_mask())[1])
+
+    return _scores(nodes, "node-attribution", values, passes=(1, 1), signed=True)
 
 
 def node_ig(objective: Objective, *, steps: int = 10) -> Scores:
@@ -45,18 +56,36 @@ def node_ig(objective: Objective, *, steps: int = 10) -> Scores:
     Complete: as `steps` grows the nodes' scores sum to `f(no nodes) - f(all nodes)`, x_ref as in `node_attribution`.
     Raises ValueError for fewer than 1 step.
     """
-    if steps < 1:
-        raise ValueError(f"steps: expected at least 1, got {steps}")
+    m = whole("steps", steps)
+    refuse_flat(objective, "node-ig", at_clean=False)
     nodes = NodeObjective(objective, "edges")
-    points = [nodes.value_and_gradient(nodes.full_mask() * (k + 0.5) / steps)[1] for k in range(steps)]
-    return _scores(nodes, "node-ig", -np.mean([_float64(point) for point in points], 0), signed=True, steps=steps)
+
+    def values() -> np.ndarray:
+        points = [nodes.value_and_gradient(nodes.full_mask() * (k + 0.5) / m)[1] for k in range(m)]
+        return -np.mean([_float64(point) for point in points], 0)
+
+    return _scores(nodes, "node-ig", values, passes=(m, m), signed=True, steps=m)
 
 
 def _scores(
-    nodes: NodeObjective, method: str, scores: Float[np.ndarray, " node"], *, signed: bool, **options: Any
+    nodes: NodeObjective,
+    method: str,
+    node_scores: Callable[[], np.ndarray],
+    *,
+    passes: tuple[int, int],
+    signed: bool,
+    **options: Any,
 ) -> Scores:
-    run = {**nodes.describe(), **options, "nodes": dict(zip(nodes.names, scores.tolist(), strict=True))}
-    return Scores(nodes.graph, edge_scores(nodes.graph, scores), signed, method, run)
+    """The nodes' scores as scores of edges, and by name in the record."""
+    by_name: dict[str, float] = {}
+
+    def values() -> np.ndarray:
+        found = node_scores()
+        by_name.update(zip(nodes.names, found.tolist(), strict=True))
+        return edge_scores(nodes.graph, found)
+
+    result = scored(nodes, method, values, passes=passes, signed=signed, **options)
+    return dataclasses.replace(result, run={**result.run, "nodes": by_name})
 
 
 def _layer_normed(graph: Graph, scores: Float[np.ndarray, " node"]) -> Float[np.ndarray, " node"]:
@@ -67,11 +96,3 @@ def _layer_normed(graph: Graph, scores: Float[np.ndarray, " node"]) -> Float[np.
 
 def _float64(x: jax.Array) -> np.ndarray:
     return np.asarray(x, np.float64)
-
-
-def _refuse_flat(objective: Objective, method: str) -> None:
-    if objective.metric_name == "kl" or (objective.metric_name == "l2" and objective.labels.target is None):
-        raise ValueError(
-            f"{method} scores by the gradient at the whole model, where {objective.metric_name} to the model's own "
-            "output has its minimum: all scores would be 0. Choose another metric, e.g. logit_diff or nll"
-        )

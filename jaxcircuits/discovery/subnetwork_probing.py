@@ -22,6 +22,7 @@ from ..nodes import NodeObjective, edge_scores
 from ..objective import Objective
 from . import hard_concrete
 from .learning import LearntMask, State, first_order, learn, result_of
+from .measure import refuse_flat
 
 
 class SubnetworkProbing(eqx.Module):
@@ -53,7 +54,7 @@ class SubnetworkProbing(eqx.Module):
 
 def subnetwork_probing(
     objective: Objective,
-    strength: float,
+    strength: float = 1.0,
     *,
     on: str = "nodes",
     steps: int = 3000,
@@ -77,6 +78,7 @@ def subnetwork_probing(
 
     Raises ValueError for settings out of range, a state of another run, and a run that diverged.
     """
+    refuse_flat(objective, "subnetwork-probing", at_clean=False)
     started = time.perf_counter()
     if on not in ("nodes", "edges"):
         raise ValueError(f"on: expected 'nodes' or 'edges', got {on!r}")

@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from ..objective import Objective
 from ..types import Mask
 from .learning import LearntMask, State, first_order, learn, result_of
+from .measure import refuse_flat
 
 
 class UGS(eqx.Module):
@@ -91,6 +92,7 @@ def ugs(
 
     Raises ValueError for settings out of range, a state of another run, and a run that diverged.
     """
+    refuse_flat(objective, "ugs", at_clean=False)
     started = time.perf_counter()
     if strength < 0 or rate <= 0 or samples < 1:
         raise ValueError(f"expected strength >= 0, rate > 0, samples >= 1; got {strength}, {rate}, {samples}")

@@ -8,6 +8,12 @@ What the rest of the library asks of a model (an `eqx.Module`):
 - `model.residual(tokens, mask, reference)`: the value read by the receiver `logits`.
 - `model.masked_run(tokens, mask, reference, offsets)`: that value, and what every node wrote minus the reference;
   `offsets`, one vector an input, are added to what each receiver reads (their gradients give every edge's).
+- `model.receiver_slopes(tokens, score, held)`: what every node of the clean run writes, and the gradient of
+  `score(residual)` at every receiver's input; senders may be `Held` at constants.
+- `model.attention_effects(layer, x, changes, slopes)`: first-order effects of changed q, k and v inputs with the
+  attention pattern recomputed.
+- `model.place(receiver)`, `model.displaced_residual(place, streams, written, offset)`: the clean run with one input
+  displaced; `model.residual_from(x, time)`: the rest of a run from a half-layer on.
 - `model.unembed(residual, columns)`: that value to logits, position by position; of some tokens alone if asked.
 - `model.node_run(tokens, node_mask, reference)`: that value when a mask scales the outputs of queries, keys, values and
   MLPs; `model.node_values(reference)`: these outputs when all nodes read reference values.
@@ -17,3 +23,4 @@ What the rest of the library asks of a model (an `eqx.Module`):
 
 from .gpt2 import GPT2 as GPT2
 from .gpt2 import GPT2Config as GPT2Config
+from .gpt2_slopes import Held as Held

@@ -24,6 +24,7 @@ from jaxtyping import Array, DTypeLike, Float, Int, PRNGKeyArray
 
 from ..graph import Graph
 from ..types import Mask, NodeMask, ReceiverValues, SenderValues, Tokens
+from . import gpt2_displaced, gpt2_slopes
 
 ACTIVATIONS: dict[str, Callable] = {
     "gelu": partial(jax.nn.gelu, approximate=False),
@@ -125,22 +126,21 @@ class Attention(eqx.Module):
         scale: Float[Array, ""],
     ) -> Float[Array, "heads position key"]:
         """Values averaged by the attention pattern. Inputs: one for all heads, or one a head."""
-        return self.attend(*self.project(x_query, x_key, x_value), scale)
+        query, key, value = self.project(x_query, x_key, x_value)
+        return self.attend(query, key, value, scale)
 
     def project(
         self,
         x_query: Float[Array, "*head position width"],
         x_key: Float[Array, "*head position width"],
         x_value: Float[Array, "*head position width"],
-    ) -> tuple[
-        Float[Array, "heads position key"], Float[Array, "heads position key"], Float[Array, "heads position key"]
-    ]:
-        """Queries, keys and values, biases included. Inputs: one for all heads, or one a head."""
+    ) -> Float[Array, "kv heads position key"]:
+        """Queries, keys and values of all heads, biases included. Inputs: one for all heads, or one a head."""
         equation = "td,hdk->htk" if x_query.ndim == 2 else "htd,hdk->htk"
         query = jnp.einsum(equation, x_query, self.query) + self.query_bias[:, None]
         key = jnp.einsum(equation, x_key, self.key) + self.key_bias[:, None]
         value = jnp.einsum(equation, x_value, self.value) + self.value_bias[:, None]
-        return query, key, value
+        return jnp.stack([query, key, value])
 
     def attend(
         self,
@@ -150,10 +150,15 @@ class Attention(eqx.Module):
         scale: Float[Array, ""],
     ) -> Float[Array, "head position key"]:
         """Values averaged by the attention pattern."""
+        return jnp.einsum("htu,huk->htk", self.pattern(query, key, scale), value)
+
+    def pattern(
+        self, query: Float[Array, "head position key"], key: Float[Array, "head position key"], scale: Float[Array, ""]
+    ) -> Float[Array, "head position position"]:
+        """How much each position reads of each earlier one."""
         scores = jnp.einsum("htk,huk->htu", query, key) * scale
         causal = jnp.tri(scores.shape[-1], dtype=bool)
-        pattern = jax.nn.softmax(jnp.where(causal, scores, jnp.finfo(scores.dtype).min), axis=-1)
-        return jnp.einsum("htu,huk->htk", pattern, value)
+        return jax.nn.softmax(jnp.where(causal, scores, jnp.finfo(scores.dtype).min), axis=-1)
 
     def heads(self, mixed: Float[Array, "head position key"]) -> Float[Array, "head position width"]:
         """What each head writes to the residual stream."""
@@ -192,9 +197,13 @@ class Block(eqx.Module):
     mlp: MLP | None
     mlp_norm: LayerNorm | None
 
+    def attention_input(self, x: Float[Array, "position width"]) -> Float[Array, "position width"]:
+        """What all heads project when they read the same `x`."""
+        return _normed(self.attention_norm, x)
+
     def mix(self, x: Float[Array, "position width"], scale: Float[Array, ""]) -> Float[Array, "head position key"]:
         """The attention of a run in which all heads read the same `x`."""
-        x = _normed(self.attention_norm, x)
+        x = self.attention_input(x)
         return self.attention.mix(x, x, x, scale)
 
     def masked_heads(
@@ -207,8 +216,9 @@ class Block(eqx.Module):
     def node_values(self, x: Float[Array, "time position width"]) -> NodeValues:
         """Queries, keys and values of the heads, which read `x[0]`, and the output of the MLP, which reads `x[1]`."""
         heads = _normed(self.attention_norm, x[0])
-        heads = jnp.stack(self.attention.project(heads, heads, heads))
-        return NodeValues(heads, None if self.mlp is None else self.mlp_output(x[1]))
+        return NodeValues(
+            self.attention.project(heads, heads, heads), None if self.mlp is None else self.mlp_output(x[1])
+        )
 
     def mlp_output(self, x: Float[Array, "position width"]) -> Float[Array, "position width"]:
         assert self.mlp is not None
@@ -340,9 +350,9 @@ class GPT2(eqx.Module):
         def step(x, layer):
             block, scale, head_mask, mlp_mask, values = layer
             stream = _normed(block.attention_norm, x)
-            outputs = jnp.stack(block.attention.project(stream, stream, stream))
+            outputs = block.attention.project(stream, stream, stream)
             outputs = _blend(head_mask[:, :, None, None], outputs, None if values is None else values.heads)
-            mixed = block.attention.attend(*outputs, scale)
+            mixed = block.attention.attend(outputs[0], outputs[1], outputs[2], scale)
             x = x + block.attention.sum_of_heads(mixed) + block.attention.output_bias[None]
             if block.mlp is None:
                 return x, None
@@ -380,6 +390,54 @@ class GPT2(eqx.Module):
         with jax.default_matmul_precision(self.precision):
             _, written = jax.lax.scan(step, embedding, (self.blocks, self._scales()))
         return jnp.concatenate([embedding[None], written.reshape(-1, *embedding.shape)])
+
+    def receiver_slopes(
+        self,
+        tokens: Tokens,
+        score: Callable[[Float[Array, "position width"]], Float[Array, ""]],
+        held: gpt2_slopes.Held | None = None,
+    ) -> tuple[SenderValues, ReceiverValues]:
+        """What every node of the clean run writes, and the gradient of `score(residual)` at every receiver's input.
+
+        `held`: senders that write given constants instead, which no gradient passes.
+        """
+        with jax.default_matmul_precision(self.precision):
+            return gpt2_slopes.receiver_slopes(self, self._embed(tokens), score, held)
+
+    def attention_effects(
+        self,
+        layer: Int[Array, ""],
+        x: Float[Array, "position width"],
+        changes: Float[Array, "change position width"],
+        slopes: Float[Array, "run position width"],
+    ) -> Float[Array, "run change kv head"]:
+        """To first order in what heads write, what each change of the input of a query, key or value does.
+
+        - `x`: what the layer's heads read. `changes`: added to one input of a head. `slopes`: gradients of several
+          runs at what the heads write. The attention pattern is recomputed, not linearised.
+        """
+        with jax.default_matmul_precision(self.precision):
+            return gpt2_slopes.attention_effects(self, layer, x, changes, slopes)
+
+    def place(self, receiver: int) -> gpt2_displaced.Place:
+        """Where a mask's column reads."""
+        return gpt2_displaced.Place.of(self.config.n_layer, self.config.n_head, not self.config.attn_only, receiver)
+
+    def displaced_residual(
+        self,
+        place: gpt2_displaced.Place,
+        streams: Float[Array, "time position width"],
+        written: SenderValues,
+        offset: Float[Array, "position width"],
+    ) -> Float[Array, "position width"]:
+        """`residual` of the clean run (`streams`, `written`) in which one receiver reads `offset` more."""
+        with jax.default_matmul_precision(self.precision):
+            return gpt2_displaced.displaced_residual(self, place, streams, written, offset)
+
+    def residual_from(self, x: Float[Array, "position width"], time: Int[Array, ""]) -> Float[Array, "position width"]:
+        """`residual` of the plain run that reads `x` at a half-layer (a time of `receiver_streams`)."""
+        with jax.default_matmul_precision(self.precision):
+            return gpt2_displaced.residual_from(self, x, time)
 
     def receiver_streams(self, tokens: Tokens) -> Float[Array, "time position width"]:
         """What the clean run's receivers read: at time 2l the heads of layer l, at 2l + 1 its MLP, last `logits`."""

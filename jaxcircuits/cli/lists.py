@@ -1,0 +1,77 @@
+"""`tasks`, `models`, `methods` and `show`: what there is, and what is in a file."""
+
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from .. import checkpoints, tasks
+from ..circuit import Circuit
+from ..discovery.methods import METHODS
+from .options import out
+
+
+def list_tasks() -> None:
+    """Lists the built-in tasks."""
+    for task in tasks.TASKS.values():
+        out.print(f"{task.name:<14}{task.description}", markup=False)
+        out.print(f"{'':<14}scored in its paper by {task.metric}; {task.source}", markup=False)
+    out.print("or a file: .npz (token ids), .jsonl or .csv (text); see the README, 'Your own data'")
+
+
+def list_models() -> None:
+    """Lists the bundled models."""
+    for name in checkpoints.bundled():
+        config, graph = (loaded := checkpoints.load(name)).model.config, loaded.graph
+        out.print(
+            f"{name:<14}{config.n_layer} layers x {config.n_head} heads, width {config.n_embd}, "
+            f"{config.vocab_size} tokens, {graph.num_edges} edges"
+        )
+    out.print("or a folder with config.json and model.safetensors, or a GPT-2 on the Hugging Face hub (gpt2)")
+
+
+def list_methods() -> None:
+    """Lists the methods that score edges: formula, source, cost, hyperparameters."""
+    for method in METHODS.values():
+        out.print(f"{method.name:<24}{method.formula}", markup=False)
+        out.print(f"{'':<24}{method.source}; {method.cost}", markup=False)
+        for name, default in method.defaults.items():
+            out.print(f"{'':<24}{name} = {default}: {method.ranges[name]}", markup=False)
+        if method.refuses:
+            out.print(f"{'':<24}refuses {method.refuses}", markup=False)
+    out.print("S: senders, m: steps; a pass is one of the whole model on every prompt. D_s = reference_s - clean_s")
+
+
+def show(file: Annotated[Path, typer.Argument(help="a circuit's JSON: this library's, MIB's or EAP-IG's")]) -> None:
+    """Prints a circuit file."""
+    print_circuit(Circuit.load(file))
+
+
+def print_circuit(circuit: Circuit) -> None:
+    """A circuit, receiver by receiver from the output on, and what it cost."""
+    run, graph = circuit.run, circuit.graph
+    head = [f"{run['task']} on {run['model']}"] if {"task", "model"} <= run.keys() else []
+    head += [f"{run['prompts']} prompts"] if "prompts" in run else []
+    head += [str(run[key]) for key in ("method", "metric", "reference") if key in run]
+    head += [f"threshold {run['threshold']:g}"] if "threshold" in run else []
+    head += [f"{key} {value}" for key, value in run.get("selection", {}).items()]
+    if head:
+        out.print(", ".join(head), markup=False)
+    for column in reversed(range(len(graph.receivers))):
+        senders = np.flatnonzero(circuit.mask[:, column])[::-1]
+        if len(senders):
+            effects = "  ".join(f"{graph.senders[s]} {circuit.scores[s, column]:+.3g}" for s in senders)
+            out.print(f"  {graph.receivers[column]:>9} <- {effects}", markup=False)
+    groups = f", {run['groups_kept']} head inputs tested as groups stay" if run.get("groups_kept") else ""
+    out.print(
+        f"{circuit.num_edges} of {graph.num_edges} edges, {len(circuit.nodes)} of {len(graph.nodes)} nodes{groups}"
+    )
+    if {"metric_full", "metric_final"} <= run.keys():
+        before, after = float(run["metric_full"]), float(run["metric_final"])
+        out.print(f"{run.get('metric', 'metric')}: {before:.6g} whole model, {after:.6g} circuit", markup=False)
+    if {"evaluations", "evaluations_wasted", "device_calls", "seconds"} <= run.keys():
+        out.print(
+            f"{run['evaluations']} evaluations (and {run['evaluations_wasted']} behind wrong guesses) in "
+            f"{run['device_calls']} device calls, {run['seconds']:.1f} s ({run['seconds_compiling']:.1f} s compiling)"
+        )

@@ -1,0 +1,160 @@
+"""What several commands share: their options, the prompts and the model that these name, the two consoles."""
+
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+
+import jax
+import typer
+from rich.console import Console
+
+from .. import checkpoints, tasks
+from ..batching import compile_clock, device_mesh, use_compilation_cache
+from ..data import PromptPairs
+from ..metrics import METRICS
+from ..metrics import by_name as metric_by_name
+from ..objective import REFERENCES, Objective
+
+if TYPE_CHECKING:
+    from typer import Context
+else:
+    Context = typer.Context.__base__  # what commands are given; typer may bring its own copy of click
+
+DEFAULT_MODEL = "tiny-gpt2"
+DEFAULT_SIZE = 32
+
+out = Console(soft_wrap=True, highlight=False)
+err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def read_config(ctx: Context, path: Path | None) -> Path | None:
+    """Takes the values of a YAML or JSON file as defaults of this command; what is typed goes first.
+
+    Raises ValueError for a file that is no table of this command's arguments and options.
+    """
+    if path is None:
+        return None
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"--config: cannot read {path}: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"--config: expected {path} to hold names and values, as 'metric: kl'")
+    names = {spelt: str(param.name) for param in ctx.command.params for spelt in _spellings(param)}
+    if unknown := [str(name) for name in values if str(name).replace("-", "_") not in names]:
+        known = ", ".join(sorted(name for name in names if name not in ("config", "help")))
+        raise ValueError(f"--config: {path} has unknown names {', '.join(unknown)}; expected some of {known}")
+    ctx.default_map = {names[str(name).replace("-", "_")]: _as_typed(value) for name, value in values.items()}
+    return path
+
+
+def _spellings(param: Any) -> set[str]:
+    """How a parameter may be called in a file: as its option, without dashes in front, or as its argument."""
+    options = {option.lstrip("-").replace("-", "_") for option in param.opts if len(option.lstrip("-")) > 1}
+    return options or {str(param.name)}
+
+
+def _as_typed(value: Any) -> Any:
+    """A value as it would be typed: lists joined by commas; `options` of a method as NAME=VALUE."""
+    if isinstance(value, dict):
+        return [f"{name}={json.dumps(entry) if isinstance(entry, bool) else entry}" for name, entry in value.items()]
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return value
+
+
+def config_of(ctx: Context) -> dict[str, Any]:
+    """Every argument and option of the command that runs, for the record of its result."""
+    values = {name: str(value) if isinstance(value, Path) else value for name, value in ctx.params.items()}
+    return {"command": ctx.info_name, **{name: value for name, value in values.items() if name != "config"}}
+
+
+TaskName = Annotated[str, typer.Argument(help="a built-in task, or a .npz, .jsonl or .csv file of prompts")]
+ModelName = Annotated[str, typer.Option(help="a bundled model, a folder, or a name on the hub")]
+MetricName = Annotated[str, typer.Option(help=f"one of {', '.join(METRICS)}")]
+ReferenceName = Annotated[str, typer.Option(help=f"what absent edges carry: {', '.join(REFERENCES)}")]
+DtypeName = Annotated[str, typer.Option(help="float32 or float64")]
+Size = Annotated[int | None, typer.Option(help="prompts; default 32, or all of a file's")]
+Seed = Annotated[int, typer.Option(help="of the prompts and of random orders")]
+Average = Annotated[str, typer.Option(help="several scored positions: together or per_prompt")]
+Devices = Annotated[int, typer.Option(help="devices to spread over; 0: all there are")]
+Cache = Annotated[Path | None, typer.Option(help="keep compiled programs in this folder for the next run")]
+Config = Annotated[
+    Path | None,
+    typer.Option(help="take what is not typed from this YAML or JSON file", callback=read_config, is_eager=True),
+]
+
+
+class PromptOptions(NamedTuple):
+    """What makes the objective."""
+
+    task: str
+    model: str
+    metric: str
+    reference: str
+    dtype: str
+    size: int | None
+    average: str
+    devices: int
+    cache: Path | None
+
+
+def load(prompts: PromptOptions, seed: int) -> tuple[Objective, dict[str, Any]]:
+    """The objective that the options name, and what of them goes into the record."""
+    metric_by_name(prompts.metric)
+    dtype = _dtype(prompts.dtype)
+    if prompts.cache is not None:
+        use_compilation_cache(prompts.cache)
+    loaded = checkpoints.load(prompts.model, dtype=dtype)
+    pairs, named = _prompts(prompts.task, loaded, prompts.size, seed)
+    mesh = None if prompts.devices == 1 else device_mesh(len(pairs), prompts.devices or None)
+    options = {"average": prompts.average, "mesh": mesh}
+    with compile_clock() as clock:
+        objective = Objective(loaded.model, pairs, prompts.metric, prompts.reference, **options)
+    run = {"task": named, "model": loaded.source, "seed": seed, "seconds_compiling_objective": clock.seconds}
+    return objective, run
+
+
+def _prompts(task: str, loaded: checkpoints.Checkpoint, size: int | None, seed: int) -> tuple[PromptPairs, str]:
+    """The prompts of a built-in task or a file, and their name for the record."""
+    if size is not None and size < 1:
+        raise ValueError(f"--size: expected at least 1 prompt, got {size}")
+    path = Path(task)
+    if task not in tasks.TASKS and (path.exists() or path.suffix in (".npz", ".jsonl", ".csv")):
+        pairs = PromptPairs.load(path, None if path.suffix == ".npz" else loaded.tokenizer)
+        return (pairs if size is None else pairs[:size]), path.name
+    known = tasks.by_name(task)
+    return known.generate(loaded.tokenizer, seed=seed, size=size or DEFAULT_SIZE), task
+
+
+def _dtype(name: str) -> Literal["float32", "float64"]:
+    if name == "float64":
+        jax.config.update("jax_enable_x64", True)
+        return "float64"
+    if name != "float32":
+        raise ValueError(f"--dtype: expected float32 or float64, got {name!r}")
+    return "float32"
+
+
+def check_writable(path: Path | None) -> None:
+    """Raises ValueError, before anything is computed, for a result file that could not be written."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise ValueError(f"--out: {path} is a folder: expected the name of a file")
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"--out: the folder {path.absolute().parent} does not exist; create it first")
+
+
+@contextmanager
+def warnings_as_lines() -> Iterator[None]:
+    """Prints the library's warnings to stderr, one line each."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", UserWarning)
+        warnings.showwarning = lambda message, *_, **__: err.print(f"warning: {message}", markup=False)
+        yield

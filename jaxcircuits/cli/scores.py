@@ -1,0 +1,110 @@
+"""`score` and `prune`: scores of all edges, and circuits from them."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from ..circuit import RANKS, Circuit
+from ..discovery import methods
+from .lists import print_circuit
+from .options import (
+    DEFAULT_MODEL,
+    Average,
+    Cache,
+    Config,
+    Context,
+    Devices,
+    DtypeName,
+    MetricName,
+    ModelName,
+    PromptOptions,
+    ReferenceName,
+    Seed,
+    Size,
+    TaskName,
+    check_writable,
+    config_of,
+    load,
+    out,
+    warnings_as_lines,
+)
+
+SHOWN = 10  # edges that `score` prints
+
+
+def score(
+    ctx: Context,
+    task: TaskName,
+    method: Annotated[str, typer.Option(help="see `jaxcircuits methods`")] = "eap",
+    model: ModelName = DEFAULT_MODEL,
+    metric: MetricName = "logit_diff",
+    reference: ReferenceName = "resample",
+    steps: Annotated[int | None, typer.Option(help="points of a path, for the methods that have one")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE of a method's hyperparameter; repeatable")
+    ] = None,
+    dtype: DtypeName = "float32",
+    size: Size = None,
+    seed: Seed = 0,
+    average: Average = "together",
+    devices: Devices = 1,
+    cache: Cache = None,
+    config: Config = None,
+    out_file: Annotated[Path | None, typer.Option("--out", help="write the scores to this JSON file")] = None,
+) -> None:
+    """Scores every edge with one method and prints the best."""
+    check_writable(out_file)
+    chosen = methods.by_name(method)
+    options = [*(option or []), *([] if steps is None else [f"steps={steps}"])]
+    hyperparameters = chosen.read(options)
+    if "seed" in chosen.defaults:
+        hyperparameters.setdefault("seed", seed)
+    prompts = PromptOptions(task, model, metric, reference, dtype, size, average, devices, cache)
+    with warnings_as_lines():
+        objective, run = load(prompts, seed)
+        scores = chosen.run(objective, **hyperparameters)
+    scored = Circuit.of(scores, d_model=objective.model.config.n_embd, config=config_of(ctx), **run)
+    _print_scores(scored)
+    if out_file is not None:
+        scored.save(out_file)
+        out.print(f"written to {out_file}", markup=False)
+
+
+def prune(
+    ctx: Context,
+    file: Annotated[Path, typer.Argument(help="scores: a JSON file of `score`, of MIB or of EAP-IG")],
+    edges: Annotated[int | None, typer.Option(help="take so many of the best edges")] = None,
+    threshold: Annotated[float | None, typer.Option(help="take the edges that score at least this")] = None,
+    rank: Annotated[str, typer.Option(help=f"by scores or their sizes: {', '.join(RANKS)}")] = "signed",
+    greedy: Annotated[bool, typer.Option(help="from the logits on, only edges into nodes that are in")] = False,
+    config: Config = None,
+    out_file: Annotated[Path | None, typer.Option("--out", help="write the circuit to this JSON file")] = None,
+) -> None:
+    """Takes the best edges of a file of scores, drops dead ends, and prints the circuit."""
+    check_writable(out_file)
+    scored = Circuit.load(file)
+    circuit = Circuit.select(scored, edges=edges, threshold=threshold, rank=rank, greedy=greedy)
+    circuit = Circuit.of(circuit, d_model=scored.d_model, config_of_selection=config_of(ctx))
+    print_circuit(circuit)
+    chosen, kept = circuit.run["edges_with_dead_ends"], circuit.run["edges_kept"]
+    out.print(f"{chosen} edges chosen, {chosen - kept} of them dead ends")
+    if out_file is not None:
+        circuit.save(out_file)
+        out.print(f"written to {out_file}", markup=False)
+
+
+def _print_scores(scored: Circuit) -> None:
+    run, graph = scored.run, scored.graph
+    names: list[Any] = [run[key] for key in ("method", "metric", "reference")]
+    out.print(f"{run['task']} on {run['model']}, {run['prompts']} prompts, {', '.join(names)}", markup=False)
+    for sender, receiver in graph.edges[np.argsort(-scored.scores[graph.valid], kind="stable")[:SHOWN]]:
+        name = graph.edge_name(sender, receiver)
+        out.print(f"  {name:<20} {scored.scores[sender, receiver]:+.6g}", markup=False)
+    cost = f"{run['seconds']:.1f} s"
+    if "forward_passes" in run:
+        cost = f"{run['forward_passes']} forward and {run['backward_passes']} backward passes, {cost}"
+    else:
+        cost = f"{scored.num_edges} edges kept, {run['metric']} {run['metric_final']:.6g}; {cost}"
+    out.print(f"the best {min(SHOWN, graph.num_edges)} of {graph.num_edges} edges; {cost}")

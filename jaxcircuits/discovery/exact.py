@@ -1,0 +1,126 @@
+"""Exact patching: what the loss rises by when one edge, or one node, is removed. The oracle of all other scores.
+
+    score of s->r = f(all but s->r) - f(all)
+
+Removing one edge into r leaves everything before r clean, so this is the clean run in which r reads
+`reference_s - clean_s` more, computed from r on.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from .. import batching
+from ..objective import Objective, sender_values
+from ..scores import Scores
+from .measure import Positions, scored, spans_of, whole
+
+
+class _CleanRun(eqx.Module):
+    """What every node writes and every half-layer reads; the change of each sender from clean to reference."""
+
+    written: Float[Array, "batch sender position width"]
+    streams: Float[Array, "batch time position width"]
+    change: Float[Array, "batch sender position width"]
+
+
+def exact(objective: Objective, *, width: int = 8, positions: Positions | None = None) -> Scores:
+    """Single-edge patching of every edge: one evaluation each.
+
+    - `width`: senders into one receiver that are evaluated at once.
+    - `positions`: remove edges at these token positions or spans alone, each on its own.
+
+    Raises ValueError for a bad width or span.
+    """
+    whole("width", width)
+    named, spans = spans_of(objective, positions)
+    every = np.ones((1, objective.clean.shape[1]), bool) if spans is None else spans
+    count = len(every) * objective.graph.num_edges
+
+    def values() -> np.ndarray:
+        effects = _edge_effects(objective, every, width)
+        return effects[0] if spans is None else effects
+
+    return scored(objective, "exact", values, passes=(count + 2, 0), positions=named, width=width)
+
+
+def exact_nodes(objective: Objective, *, width: int = 8) -> Float[np.ndarray, " sender"]:
+    """What the loss rises by when all edges out of a node are removed, for every sender.
+
+    Raises ValueError for a bad width.
+    """
+    whole("width", width)
+    clean, full = _clean_run(objective), float(objective(objective.graph.valid))
+    times = objective.graph.sender_times
+    values = np.zeros(len(times))
+    for time in np.unique(times):
+        for rows in _chunks(np.flatnonzero(times == time), width):
+            losses = _without_nodes(objective, clean, jnp.int32(time), jnp.asarray(rows, jnp.int32))
+            values[rows] = np.asarray(losses) - full
+    return values
+
+
+def _edge_effects(objective: Objective, spans: np.ndarray, width: int) -> Float[np.ndarray, "span sender receiver"]:
+    graph = objective.graph
+    clean, full = _clean_run(objective), float(objective(graph.valid))
+    values = np.zeros((len(spans), *graph.shape))
+    for receiver in range(len(graph.receivers)):
+        place = objective.model.place(receiver)
+        for rows in _chunks(np.flatnonzero(graph.valid[:, receiver]), width):
+            for index, span in enumerate(spans):
+                at = jnp.asarray(span, objective.model.dtype)
+                losses = _without_edges(objective, clean, place, jnp.asarray(rows, jnp.int32), at)
+                values[index, rows, receiver] = np.asarray(losses) - full
+    return values
+
+
+def _chunks(rows: np.ndarray, width: int) -> list[np.ndarray]:
+    """`rows`, `width` at a time; the last are repeated, so that all chunks have one shape."""
+    padded = np.append(rows, np.repeat(rows[-1:], -len(rows) % width))
+    return list(padded.reshape(-1, width))
+
+
+@eqx.filter_jit
+def _clean_run(objective: Objective) -> _CleanRun:
+    model, size = objective.model, objective.microbatch
+    written = sender_values(model, objective.clean, size)
+    streams = batching.chunked_vmap(model.receiver_streams, objective.clean, size)
+    return _CleanRun(jnp.moveaxis(written, 0, 1), streams, jnp.moveaxis(objective.reference - written, 0, 1))
+
+
+@eqx.filter_jit
+def _without_edges(
+    objective: Objective, clean: _CleanRun, place: eqx.Module, senders: Int[Array, " circuit"], span: Array
+) -> Float[Array, " circuit"]:
+    """The loss without the edge from each sender into the receiver at `place`, at the positions of `span`."""
+
+    def one(prompt):
+        run, (_, _, *rest) = prompt
+
+        def without(sender):
+            offset = run.change[sender] * span[:, None]
+            residual = objective.model.displaced_residual(place, run.streams, run.written, offset)
+            return objective._score(residual, *rest)
+
+        return jax.vmap(without)(senders)
+
+    return batching.chunked_vmap(one, (clean, objective._prompts()), objective.microbatch).mean(0)
+
+
+@eqx.filter_jit
+def _without_nodes(
+    objective: Objective, clean: _CleanRun, time: Int[Array, ""], senders: Int[Array, " circuit"]
+) -> Float[Array, " circuit"]:
+    """The loss without all edges out of each sender; all of them are written at one `time`."""
+
+    def one(prompt):
+        run, (_, _, *rest) = prompt
+
+        def without(sender):
+            return objective._score(objective.model.residual_from(run.streams[time] + run.change[sender], time), *rest)
+
+        return jax.vmap(without)(senders)
+
+    return batching.chunked_vmap(one, (clean, objective._prompts()), objective.microbatch).mean(0)

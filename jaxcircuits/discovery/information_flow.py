@@ -1,0 +1,59 @@
+"""Information flow routes (Ferrando and Voita, 2403.00824): how much of what a receiver reads a sender wrote.
+
+With y what receiver r reads at one position and z_s what the senders before it wrote there:
+
+    p_s = max(0, |y|_1 - |z_s - y|_1),    score of s->r = p_s / sum_s p_s   (0 where all p_s are 0),
+
+averaged over positions, then over prompts. Needs neither metric nor reference; scores are between 0 and 1.
+
+Conventions: `input` is the token plus the position embedding, one node as in every graph here (EAP-IG's public code
+takes the token embedding alone, and leaves the position in y); positions after a prompt's last scored one, which
+nothing scored can read, are left out (the public code leaves out the padding).
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from .. import batching
+from ..objective import Objective
+from ..scores import Scores
+from .measure import scored
+
+
+def information_flow_routes(objective: Objective) -> Scores:
+    """The share of each sender in what each receiver reads, in two forward passes (writers, readers)."""
+    graph = objective.graph
+
+    def values() -> np.ndarray:
+        return np.asarray(_shares(objective))[graph.receiver_times].T
+
+    return scored(objective, "information-flow-routes", values, passes=(2, 0), signed=False)
+
+
+@eqx.filter_jit
+def _shares(objective: Objective) -> Float[Array, "time sender"]:
+    """Receivers of one half-layer read the same vector, so there is one row for each half-layer."""
+    model = objective.model
+    times = jnp.arange(2 * objective.graph.num_layers + 1, dtype=jnp.int32)
+    is_written = jnp.asarray(objective.graph.sender_times, jnp.int32)[None] <= times[:, None]
+
+    def one(prompt):
+        tokens, _, positions, weights, _ = prompt
+        written, streams = model.sender_values(tokens), model.receiver_streams(tokens)
+
+        def at_time(inputs):
+            y, is_before = inputs
+            proximity = jnp.abs(y).sum(-1)[None] - jnp.abs(written - y[None]).sum(-1)
+            proximity = jnp.where(is_before[:, None], jnp.maximum(proximity, 0), 0)
+            total = proximity.sum(0, keepdims=True)
+            return jnp.where(total > 0, proximity / jnp.where(total > 0, total, 1), 0)
+
+        last = jnp.max(jnp.where(weights > 0, positions, 0))
+        counted = jnp.arange(tokens.shape[0], dtype=last.dtype) <= last
+        shares = jnp.where(counted[None, None], jax.lax.map(at_time, (streams, is_written)), 0)
+        return shares.sum(-1) / counted.sum().astype(shares.dtype)
+
+    return batching.chunked_vmap(one, objective._prompts(), objective.microbatch).mean(0)

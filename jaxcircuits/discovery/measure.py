@@ -1,0 +1,91 @@
+"""What all scoring methods share: spans of positions, refusals, and the record of a run with its cost."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import ArrayLike, Bool
+
+from .. import metrics
+from ..batching import compile_clock
+from ..nodes import NodeObjective
+from ..objective import Objective
+from ..scores import Scores, Span
+
+Positions = Sequence[int | Sequence[int]]
+"""Token positions, or spans of them as (first, before which); each is scored on its own."""
+
+
+def scored(
+    objective: Objective | NodeObjective,
+    method: str,
+    values: Callable[[], ArrayLike],
+    *,
+    passes: tuple[int, int],
+    signed: bool = True,
+    positions: tuple[Span, ...] | None = None,
+    **hyperparameters: Any,
+) -> Scores:
+    """`values()` as `Scores`, with what it cost.
+
+    - `passes`: forward and backward passes of the model for each prompt.
+    """
+    start = time.perf_counter()
+    with compile_clock() as clock:
+        computed = np.asarray(values(), np.float64)
+    run = {
+        **objective.describe(),
+        **hyperparameters,
+        "forward_passes": passes[0],
+        "backward_passes": passes[1],
+        "seconds": time.perf_counter() - start,
+        "seconds_compiling": clock.seconds,
+        "edges_total": objective.graph.num_edges,
+    }
+    return Scores(objective.graph, computed, signed, method, run, positions)
+
+
+def spans_of(
+    objective: Objective, positions: Positions | None
+) -> tuple[tuple[Span, ...] | None, Bool[np.ndarray, "span position"] | None]:
+    """Spans as (first, before which) and as bool [span, position]; both None where none are asked for.
+
+    Raises ValueError for a span that is empty or beyond the prompts.
+    """
+    if positions is None:
+        return None, None
+    width = objective.clean.shape[1]
+    spans = []
+    for span in positions:
+        ends = (span, span + 1) if isinstance(span, int | np.integer) else tuple(span)
+        if len(ends) != 2 or not 0 <= ends[0] < ends[1] <= width:
+            raise ValueError(f"positions: expected positions 0 to {width - 1} or spans (first, end), got {span!r}")
+        spans.append((int(ends[0]), int(ends[1])))
+    if not spans:
+        raise ValueError("positions: expected at least one position or span, got none")
+    where = np.arange(width)
+    return tuple(spans), np.array([(first <= where) & (where < end) for first, end in spans])
+
+
+def refuse_flat(objective: Objective, method: str, *, at_clean: bool = True) -> None:
+    """Raises ValueError for a loss without a slope.
+
+    Accuracy has none anywhere; KL, and L2 to the model's own output, have none at the clean run (`at_clean`).
+    """
+    metric = objective.metric
+    if metric is metrics.accuracy:
+        raise ValueError(f"{method}: accuracy has no gradient; choose logit_diff, prob_diff or nll")
+    if at_clean and (metric is metrics.kl or (metric is metrics.l2 and objective.labels.target is None)):
+        raise ValueError(
+            f"{method}: {objective.metric_name} to the model's own output is least at the clean run, so its gradient "
+            "there is zero for every edge; choose another metric (logit_diff), or a method that leaves the clean run "
+            "(eap-ig-inputs, mask-ig, exact)"
+        )
+
+
+def whole(name: str, value: int, least: int = 1) -> int:
+    """`value`, checked. Raises ValueError for what is no whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise ValueError(f"{name}: expected a whole number of at least {least}, got {value!r}")
+    return int(value)

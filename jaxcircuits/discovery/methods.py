@@ -1,0 +1,211 @@
+"""The table of scoring methods, by name: what each computes, costs, takes and refuses."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, get_args, get_type_hints
+
+from ..scores import Scores
+from .atp import atp_star
+from .attribution import clean_corrupted, eap, eap_ig_activations, eap_ig_inputs, mask_ig
+from .edge_pruning import edge_pruning
+from .exact import exact
+from .hisp import hisp, node_attribution, node_ig
+from .information_flow import information_flow_routes
+from .learning import LearntMask
+from .subnetwork_probing import subnetwork_probing
+from .ugs import ugs
+from .uniform import random_scores
+
+PYTHON_ONLY = ("positions", "resume", "progress")
+"""Arguments that only Python takes: they change the shape of the result, or are functions and states."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A way to score edges.
+
+    - `run`: `run(objective, *, hyperparameters)`, to `Scores` or a `LearntMask`. `formula`: of the score of s->r. `cost`: in passes.
+    - `ranges`: what each hyperparameter may be; the defaults are those of `run`.
+    - `refuses`: objectives that it raises ValueError for.
+    """
+
+    name: str
+    run: Callable[..., Scores | LearntMask]
+    formula: str
+    source: str
+    cost: str
+    ranges: dict[str, str] = dataclasses.field(default_factory=dict)
+    refuses: str = ""
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Hyperparameters and their defaults."""
+        parameters = list(inspect.signature(self.run).parameters.values())[1:]
+        return {parameter.name: parameter.default for parameter in parameters if parameter.name not in PYTHON_ONLY}
+
+    def read(self, options: Sequence[str]) -> dict[str, Any]:
+        """Hyperparameters from texts NAME=VALUE. Raises ValueError for an unknown name or a value of another type."""
+        values = {}
+        for option in options:
+            name, equals, text = option.partition("=")
+            if not equals:
+                raise ValueError(f"{self.name}: expected hyperparameters as NAME=VALUE, got {option!r}")
+            if name not in self.defaults:
+                known = ", ".join(self.defaults) or "no hyperparameters"
+                raise ValueError(f"{self.name}: unknown hyperparameter {name!r}; expected {known}")
+            values[name] = _parse(name, text, get_type_hints(self.run)[name])
+        return values
+
+
+def by_name(name: str) -> Method:
+    """The method of a name. Raises ValueError for an unknown one."""
+    if name not in METHODS:
+        raise ValueError(f"unknown method {name!r}: expected one of {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+def _parse(name: str, text: str, hint: Any) -> Any:
+    """A text as the type of its parameter; `int | None` reads "none" too."""
+    kinds = get_args(hint) or (hint,)
+    if type(None) in kinds and text.lower() == "none":
+        return None
+    if kinds[0] is bool:
+        if text.lower() not in ("true", "false"):
+            raise ValueError(f"{name}: expected true or false, got {text!r}")
+        return text.lower() == "true"
+    try:
+        return kinds[0](text)
+    except ValueError:
+        kind = {int: "a whole number", float: "a number"}[kinds[0]]
+        raise ValueError(f"{name}: expected {kind}, got {text!r}") from None
+
+
+FLAT = "KL, L2 to the model's own output (no slope at the clean run) and accuracy"
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method(
+            "exact",
+            exact,
+            "f(all but s->r) - f(all)",
+            "activation patching, edge by edge",
+            "a forward pass an edge, from r on",
+            {"width": "1 or more: senders evaluated at once"},
+        ),
+        Method("eap", eap, "<D_s, g_r(clean)>", "Syed et al., 2310.10348", "1 forward, 1 backward pass", {}, FLAT),
+        Method(
+            "clean-corrupted",
+            clean_corrupted,
+            "<D_s, g_r(clean) + g_r(corrupt)> / 2",
+            "Hanna et al., 2403.17806",
+            "3 forward, 2 backward passes",
+            {},
+            "references other than resample; accuracy",
+        ),
+        Method(
+            "eap-ig-inputs",
+            eap_ig_inputs,
+            "mean over k of <D_s, g_r(x_k)>, x_k from the corrupt to the clean embedding",
+            "Hanna et al., 2403.17806",
+            "m + 1 forward, m backward passes",
+            {"steps": "1 or more", "points": "public (k/m, k = 0..m-1) or midpoint ((k + 1/2)/m)"},
+            "references other than resample; accuracy",
+        ),
+        Method(
+            "eap-ig-activations",
+            eap_ig_activations,
+            "mean over groups of senders and k = 1..m of <D_s, g_r(group held at k/m clean + (1 - k/m) reference)>",
+            "Hanna et al., 2403.17806, public code",
+            "(2 layers + 1) m + 1 forward, (2 layers + 1) m backward passes",
+            {"steps": "1 or more"},
+            "accuracy",
+        ),
+        Method(
+            "mask-ig",
+            mask_ig,
+            "mean over k of -df/dmask at mask (k + 1/2)/m everywhere; sums to f(none) - f(all)",
+            "integrated gradients, 1703.01365",
+            "m forward, m backward passes of the masked model",
+            {"steps": "1 or more"},
+            "accuracy",
+        ),
+        Method(
+            "information-flow-routes",
+            information_flow_routes,
+            "share of s in max(0, |y|_1 - |z_s - y|_1), y what r reads; mean over positions",
+            "Ferrando and Voita, 2403.00824",
+            "2 forward passes; needs neither metric nor reference",
+        ),
+        Method(
+            "atp-star",
+            atp_star,
+            "EAP with the attention pattern recomputed for q and k; mean size over runs that drop one layer's gradient",
+            "Kramar et al., 2403.00745, edge version",
+            "layers + 2 forward, layers backward passes",
+            {"qk_fix": "true or false", "grad_drop": "true or false (false: signed scores)"},
+            FLAT,
+        ),
+        Method(
+            "hisp",
+            hisp,
+            "mean over prompts of |df/dz_n| of the nodes q, k, v and MLP, by layer over its L2 norm; least of an edge's two",
+            "Michel et al., 1905.10650; as in 2304.14997",
+            "1 forward, 1 backward pass",
+            {},
+            FLAT,
+        ),
+        Method(
+            "node-attribution",
+            node_attribution,
+            "-df/dz_n at ones, z_n between a node's reference and running output; least of an edge's two nodes",
+            "attribution patching of nodes",
+            "1 forward, 1 backward pass",
+            {},
+            FLAT,
+        ),
+        Method(
+            "node-ig",
+            node_ig,
+            "mean over k of -df/dz_n at z = (k + 1/2)/m for all nodes; least of an edge's two nodes",
+            "integrated gradients, 1703.01365",
+            "m forward, m backward passes",
+            {"steps": "1 or more"},
+            "accuracy",
+        ),
+        Method(
+            "subnetwork-probing",
+            subnetwork_probing,
+            "hard concrete masks z that minimise f(z) + strength * expected L0; the chance to keep",
+            "Cao et al., 2104.03514; as in 2304.14997",
+            "a forward and a backward pass a step",
+            {
+                "strength": "0 or more",
+                "on": "nodes or edges",
+                "keep": "0 to 1: chance at the start",
+                "steps": "1 or more",
+            },
+            "accuracy",
+        ),
+        Method(
+            "edge-pruning",
+            edge_pruning,
+            "hard concrete masks of edges that minimise f(z) at a given sparsity (Lagrangian); the chance to keep",
+            "Bhaskar et al., 2406.16778",
+            "a masked forward and backward pass a step",
+            {"sparsity": "0 to 1", "node_sparsity": "0 to 1, or none", "steps": "1 or more"},
+            "accuracy",
+        ),
+        Method(
+            "ugs",
+            ugs,
+            "chances to keep, learnt from gradients at masks drawn uniformly, with an L0 penalty",
+            "Li and Janson, 2409.09951",
+            "`samples` masked forward and backward passes a step",
+            {"strength": "0 or more", "samples": "1 or more", "steps": "1 or more"},
+            "accuracy",
+        ),
+        Method("random", random_scores, "uniform in [0, 1)", "baseline", "nothing", {"seed": "0 or more"}),
+    )
+}
