@@ -25,7 +25,8 @@ PYTHON_ONLY = ("positions", "resume", "progress")
 class Method:
     """A way to score edges.
 
-    - `run`: `run(objective, *, hyperparameters)`, to `Scores` or a `LearntMask`. `formula`: of the score of s->r. `cost`: in passes.
+    - `run`: `run(objective, *, hyperparameters)`, to `Scores` or a `LearntMask`.
+    - `formula`: of the score of s->r. `cost`: in passes of the model.
     - `ranges`: what each hyperparameter may be; the defaults are those of `run`.
     - `refuses`: objectives that it raises ValueError for.
     """
@@ -150,7 +151,7 @@ METHODS: dict[str, Method] = {
         Method(
             "hisp",
             hisp,
-            "mean over prompts of |df/dz_n| of the nodes q, k, v and MLP, by layer over its L2 norm; least of an edge's two",
+            "mean of |df/dz_n| of nodes q, k, v, MLP, over the L2 norm of their layer; least of an edge's two nodes",
             "Michel et al., 1905.10650; as in 2304.14997",
             "1 forward, 1 backward pass",
             {},
