@@ -94,6 +94,7 @@ def report(
         "metric": objective.metric_name,
         "threshold": result.options["threshold"],
         "prompts": list(objective.clean.shape),
+        "load": round(os.getloadavg()[0], 1),
         "measured": {
             "peer_trials": len(seconds),
             **{f"peer_seconds_a_trial_{x}": round(float(getattr(np, x)(seconds)), 4) for x in STATISTICS},
