@@ -84,11 +84,12 @@ def forwards_of(result: jc.ACDCResult) -> int:
 
     Two for each of its nodes (an MLP's input and output, a head's output and its q, k and v and their inputs,
     embedding, logits), one for each name of senders of every node that it visits, one a trial, one at the start.
+    Nodes that lost all edges to others are not visited, but for the embedding, which then costs four.
     """
     graph = result.graph
     layers, heads = graph.num_layers, graph.num_heads
     alive = {name for name, row in zip(graph.senders, result.mask, strict=True) if row.any()}
-    names = 2 * layers + 1
+    names = 2 * layers + 1 + 2 * ("input" not in alive)
     for layer in range(layers):
         names += (1 + 2 * layer + 2) * (f"m{layer}" in alive)
         names += sum(3 + 3 for head in range(heads) if f"a{layer}.h{head}" in alive)
