@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from common import emit, random_model, random_pairs
+from common import SIZES, emit, random_model, random_pairs
 
 import jaxcircuits as jc
 from jaxcircuits.discovery.schedule import all_steps
@@ -33,7 +33,7 @@ def ask(python: str, script: str, objective: jc.Objective, pairs: jc.PromptPairs
 def tiny(metric: str) -> tuple[jc.Objective, jc.PromptPairs]:
     """The gate's model, in float64."""
     pairs = random_pairs(4, 8, 340)
-    return jc.Objective(jax.tree.map(lambda x: x.astype("float64"), random_model("tiny")), pairs, metric), pairs
+    return jc.Objective(jax.tree.map(lambda x: x.astype("float64"), random_model(SIZES["tiny"])), pairs, metric), pairs
 
 
 def check(peer: str, metrics: np.ndarray, decisions: np.ndarray, **row) -> None:

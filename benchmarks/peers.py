@@ -25,7 +25,7 @@ import subprocess
 import warnings
 
 import numpy as np
-from common import emit, machine, random_model, random_pairs
+from common import SIZES, emit, machine, random_model, random_pairs
 from peer_gates import ask, forwards_of, gate_autocircuit, gate_original
 from rich.console import Console
 from rich.table import Table
@@ -37,7 +37,7 @@ STATISTICS = ("min", "median", "mean", "max")
 
 
 def problem(size: str, metric: str, prompts: int, length: int) -> tuple[jc.Objective, jc.PromptPairs]:
-    model = random_model(size)
+    model = random_model(SIZES[size])
     pairs = random_pairs(prompts, length, model.vocab_size)
     return jc.Objective(model, pairs, metric), pairs
 

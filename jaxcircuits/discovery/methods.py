@@ -84,6 +84,8 @@ def _parse(name: str, text: str, hint: Any) -> Any:
 
 FLAT = "KL, L2 to the model's own output (no slope at the clean run) and accuracy"
 
+LEARNING = {"steps": "1 or more", "batch": "1 or more prompts a step, or none: all", "seed": "0 or more"}
+
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
@@ -184,8 +186,9 @@ METHODS: dict[str, Method] = {
             {
                 "strength": "0 or more",
                 "on": "nodes or edges",
-                "keep": "0 to 1: chance at the start",
-                "steps": "1 or more",
+                "rate": "over 0: Adam's",
+                "keep": "0 to 1: every mask at the start",
+                **LEARNING,
             },
             "accuracy",
         ),
@@ -195,7 +198,15 @@ METHODS: dict[str, Method] = {
             "hard concrete masks of edges that minimise f(z) at a given sparsity (Lagrangian); the chance to keep",
             "Bhaskar et al., 2406.16778",
             "a masked forward and backward pass a step",
-            {"sparsity": "0 to 1", "node_sparsity": "0 to 1, or none", "steps": "1 or more"},
+            {
+                "sparsity": "0 to 1.1: of edges",
+                "node_sparsity": "0 to 1.1, or none",
+                "ramp": "steps in which the target rises, or none: 5/6 of all",
+                "warm_up": "steps in which the rate rises, or none: 1/15 of all",
+                "rate": "over 0: AdamW's",
+                "decay": "0 or more: of the parameters",
+                **LEARNING,
+            },
             "accuracy",
         ),
         Method(
@@ -204,7 +215,13 @@ METHODS: dict[str, Method] = {
             "chances to keep, learnt from gradients at masks drawn uniformly, with an L0 penalty",
             "Li and Janson, 2409.09951",
             "`samples` masked forward and backward passes a step",
-            {"strength": "0 or more", "samples": "1 or more", "steps": "1 or more"},
+            {
+                "strength": "0 or more: what an edge may cost",
+                "rate": "over 0: Adam's",
+                "start_at": "log odds of keeping an edge at the start",
+                "samples": "1 or more masks a step",
+                **LEARNING,
+            },
             "accuracy",
         ),
         Method("random", random_scores, "uniform in [0, 1)", "baseline", "nothing", {"seed": "0 or more"}),
