@@ -199,13 +199,15 @@ def run_chain(inputs: tuple[Objective, Constants, Current, Program], scratch: Ar
 
             return compute
 
+        matches = objective.scored[:, None, :] == everywhere[:, :, None]
+        is_first = matches & (jnp.cumsum(matches, -1) == 1)  # a position may be listed twice
+        spread = is_first.astype(removed.dtype)
+
         def change(n, written, is_scored):
             before = current.outputs[program.slot[n]]
             if not is_scored:
                 return written - before[None]
-            values = written - _at_scored(objective, before)[None]
-            write = jax.vmap(jax.vmap(lambda x, t: jnp.zeros_like(before[0]).at[t].set(x)), (0, None))
-            return write(values, objective.scored)
+            return jnp.einsum("btp,ibpd->ibtd", spread, written - _at_scored(objective, before)[None])
 
         kinds = [head(False), head(True), mlp(False), mlp(True)] if _has_mlps(objective) else [head(False), head(True)]
 

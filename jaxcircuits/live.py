@@ -115,9 +115,11 @@ class LiveEvaluator:
         free = iter(sorted(set(range(self.current.outputs.shape[0])) - set(self.slots.values())))
         for row in new:
             slot = self.slots[row] = next(free)
-            self.reads_everywhere[row] = self._is_read_everywhere(row)
             place = np.array([slot, row, self._nodes.time[row]], np.int32)
             self.current = chains.fill((self.constants, place), self.current)
+        # Readers first; edges only go, so a node may be needed at fewer positions than before.
+        for row in sorted(self.slots, reverse=True):
+            self.reads_everywhere[row] = self._is_read_everywhere(row)
 
     def _is_read_everywhere(self, row: int) -> bool:
         """Whether a kept edge leads to a key or value, or to a node that is itself read everywhere."""
