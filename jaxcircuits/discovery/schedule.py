@@ -178,7 +178,7 @@ class Walk:
         if removed:
             self.steps.remove_from(self.position, self.mask)
         else:
-            self.kept += self.steps.senders[self.position] != Steps.GROUP
+            self.kept += int(self.steps.senders[self.position] != Steps.GROUP)
         self.position = self._skip(self.mask, self.position + 1)
 
     def _skip(self, mask: EdgeBools, position: int) -> int:

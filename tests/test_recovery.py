@@ -1,0 +1,41 @@
+"""Every method on a model whose circuit is known: the three edges of `chain_model`, all others without effect."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import CHAIN, chain_model, micro_pairs
+
+import jaxcircuits as jc
+from jaxcircuits.discovery.methods import METHODS
+
+EXACTLY = ("exact", "eap", "clean-corrupted", "eap-ig-inputs", "eap-ig-activations", "mask-ig", "atp-star")
+"""Methods that give 0 to an edge without effect."""
+
+LEAST = {"random": 0.0, "information-flow-routes": 0.5}
+"""Areas that a method must reach here; the others at least 0.9. `information-flow-routes` does not look at the metric."""
+
+FAST = {"edge-pruning": {"sparsity": 1.0, "steps": 1000}, "subnetwork-probing": {"steps": 300, "rate": 0.05}}
+
+
+def area(scores, truth):
+    """ROC area: the chance that an edge of the circuit scores above another one, ties counted half."""
+    inside, outside = scores[truth][:, None], scores[~truth][None]
+    return float(np.mean(inside > outside) + np.mean(inside == outside) / 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
+def test_a_known_circuit_is_recovered(name, x64, record_property):
+    objective = jc.Objective(chain_model(dtype=jnp.float64), micro_pairs(), "logit_diff")
+    options = FAST.get(name, {"steps": 300} if "batch" in METHODS[name].defaults else {})
+    scores = METHODS[name].run(objective, **options).scores
+    valid, truth = objective.graph.valid, objective.graph.mask_of(list(CHAIN))
+    found = area(np.abs(scores)[valid], truth[valid])
+    record_property("roc_area", found)
+    assert found >= (1.0 if name in EXACTLY else LEAST.get(name, 0.9))
+
+
+def test_acdc_keeps_the_known_circuit(x64):
+    objective = jc.Objective(chain_model(dtype=jnp.float64), micro_pairs(), "kl")
+    result = jc.acdc(objective, 1e-9)
+    assert set(objective.graph.names_of(result.mask)) == set(CHAIN)
