@@ -43,7 +43,7 @@ def test_it_finds_the_chain(node_sparsity, tmp_path):
     assert circuit.run["method"] == "edge-pruning" and circuit.num_edges == 3
     circuit.save(tmp_path / "circuit.json")
     assert set(jc.Circuit.load(tmp_path / "circuit.json").edges) == set(CHAIN)
-    assert result.as_scores().values is result.scores and not result.as_scores().signed
+    assert (result.as_scores().values == result.scores).all() and not result.as_scores().signed
 
 
 def test_a_run_that_was_stopped_and_resumed_is_the_run_that_was_not(tmp_path):
