@@ -117,6 +117,7 @@ def test_device_calls_are_those_of_a_replay(predictor, x64_reference):
     assert result.device_calls <= calls, result.device_calls
 
 
+@pytest.mark.slow
 @given(
     model=st.sampled_from(["gpt2", "attention-only", "one-head"]),
     reference=st.sampled_from(["resample", "zero"]),

@@ -47,6 +47,7 @@ def test_without_its_fixes_it_is_eap_and_the_fix_changes_queries_and_keys_alone(
     assert set(np.array(eap.graph.receivers)[changed]) == {r for r in eap.graph.receivers if r.endswith(("<q>", "<k>"))}
 
 
+@pytest.mark.slow
 def test_grad_drop_is_the_mean_size_over_layers_that_no_gradient_passes(x64):
     """Prompt by prompt; the receiver's own layer is not counted."""
     model, pairs = micro_model("gpt2", dtype=jnp.float64), micro_pairs(batch=2)
@@ -63,6 +64,7 @@ def test_grad_drop_is_the_mean_size_over_layers_that_no_gradient_passes(x64):
     assert not scores.signed and scores.run["backward_passes"] == 2
 
 
+@pytest.mark.slow
 def test_nodes_of_mlps_are_the_slope_at_their_output(x64):
     """An MLP's output reaches the loss through its edges, so its node score is the sum of their EAP scores."""
     objective = micro()

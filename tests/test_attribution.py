@@ -130,6 +130,7 @@ def test_mask_ig_is_complete(reference, x64):
     assert errors[1] < 1e-2 * abs(whole) and errors[1] < errors[0] / 10  # midpoints: 16 times less
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [jc.eap, jc.clean_corrupted, jc.eap_ig_inputs, jc.eap_ig_activations, jc.mask_ig])
 def test_scores_depend_neither_on_the_microbatch_nor_on_the_split_into_positions(method, x64):
     whole = method(micro())

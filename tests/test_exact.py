@@ -36,6 +36,7 @@ def test_exact_nodes_is_a_loop_over_masks_with_an_empty_row(x64):
     np.testing.assert_allclose(jc.exact_nodes(objective, width=3), one_by_one(objective, masks), rtol=1e-9, atol=1e-14)
 
 
+@pytest.mark.slow
 def test_neither_width_nor_microbatch_changes_a_score(x64):
     whole = jc.exact(micro(), width=16)
     np.testing.assert_allclose(jc.exact(micro(microbatch=2), width=3).values, whole.values, rtol=1e-9, atol=1e-14)
