@@ -8,13 +8,13 @@ from conftest import CHAIN, chain_model, micro_pairs
 import jaxcircuits as jc
 from jaxcircuits.discovery.methods import METHODS
 
-EXACTLY = ("exact", "eap", "clean-corrupted", "eap-ig-inputs", "eap-ig-activations", "mask-ig", "atp-star")
+EXACTLY = ("exact", "eap", "clean-corrupted", "eap-ig-inputs", "eap-ig-activations", "mask-ig")
 """Methods that give 0 to an edge without effect."""
 
-LEAST = {"random": 0.0, "information-flow-routes": 0.5}
+LEAST = {"random": 0.0, "information-flow-routes": 0.5, "node-attribution": 0.75, "node-ig": 0.75, "atp-star": 0.8}
 """Areas that a method must reach here; the others at least 0.9. Information flow routes do not look at the metric."""
 
-FAST = {"edge-pruning": {"sparsity": 1.0, "steps": 1000}, "subnetwork-probing": {"steps": 300, "rate": 0.05}}
+FAST = {"subnetwork-probing": {"steps": 300, "rate": 0.05}}
 
 
 def area(scores, truth):
@@ -24,7 +24,7 @@ def area(scores, truth):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", sorted(METHODS.keys() - {"edge-pruning"}))  # that one under KL: test_edge_pruning.py
 def test_a_known_circuit_is_recovered(name, x64, record_property):
     objective = jc.Objective(chain_model(dtype=jnp.float64), micro_pairs(width=5), "logit_diff")
     options = FAST.get(name, {"steps": 300} if "batch" in METHODS[name].defaults else {})
