@@ -119,7 +119,7 @@ def edge_pruning(
     state = learn(learner, objective, steps=steps, batch=batch, seed=seed, resume=resume, progress=progress)
     log_alpha = {kind: np.asarray(a, np.float64) for kind, a in state.parameters["log_alpha"].items()}
     options = {
-        **{"sparsity_target": sparsity, "node_sparsity_target": node_sparsity, "steps": steps, "ramp": ramp},
+        **{"sparsity": sparsity, "node_sparsity": node_sparsity, "steps": steps, "ramp": ramp},
         **{"warm_up": warm_up, "rate": rate, "decay": decay, "batch": batch, "seed": seed},
     }
     mask, scores = _circuit(objective.graph, log_alpha)
