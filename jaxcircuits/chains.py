@@ -2,6 +2,9 @@
 
 Shapes are the candidates' number and the number of slots (nodes that can still change); everything else, which nodes
 are recomputed from what, is data.
+
+A node that is read at the scored positions only is computed only there. What it reads with its query, or as an MLP,
+it needs only there too; so such nodes never feed one that is computed everywhere, and those come first.
 """
 
 import functools
@@ -19,8 +22,18 @@ from .objective import Objective, sender_values
 AnyArray = Array | np.ndarray
 """What the host makes stays NumPy: a compiled function hands it to every device."""
 
-HEAD, HEAD_AT_SCORED, MLP, MLP_AT_SCORED = range(4)
+HEAD, MLP = range(2)
 """What an instruction computes."""
+
+
+class Values(eqx.Module):
+    """A quantity at every position, and the same at the scored positions."""
+
+    everywhere: Float[Array, "*rows batch position width"]
+    scored: Float[Array, "*rows batch scored width"]
+
+    def part(self, is_scored: bool) -> Array:
+        return self.scored if is_scored else self.everywhere
 
 
 class Constants(eqx.Module):
@@ -32,10 +45,12 @@ class Constants(eqx.Module):
 
 
 class Current(eqx.Module):
-    """The circuit so far: inputs and outputs of the nodes that can still change, and the input of `logits`."""
+    """The circuit so far: inputs [slot, kv, ...] and outputs [slot, ...] of the nodes that can still change, and the
+    input of `logits`. Only the scored part is kept up of what is read at scored positions only.
+    """
 
-    inputs: Float[Array, "slot kv batch position width"]
-    outputs: Float[Array, "slot batch position width"]
+    inputs: Values
+    outputs: Values
     logits: Float[Array, "batch scored width"]
 
 
@@ -44,6 +59,7 @@ class Program(eqx.Module):
 
     - `removals[j, :removal_counts[j]]`: the senders that step j removes. `at`: for each receiver touched by the
       chain (0: none), which steps candidate i removes there.
+    - `count` instructions, the first `count_everywhere` of which compute every position.
     - `sources[n, c, :counts[n, c]]`: slots of the changed senders kept into input c of instruction n's node;
       `touched[n, c]`: its row of `at`.
     """
@@ -51,6 +67,7 @@ class Program(eqx.Module):
     removals: Int[AnyArray, "candidate sender"]
     removal_counts: Int[AnyArray, " candidate"]
     at: Float[AnyArray, "touched candidate candidate"]
+    count_everywhere: Int[AnyArray, ""]
     count: Int[AnyArray, ""]
     kind: Int[AnyArray, " slot"]
     layer: Int[AnyArray, " slot"]
@@ -72,6 +89,7 @@ def empty_program(senders: int, slots: int, candidates: int, dtype: np.dtype) ->
         removals=np.zeros((candidates, senders), np.int32),
         removal_counts=np.zeros(candidates, np.int32),
         at=np.zeros((candidates + 1, candidates, candidates), dtype),
+        count_everywhere=np.zeros((), np.int32),
         count=np.zeros((), np.int32),
         kind=kind,
         layer=layer,
@@ -84,6 +102,9 @@ def empty_program(senders: int, slots: int, candidates: int, dtype: np.dtype) ->
         logits_count=np.zeros((), np.int32),
         logits_touched=np.zeros((), np.int32),
     )
+
+
+# --- the circuit so far ------------------------------------------------------------------------
 
 
 @eqx.filter_jit
@@ -100,18 +121,15 @@ def clean_run(objective: Objective) -> tuple[Constants, Float[Array, "batch scor
 
 
 @eqx.filter_jit
-def empty(objective: Objective, constants: Constants, logits: Array, slots: int) -> Current:
+def empty(objective: Objective, logits: Float[Array, "batch scored width"], slots: int) -> Current:
     """No node in any slot; the clean input of `logits`."""
-    row, mesh = constants.clean.shape[1:], objective.mesh
-    inputs, outputs = jnp.zeros((slots, 3, *row), logits.dtype), jnp.zeros((slots, *row), logits.dtype)
-    return Current(constrain(inputs, mesh, None, None, PROMPTS), constrain(outputs, mesh, None, PROMPTS), logits)
+    return Current(_zeros(objective, (slots, 3), (None, None)), _zeros(objective, (slots,), (None,)), logits)
 
 
 @eqx.filter_jit
-def empty_scratch(objective: Objective, slots: int, candidates: int) -> Float[Array, "slot candidate batch ..."]:
-    """Where a chain writes its changes."""
-    zeros = jnp.zeros((slots, candidates, *objective.reference.shape[1:]), objective.reference.dtype)
-    return constrain(zeros, objective.mesh, None, CANDIDATES, PROMPTS)
+def empty_changes(objective: Objective, slots: int, candidates: int) -> Values:
+    """Where a chain writes its changes, [slot, candidate, ...]."""
+    return _zeros(objective, (slots, candidates), (None, CANDIDATES))
 
 
 @eqx.filter_jit
@@ -121,132 +139,178 @@ def grow(current: Current, slots: int) -> Current:
     def pad(x):
         return jnp.pad(x, [(0, slots - x.shape[0])] + [(0, 0)] * (x.ndim - 1))
 
-    return Current(pad(current.inputs), pad(current.outputs), current.logits)
+    return eqx.tree_at(lambda c: (c.inputs, c.outputs), current, jax.tree.map(pad, (current.inputs, current.outputs)))
 
 
 @eqx.filter_jit(donate="all-except-first")
-def fill(place: tuple[Constants, Int[AnyArray, " 3"]], current: Current) -> Current:
+def fill(place: tuple[Objective, Constants, Int[AnyArray, " 3"]], current: Current) -> Current:
     """A node's clean values in its slot (`place`: slot, sender row, time); `current` is updated in place."""
-    constants, (slot, row, time) = place
-    inputs = current.inputs.at[slot].set(jnp.broadcast_to(constants.streams[time], current.inputs.shape[1:]))
-    return Current(inputs, current.outputs.at[slot].set(constants.clean[row]), current.logits)
+    objective, constants, (slot, row, time) = place
+
+    inputs, outputs = constants.streams[time], constants.clean[row]
+    inputs, outputs = (Values(x, _at_scored(objective, x)) for x in (inputs, outputs))
+    return Current(_put(current.inputs, (slot,), inputs), _put(current.outputs, (slot,), outputs), current.logits)
 
 
-def _at_scored(objective: Objective, x: Float[Array, "*many batch position width"]) -> Float[Array, "..."]:
+# --- a chain -----------------------------------------------------------------------------------
+
+
+@eqx.filter_jit(donate="all-except-first")
+def run_chain(
+    inputs: tuple[Objective, Constants, Current, Program], changes: Values
+) -> tuple[Float[Array, " candidate"], Values, Values]:
+    """The metric of every candidate, every changed node's change, and the difference that each step removes.
+
+    Changes [slot, candidate, ...] are written over the given ones; only what was written is read.
+    """
+    objective, constants, current, program = inputs
+    with jax.default_matmul_precision(objective.model.precision):
+        chain = _Chain(objective, current, program, _removed(objective, constants, program))
+        first, last = program.count_everywhere, program.count
+        changes = jax.lax.fori_loop(0, first, lambda n, changes: chain.compute_everywhere(n, changes), changes)
+        changes = jax.lax.fori_loop(first, last, lambda n, changes: chain.compute_scored(n, changes), changes)
+        logits = chain.logits(changes)
+    return score(objective, logits), changes, chain.removed
+
+
+def _removed(objective: Objective, constants: Constants, program: Program) -> Values:
+    """The difference that each step removes, [candidate, ...]."""
+    candidates = program.removals.shape[0]
+
+    def remove(j, removed):
+        zero = jnp.zeros_like(removed[j])
+        total = _sum_of(zero, program.removals[j], program.removal_counts[j], lambda s: constants.difference[s])
+        return removed.at[j].set(total)
+
+    zeros = jnp.zeros((candidates, *constants.difference.shape[1:]), constants.difference.dtype)
+    removed = jax.lax.fori_loop(0, candidates, remove, constrain(zeros, objective.mesh, None, PROMPTS))
+    return Values(removed, _at_scored(objective, removed))
+
+
+class _Chain(eqx.Module):
+    """What the instructions of a chain compute with; `n` is an instruction, `c` one of its node's inputs."""
+
+    objective: Objective
+    current: Current
+    program: Program
+    removed: Values
+
+    def compute_everywhere(self, n: Int[Array, ""], changes: Values) -> Values:
+        """The change of instruction n's node, at every position."""
+        new = self._output(n, changes, False) - self.current.outputs.everywhere[self.program.slot[n]][None]
+        put = functools.partial(jax.lax.dynamic_update_index_in_dim, index=self.program.slot[n], axis=0)
+        return jax.tree.map(put, changes, Values(new, _at_scored(self.objective, new)))
+
+    def compute_scored(self, n: Int[Array, ""], changes: Values) -> Values:
+        """The change of instruction n's node, at the scored positions only."""
+        new = self._output(n, changes, True) - self.current.outputs.scored[self.program.slot[n]][None]
+        scored = jax.lax.dynamic_update_index_in_dim(changes.scored, new, self.program.slot[n], 0)
+        return Values(changes.everywhere, scored)
+
+    def logits(self, changes: Values) -> Float[Array, "candidate batch scored width"]:
+        """What `logits` reads."""
+        x = self._for_all(self.current.logits)
+        x = _sum_of(x, self.program.logits_sources, self.program.logits_count, lambda s: changes.scored[s])
+        return _minus(x, self.program.at, self.program.logits_touched, self.removed.scored)
+
+    def _output(self, n: Int[Array, ""], changes: Values, is_scored: bool) -> Float[Array, "candidate batch _ width"]:
+        """What instruction n's node writes for each candidate."""
+        kinds = [self._head, self._mlp] if any(self.objective.graph.has_mlp) else [self._head]
+        return jax.lax.switch(self.program.kind[n], [functools.partial(k, n, changes, is_scored) for k in kinds])
+
+    def _head(self, n: Int[Array, ""], changes: Values, is_scored: bool) -> Array:
+        """Queries are needed where the head writes, keys and values everywhere."""
+        query, key, value = (self._project(n, c, changes, is_scored and c == 0) for c in range(3))
+        where = (
+            self.objective.scored
+            if is_scored
+            else jnp.broadcast_to(jnp.arange(key.shape[2], dtype=jnp.int32), self.objective.clean.shape)
+        )
+        run = jax.vmap(self.objective.model.head_output, (None, None, 0, 0, 0, 0))
+        run = jax.vmap(run, (None, None, 0, 0, 0, None))
+        return run(self.program.layer[n], self.program.head[n], query, key, value, where)
+
+    def _project(self, n: Int[Array, ""], c: int, changes: Values, is_scored: bool) -> Array:
+        """A head's queries, keys or values for every candidate; computed once where its input stays."""
+        place = self.program.layer[n], self.program.head[n]
+        run = jax.vmap(functools.partial(self.objective.model.head_projection, c, *place))
+        is_changed = (self.program.counts[n, c] > 0) | (self.program.touched[n, c] > 0)
+        return jax.lax.cond(
+            is_changed,
+            lambda: jax.vmap(run)(self._read(n, c, changes, is_scored)),
+            lambda: self._for_all(run(self.current.inputs.part(is_scored)[self.program.slot[n], c])),
+        )
+
+    def _mlp(self, n: Int[Array, ""], changes: Values, is_scored: bool) -> Array:
+        run = jax.vmap(jax.vmap(self.objective.model.mlp_output, (None, 0)), (None, 0))
+        return run(self.program.layer[n], self._read(n, 0, changes, is_scored))
+
+    def _read(self, n: Int[Array, ""], c: int, changes: Values, is_scored: bool) -> Array:
+        """What input c of instruction n's node reads for every candidate."""
+        x = self._for_all(self.current.inputs.part(is_scored)[self.program.slot[n], c])
+        sources = self.program.sources[n, c], self.program.counts[n, c]
+        x = _sum_of(x, *sources, lambda source: changes.part(is_scored)[source])
+        return _minus(x, self.program.at, self.program.touched[n, c], self.removed.part(is_scored))
+
+    def _for_all(self, x: Array) -> Array:
+        return jnp.broadcast_to(x[None], (self.program.removals.shape[0], *x.shape))
+
+
+@eqx.filter_jit(donate="all-except-first")
+def commit(inputs: tuple[Objective, Program, Values, Values, AnyArray], current: Current) -> Current:
+    """The current values after one candidate (a row) of a chain; `current` is updated in place."""
+    objective, program, changes, removed, row = inputs
+    at = program.at[:, row][:, None]
+
+    def moved(x: Array, sources: tuple[AnyArray, AnyArray], touched: AnyArray, is_scored: bool) -> Array:
+        x = _sum_of(x[None], *sources, lambda source: changes.part(is_scored)[source, row][None])
+        return _minus(x, at, touched, removed.part(is_scored))[0]
+
+    def put(values: Values, index: tuple, new: Array, is_scored: bool) -> Values:
+        if is_scored:
+            return Values(values.everywhere, values.scored.at[index].set(new))
+        return _put(values, index, Values(new, _at_scored(objective, new)))
+
+    def step(n, current, is_scored):
+        slot, inputs = program.slot[n], current.inputs
+        for c in range(3):
+            part = is_scored and c == 0  # keys and values are read everywhere
+            sources = program.sources[n, c], program.counts[n, c]
+            new = moved(inputs.part(part)[slot, c], sources, program.touched[n, c], part)
+            inputs = put(inputs, (slot, c), new, part)
+        new = current.outputs.part(is_scored)[slot] + changes.part(is_scored)[slot, row]
+        return Current(inputs, put(current.outputs, (slot,), new, is_scored), current.logits)
+
+    with jax.default_matmul_precision(objective.model.precision):
+        everywhere = functools.partial(step, is_scored=False)
+        current = jax.lax.fori_loop(0, program.count_everywhere, everywhere, current)
+        scored = functools.partial(step, is_scored=True)
+        current = jax.lax.fori_loop(program.count_everywhere, program.count, scored, current)
+        into = program.logits_sources, program.logits_count
+        logits = moved(current.logits, into, program.logits_touched, True)
+    return Current(current.inputs, current.outputs, logits)
+
+
+def _zeros(objective: Objective, rows: tuple[int, ...], axes: tuple[str | None, ...]) -> Values:
+    """Zeros of shape `rows`, which are sharded along `axes`."""
+    reference, scored = objective.reference, objective.scored
+
+    def part(positions: int):
+        zeros = jnp.zeros((*rows, reference.shape[1], positions, reference.shape[3]), reference.dtype)
+        return constrain(zeros, objective.mesh, *axes, PROMPTS)
+
+    return Values(part(reference.shape[2]), part(scored.shape[1]))
+
+
+def _at_scored(objective: Objective, x: Float[Array, "*rows batch position width"]) -> Float[Array, "..."]:
     """The scored positions of every prompt."""
     index = objective.scored.reshape((1,) * (x.ndim - 3) + (*objective.scored.shape, 1))
     return jnp.take_along_axis(x, index, axis=-2)
 
 
-@eqx.filter_jit(donate="all-except-first")
-def run_chain(inputs: tuple[Objective, Constants, Current, Program], scratch: Array):
-    """The metric of every candidate, every changed node's change, and the difference that each step removes.
-
-    Changes are written over `scratch` [slot, candidate, batch, position, width]; only what was written is read.
-    """
-    objective, constants, current, program = inputs
-    model = objective.model
-    with jax.default_matmul_precision(model.precision):
-        candidates = program.removals.shape[0]
-
-        def remove(j, removed):
-            zero = jnp.zeros_like(removed[j])
-            total = _sum_of(zero, program.removals[j], program.removal_counts[j], lambda s: constants.difference[s])
-            return removed.at[j].set(total)
-
-        zeros = jnp.zeros((candidates, *constants.difference.shape[1:]), constants.difference.dtype)
-        removed = jax.lax.fori_loop(0, candidates, remove, constrain(zeros, objective.mesh, None, PROMPTS))
-        removed_scored = _at_scored(objective, removed)
-
-        def read(n, c, changes, is_scored):
-            """Input c of instruction n's node, for every candidate."""
-            pick = (lambda x: _at_scored(objective, x)) if is_scored else (lambda x: x)
-            x = pick(current.inputs[program.slot[n], c])
-            x = jnp.broadcast_to(x[None], (candidates, *x.shape))
-            x = _sum_of(x, program.sources[n, c], program.counts[n, c], lambda source: pick(changes[source]))
-            return _minus(x, program.at, program.touched[n, c], removed_scored if is_scored else removed)
-
-        everywhere = jnp.broadcast_to(jnp.arange(removed.shape[2], dtype=jnp.int32), objective.clean.shape)
-
-        def project(n, c, changes, is_scored):
-            """A head's queries, keys or values for every candidate; computed once where its input stays."""
-            place = program.layer[n], program.head[n]
-            run = jax.vmap(functools.partial(model.head_projection, c, *place))
-
-            def one_for_all():
-                x = current.inputs[program.slot[n], c]
-                once = run(_at_scored(objective, x) if is_scored else x)
-                return jnp.broadcast_to(once[None], (candidates, *once.shape))
-
-            is_changed = (program.counts[n, c] > 0) | (program.touched[n, c] > 0)
-            return jax.lax.cond(is_changed, lambda: jax.vmap(run)(read(n, c, changes, is_scored)), one_for_all)
-
-        def head(is_scored):
-            def compute(n, changes):
-                run = jax.vmap(model.head_output, (None, None, 0, 0, 0, 0))
-                run = jax.vmap(run, (None, None, 0, 0, 0, None))
-                qkv = (project(n, c, changes, is_scored and c == 0) for c in range(3))
-                where = objective.scored if is_scored else everywhere
-                return change(n, run(program.layer[n], program.head[n], *qkv, where), is_scored)
-
-            return compute
-
-        def mlp(is_scored):
-            def compute(n, changes):
-                x = read(n, 0, changes, is_scored)
-                written = jax.vmap(jax.vmap(model.mlp_output, (None, 0)), (None, 0))(program.layer[n], x)
-                return change(n, written, is_scored)
-
-            return compute
-
-        matches = objective.scored[:, None, :] == everywhere[:, :, None]
-        is_first = matches & (jnp.cumsum(matches, -1) == 1)  # a position may be listed twice
-        spread = is_first.astype(removed.dtype)
-
-        def change(n, written, is_scored):
-            before = current.outputs[program.slot[n]]
-            if not is_scored:
-                return written - before[None]
-            return jnp.einsum("btp,ibpd->ibtd", spread, written - _at_scored(objective, before)[None])
-
-        kinds = [head(False), head(True), mlp(False), mlp(True)] if _has_mlps(objective) else [head(False), head(True)]
-
-        def step(n, changes):
-            new = jax.lax.switch(program.kind[n], kinds, n, changes)
-            return jax.lax.dynamic_update_index_in_dim(changes, new, program.slot[n], 0)
-
-        changes = jax.lax.fori_loop(0, program.count, step, scratch)
-        x = jnp.broadcast_to(current.logits[None], (candidates, *current.logits.shape))
-        into = program.logits_sources, program.logits_count
-        x = _sum_of(x, *into, lambda source: _at_scored(objective, changes[source]))
-        x = _minus(x, program.at, program.logits_touched, removed_scored)
-    return score(objective, x), changes, removed
-
-
-@eqx.filter_jit(donate="all-except-first")
-def commit(inputs: tuple[Objective, Program, Array, Array, AnyArray], current: Current) -> Current:
-    """The current values after one candidate (a row) of a chain; `current` is updated in place."""
-    objective, program, changes, removed, row = inputs
-    at = program.at[:, row][:, None]
-    with jax.default_matmul_precision(objective.model.precision):
-
-        def step(n, current):
-            slot = program.slot[n]
-
-            def update(c, inputs):
-                x = inputs[slot, c][None]
-                x = _sum_of(x, program.sources[n, c], program.counts[n, c], lambda s: changes[s, row][None])
-                return inputs.at[slot, c].set(_minus(x, at, program.touched[n, c], removed)[0])
-
-            inputs = jax.lax.fori_loop(0, 3, update, current.inputs)
-            return Current(inputs, current.outputs.at[slot].add(changes[slot, row]), current.logits)
-
-        current = jax.lax.fori_loop(0, program.count, step, current)
-        x = current.logits[None]
-        into = program.logits_sources, program.logits_count
-        x = _sum_of(x, *into, lambda source: _at_scored(objective, changes[source, row])[None])
-        x = _minus(x, at, program.logits_touched, _at_scored(objective, removed))
-    return Current(current.inputs, current.outputs, x[0])
+def _put(values: Values, index: tuple[Array | int, ...], new: Values) -> Values:
+    """`values` with some rows replaced by `new`, in place where it can be."""
+    return jax.tree.map(lambda old, row: old.at[index].set(jnp.broadcast_to(row, old[index].shape)), values, new)
 
 
 def _sum_of(x: Array, sources: Int[AnyArray, " source"], count: Int[AnyArray, ""], change) -> Array:
@@ -284,7 +348,3 @@ def score(objective: Objective, x: Float[Array, "candidate batch scored width"])
 
     numbers = weights.size * (1 if few else model.vocab_size)
     return batching.chunked_vmap(candidate, x, max(1, (1 << 28) // (4 * numbers)))
-
-
-def _has_mlps(objective: Objective) -> bool:
-    return any(objective.graph.has_mlp)

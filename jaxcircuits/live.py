@@ -24,7 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 from . import batching, chains
 from .objective import Objective
@@ -46,7 +46,7 @@ class LiveEvaluator:
         self.constants, logits = chains.clean_run(objective)
         self.slots: dict[int, int] = {}  # sender row -> slot
         self.reads_everywhere: dict[int, bool] = {}  # sender row -> is its output read at every position
-        self.current = chains.empty(objective, self.constants, logits, SLOTS[0])
+        self.current = chains.empty(objective, logits, SLOTS[0])
         self.memory: dict[tuple[int, ...], int] = {}  # (slots, width) -> bytes of the compiled chain
         self._nodes = _Nodes(objective)
         self._chain: _Chain | None = None  # the last one; its arrays are written over by the next
@@ -74,15 +74,15 @@ class LiveEvaluator:
         touched = sorted({int(edges[0, 1]) for edges in steps})
         self._open(touched)
         program = self._program(steps, guesses, after, touched, width)
-        shape = self.current.outputs.shape[0], width, *self.constants.clean.shape[1:]
-        scratch, self._chain = self._chain.changes if self._chain else None, None
-        if scratch is None or scratch.shape != shape or self._is_shared:
-            scratch = chains.empty_scratch(self.objective, shape[0], width)
+        shape = self._num_slots, width
+        changes, self._chain = self._chain.changes if self._chain else None, None
+        if changes is None or changes.scored.shape[:2] != shape or self._is_shared:
+            changes = chains.empty_changes(self.objective, *shape)
         inputs = self.objective, self.constants, self.current, program
-        if shape[:2] not in self.memory:
-            self.memory[shape[:2]] = batching.memory_needed(chains.run_chain, inputs, scratch)
-            batching.check_fits(self.memory[shape[:2]], f"a chain of {width}")
-        values, changes, removed = chains.run_chain(inputs, scratch)
+        if shape not in self.memory:
+            self.memory[shape] = batching.memory_needed(chains.run_chain, inputs, changes)
+            batching.check_fits(self.memory[shape], f"a chain of {width}")
+        values, changes, removed = chains.run_chain(inputs, changes)
         self._chain, self._is_shared = _Chain(list(steps), program, changes, removed), False
         return np.asarray(values)[: len(steps)]
 
@@ -99,6 +99,10 @@ class LiveEvaluator:
             if is_removed:
                 self.mask[edges[:, 0], edges[:, 1]] = False
 
+    @property
+    def _num_slots(self) -> int:
+        return self.current.outputs.scored.shape[0]
+
     # --- nodes that can change -----------------------------------------------------------------
 
     def _open(self, touched: Sequence[int]) -> None:
@@ -110,13 +114,13 @@ class LiveEvaluator:
             if row > nodes[0] and not self.mask[:, self._nodes.columns[row]].any():
                 del self.slots[row]
         new = [row for row in nodes if row not in self.slots]
-        while len(self.slots) + len(new) > self.current.outputs.shape[0]:
-            self.current = chains.grow(self.current, next_bucket(self.current.outputs.shape[0] + 1))
-        free = iter(sorted(set(range(self.current.outputs.shape[0])) - set(self.slots.values())))
+        while len(self.slots) + len(new) > self._num_slots:
+            self.current = chains.grow(self.current, next_bucket(self._num_slots + 1))
+        free = iter(sorted(set(range(self._num_slots)) - set(self.slots.values())))
         for row in new:
             slot = self.slots[row] = next(free)
             place = np.array([slot, row, self._nodes.time[row]], np.int32)
-            self.current = chains.fill((self.constants, place), self.current)
+            self.current = chains.fill((self.objective, self.constants, place), self.current)
         # Readers first; edges only go, so a node may be needed at fewer positions than before.
         for row in sorted(self.slots, reverse=True):
             self.reads_everywhere[row] = self._is_read_everywhere(row)
@@ -132,7 +136,7 @@ class LiveEvaluator:
     def _program(
         self, steps: Sequence[Edges], guesses: Sequence[bool], after: EdgeBools, touched: Sequence[int], width: int
     ) -> chains.Program:
-        slots, dtype = self.current.outputs.shape[0], np.dtype(self.objective.model.dtype)
+        slots, dtype = self._num_slots, np.dtype(self.objective.model.dtype)
         program: Any = chains.empty_program(len(self.graph.senders), slots, width, dtype)
         index = {column: number + 1 for number, column in enumerate(touched)}
         for number, (edges, is_removed) in enumerate(zip(steps, guesses, strict=True)):
@@ -141,7 +145,7 @@ class LiveEvaluator:
             program.removal_counts[number] = len(present)
             program.at[index[int(edges[0, 1])], number if not is_removed else slice(number, None), number] = 1
         changed: list[int] = []
-        for row in sorted(self.slots):
+        for row in sorted(self.slots, key=lambda row: (not self.reads_everywhere[row], row)):
             columns = self._nodes.columns[row].tolist()
             sources = [[self.slots[sender] for sender in changed if after[sender, column]] for column in columns]
             own = [index.get(column, 0) for column in columns]
@@ -149,6 +153,7 @@ class LiveEvaluator:
                 self._instruct(program, len(changed), row, sources, own)
                 changed.append(row)
         program.count[...] = len(changed)
+        program.count_everywhere[...] = sum(self.reads_everywhere[row] for row in changed)
         last = len(self.graph.receivers) - 1
         into_logits = [self.slots[sender] for sender in changed if after[sender, last]]
         program.logits_sources[: len(into_logits)] = into_logits
@@ -158,7 +163,7 @@ class LiveEvaluator:
     def _instruct(self, program: Any, n: int, row: int, sources: list[list[int]], touched: list[int]) -> None:
         """Instruction n: recompute the node of this sender row."""
         nodes = self._nodes
-        program.kind[n] = 2 * nodes.is_mlp[row] + (not self.reads_everywhere[row])
+        program.kind[n] = chains.MLP if nodes.is_mlp[row] else chains.HEAD
         program.layer[n], program.head[n], program.slot[n] = nodes.layer[row], nodes.head[row], self.slots[row]
         for c, (slots, at) in enumerate(zip(sources, touched, strict=True)):
             program.sources[n, c, : len(slots)] = slots
@@ -176,8 +181,8 @@ class _Chain:
 
     steps: list[Edges]
     program: chains.Program
-    changes: Float[Array, "slot candidate batch position width"]
-    removed: Float[Array, "candidate batch position width"]
+    changes: chains.Values
+    removed: chains.Values
 
 
 class _Nodes:

@@ -41,13 +41,13 @@ def test_the_plan_of_a_chain_on_gpt2_xl_is_within_20_gib():
     def chain(model):
         objective = jc.Objective(model, pairs, "kl", microbatch=4)
         constants, logits = chains.clean_run(objective)
-        current = chains.empty(objective, constants, logits, slots)
-        scratch = chains.empty_scratch(objective, slots, width)
-        return objective, constants, current, scratch
+        current = chains.empty(objective, logits, slots)
+        changes = chains.empty_changes(objective, slots, width)
+        return objective, constants, current, changes
 
-    objective, constants, current, scratch = eqx.filter_eval_shape(chain, model)
+    objective, constants, current, changes = eqx.filter_eval_shape(chain, model)
     program = chains.empty_program(len(objective.graph.senders), slots, width, np.dtype(model.dtype))
-    inputs = (objective, constants, current, program), scratch
+    inputs = (objective, constants, current, program), changes
     is_abstract = lambda leaf: eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)  # noqa: E731
     arrays, rest = eqx.partition(inputs, is_abstract)
     jitted = jax.jit(lambda arrays: chains.run_chain.__wrapped__(*eqx.combine(arrays, rest)))

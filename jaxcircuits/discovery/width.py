@@ -34,12 +34,14 @@ class MeasuredWidth:
 
     With p the share of guesses that come true, a chain of w steps decides E(w) = (1 - p^w) / (1 - p) of them.
     Seconds are those of the last rounds, without compiling: what a call costs changes along the walk, so a neighbour
-    is compared with the rounds just before it. A try that fails is repeated ever more rarely. In a distributed run
-    the first process decides.
+    is compared with the rounds just before it. A try that fails is repeated ever more rarely, and no wider one is made
+    that could not win even at the seconds of the width in use. In a distributed run the first process decides.
     """
 
     ROUNDS = 2
     """Timed rounds of a try."""
+    GAIN = 1.1
+    """How many times faster a width must be to be taken."""
 
     def __init__(self) -> None:
         self.index = 1  # of the width in use
@@ -80,14 +82,17 @@ class MeasuredWidth:
 
     def _neighbour(self) -> int:
         """The next wider or narrower width that there is."""
-        last = max(index for index, width in enumerate(WIDTHS) if width <= self.largest)
-        up, down = min(self.index + 1, last), max(self.index - 1, 0)
+        here = self._expected(WIDTHS[self.index])
+        usable = [
+            i for i, width in enumerate(WIDTHS) if width <= self.largest and self._expected(width) > self.GAIN * here
+        ]
+        up, down = min(self.index + 1, max(usable, default=self.index)), max(self.index - 1, 0)
         first, second = (up, down) if self.upward else (down, up)
         return first if first != self.index else second
 
     def _judge(self, width: int) -> None:
         """Moves to the width just tried if it decides more a second; else waits longer, then tries the other side."""
-        is_better = self._rate(width) > 1.1 * self._rate(WIDTHS[self.index])
+        is_better = self._rate(width) > self.GAIN * self._rate(WIDTHS[self.index])
         if is_better:
             self.index, self.patience = WIDTHS.index(width), 4
         else:
@@ -95,4 +100,8 @@ class MeasuredWidth:
         self.wait, self.tried = self.patience, {}
 
     def _rate(self, width: int) -> float:
-        return sum(self.right**ahead for ahead in range(width)) / self.seconds[width]
+        return self._expected(width) / self.seconds[width]
+
+    def _expected(self, width: int) -> float:
+        """Decisions of a round."""
+        return sum(self.right**ahead for ahead in range(width))
