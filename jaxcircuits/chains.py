@@ -13,11 +13,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from . import batching, metrics
 from .batching import CANDIDATES, PROMPTS, constrain
 from .objective import Objective, sender_values
+from .types import Mask
 
 AnyArray = Array | np.ndarray
 """What the host makes stays NumPy: a compiled function hands it to every device."""
@@ -37,11 +38,16 @@ class Values(eqx.Module):
 
 
 class Constants(eqx.Module):
-    """The clean run: what every node writes, that minus the reference, and what each half-layer reads."""
+    """The run of the circuit that the search starts from.
 
-    clean: Float[Array, "sender batch position width"]
+    - `written`: what every node writes; `difference`: that minus the reference.
+    - `streams`: what each half-layer reads; of a part of the graph (`is_part`) when all edges carry the reference.
+    """
+
+    written: Float[Array, "sender batch position width"]
     difference: Float[Array, "sender batch position width"]
     streams: Float[Array, "time batch position width"]
+    is_part: bool = eqx.field(static=True)
 
 
 class Current(eqx.Module):
@@ -108,16 +114,28 @@ def empty_program(senders: int, slots: int, candidates: int, dtype: np.dtype) ->
 
 
 @eqx.filter_jit
-def clean_run(objective: Objective) -> tuple[Constants, Float[Array, "batch scored width"]]:
-    """Everything the clean run fixes, and its input of `logits` at the scored positions."""
-    clean = sender_values(objective.model, objective.clean, objective.microbatch)
-    streams = batching.chunked_vmap(objective.model.receiver_streams, objective.clean, objective.microbatch)
+def first_run(objective: Objective, mask: Mask | None) -> tuple[Constants, Float[Array, "batch scored width"]]:
+    """Everything that the circuit `mask` (None: all edges) fixes, and its input of `logits` where it is scored."""
+    model, graph = objective.model, objective.graph
+    written = sender_values(model, objective.clean, objective.microbatch)
+    difference = written - objective.reference
+    streams = batching.chunked_vmap(model.receiver_streams, objective.clean, objective.microbatch)
+    streams = jnp.moveaxis(streams, 0, 1)
+    residual = streams[-1]
+    if mask is not None:
+        earlier = np.arange(len(streams))[:, None] >= graph.sender_times[None]
+        streams = streams - jnp.einsum("es,sbtd->ebtd", earlier.astype(streams.dtype), difference)
 
-    def spread(x):
-        return constrain(x, objective.mesh, None, PROMPTS)
+        def run(prompt):
+            return model.masked_run(prompt[0], mask, prompt[1])
 
-    constants = Constants(spread(clean), spread(clean - objective.reference), spread(jnp.moveaxis(streams, 0, 1)))
-    return constants, constrain(_at_scored(objective, constants.streams[-1]), objective.mesh, PROMPTS)
+        prompts = objective.clean, jnp.moveaxis(objective.reference, 1, 0)
+        residual, difference = batching.chunked_vmap(run, prompts, objective.microbatch)
+        difference = jnp.moveaxis(difference, 0, 1)
+        written = difference + objective.reference
+    spread = (constrain(x, objective.mesh, None, PROMPTS) for x in (written, difference, streams))
+    logits = constrain(_at_scored(objective, residual), objective.mesh, PROMPTS)
+    return Constants(*spread, is_part=mask is not None), logits
 
 
 @eqx.filter_jit
@@ -143,11 +161,16 @@ def grow(current: Current, slots: int) -> Current:
 
 
 @eqx.filter_jit(donate="all-except-first")
-def fill(place: tuple[Objective, Constants, Int[AnyArray, " 3"]], current: Current) -> Current:
-    """A node's clean values in its slot (`place`: slot, sender row, time); `current` is updated in place."""
-    objective, constants, (slot, row, time) = place
+def fill(place: tuple[Objective, Constants, Int[AnyArray, " 3"], Bool[AnyArray, "kv sender"]], current: Current):
+    """A node's first values in its slot; `current` is updated in place.
 
-    inputs, outputs = constants.streams[time], constants.clean[row]
+    `place`: slot, sender row and time of the node, and the edges into its inputs.
+    """
+    objective, constants, (slot, row, time), edges = place
+    inputs, outputs = constants.streams[time], constants.written[row]
+    if constants.is_part:
+        with jax.default_matmul_precision(objective.model.precision):
+            inputs = inputs[None] + jnp.einsum("cs,sbtd->cbtd", edges.astype(inputs.dtype), constants.difference)
     inputs, outputs = (Values(x, _at_scored(objective, x)) for x in (inputs, outputs))
     return Current(_put(current.inputs, (slot,), inputs), _put(current.outputs, (slot,), outputs), current.logits)
 

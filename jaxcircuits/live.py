@@ -1,7 +1,7 @@
 """The same `f`, incremental: what a candidate costs is what it can still reach.
 
 ACDC visits receivers from the output to the input. When it is at receiver r, everything upstream of r is still the
-clean run, because all its edges are present, and everything downstream has been pruned. Removing edges into r thus
+run it started from (the clean one), and everything downstream has been pruned. Removing edges into r thus
 changes r's input by a sum of known differences (clean minus reference), r's node, and the nodes that r's node still
 reaches through kept edges; nothing else. A chain of candidates is evaluated so:
 
@@ -27,6 +27,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from . import batching, chains
+from .batching import place
 from .objective import Objective
 from .types import EdgeBools
 
@@ -37,13 +38,14 @@ Edges = Int[np.ndarray, "_ 2"]
 
 
 class LiveEvaluator:
-    """`chain` and `commit` (see `discovery.acdc`) at the cost of live nodes only."""
+    """`chain` and `commit` (see `discovery.acdc`) at the cost of live nodes only; from `start` on (None: all edges)."""
 
-    def __init__(self, objective: Objective):
+    def __init__(self, objective: Objective, start: EdgeBools | None = None):
         self.objective = objective
         self.graph = objective.graph
-        self.mask: EdgeBools = self.graph.valid.copy()
-        self.constants, logits = chains.clean_run(objective)
+        self.mask: EdgeBools = self.graph.valid.copy() if start is None else self.graph.valid & start
+        first = None if start is None else place(self.mask.astype(objective.model.dtype), objective.mesh)
+        self.constants, logits = chains.first_run(objective, first)
         self.slots: dict[int, int] = {}  # sender row -> slot
         self.reads_everywhere: dict[int, bool] = {}  # sender row -> is its output read at every position
         self.current = chains.empty(objective, logits, SLOTS[0])
@@ -119,8 +121,9 @@ class LiveEvaluator:
         free = iter(sorted(set(range(self._num_slots)) - set(self.slots.values())))
         for row in new:
             slot = self.slots[row] = next(free)
-            place = np.array([slot, row, self._nodes.time[row]], np.int32)
-            self.current = chains.fill((self.objective, self.constants, place), self.current)
+            where = np.array([slot, row, self._nodes.time[row]], np.int32)
+            edges = self.mask.T[np.resize(self._nodes.columns[row], 3)]
+            self.current = chains.fill((self.objective, self.constants, where, edges), self.current)
         # Readers first; edges only go, so a node may be needed at fewer positions than before.
         for row in sorted(self.slots, reverse=True):
             self.reads_everywhere[row] = self._is_read_everywhere(row)

@@ -193,6 +193,27 @@ def test_a_predictor_changes_the_cost_only(guess, x64):
         assert guided.evaluations_wasted == 0 and guided.device_calls == -(-guided.evaluations // 16)
 
 
+@pytest.mark.parametrize("reference", ["resample", "zero"])
+def test_a_search_within_a_circuit_tries_only_its_edges(reference, x64):
+    objective = jc.Objective(micro_model("gpt2", dtype=jnp.float64), micro_pairs(), "kl", reference)
+    graph = objective.graph
+    within = np.random.default_rng(1).random(graph.shape) < 0.6
+    live = jc.acdc(objective, 0.01, within=within)
+    dense = jc.acdc(objective, 0.01, within=within, evaluator=jc.DenseEvaluator)
+    assert [(d.name, d.removed) for d in live.decisions] == [(d.name, d.removed) for d in dense.decisions]
+    np.testing.assert_allclose([d.after for d in live.decisions], [d.after for d in dense.decisions], atol=1e-12)
+    tried = {decision.name for decision in live.decisions if "->" in decision.name}
+    assert tried and tried <= set(graph.names_of(within)) and 0 < live.mask.sum() < (live.mask & within).sum() + 1
+    assert (
+        abs(live.decisions[0].before - float(objective(within)))
+        < 1e-12
+        < abs(live.metric_full - float(objective(within)))
+    )
+    assert live.run["edges_within"] == (within & graph.valid).sum()
+    whole = jc.acdc(objective, 0.01, within=graph.valid)
+    np.testing.assert_array_equal(whole.mask, jc.acdc(objective, 0.01).mask)
+
+
 @pytest.mark.parametrize("error", [jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no"), MemoryError("planned")])
 def test_memory_that_does_not_do_shortens_the_chain(error, x64):
     class Small(jc.LiveEvaluator):
@@ -286,3 +307,5 @@ def test_what_it_refuses():
         jc.acdc(objective, 0.1, order="shuffle")
     with pytest.raises(ValueError, match="head_order: expected one of descending"):
         jc.acdc(objective, 0.1, head_order="normal")
+    with pytest.raises(ValueError, match="within: expected a mask of shape"):
+        jc.acdc(objective, 0.1, within=np.ones(3, bool))

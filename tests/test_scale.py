@@ -40,7 +40,7 @@ def test_the_plan_of_a_chain_on_gpt2_xl_is_within_20_gib():
 
     def chain(model):
         objective = jc.Objective(model, pairs, "kl", microbatch=4)
-        constants, logits = chains.clean_run(objective)
+        constants, logits = chains.first_run(objective, None)
         current = chains.empty(objective, logits, slots)
         changes = chains.empty_changes(objective, slots, width)
         return objective, constants, current, changes

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import ArrayLike
 
 from ..batching import CompileClock, compile_clock
 from ..graph import Graph
@@ -123,7 +124,8 @@ def acdc_sweep(
     absolute: bool = False,
     width: int | None = None,
     predictor: str | EdgeScores | ACDCResult = "history",
-    evaluator: Callable[[Objective], Evaluator] = LiveEvaluator,
+    evaluator: Callable[[Objective, EdgeBools | None], Evaluator] = LiveEvaluator,
+    within: ArrayLike | None = None,
     seed: int = 0,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> list[ACDCResult]:
@@ -141,6 +143,8 @@ def acdc_sweep(
       fared), "all_removed", scores of all edges (an edge is expected to go if its score is below the threshold), or
       an earlier result, whose decisions are expected again.
     - `evaluator`: `LiveEvaluator`, or `DenseEvaluator`, the slow oracle.
+    - `within`: a circuit to search in, such as the best edges by some scores: the others are gone from the outset.
+      Fewer trials, and another answer than that of the whole graph.
     - `on_progress`: called after every round.
 
     Returns one result a threshold, in their order. Raises ValueError for a bad option; warns if a decision lies
@@ -151,17 +155,23 @@ def acdc_sweep(
     if width is not None and not 1 <= width <= WIDTHS[-1]:
         raise ValueError(f"width: expected 1 to {WIDTHS[-1]}, got {width}")
     graph = objective.graph
+    if within is not None and np.shape(within) != graph.shape:
+        raise ValueError(f"within: expected a mask of shape {graph.shape}, got {np.shape(within)}")
     steps = all_steps(graph, order=order, head_order=head_order, groups=groups, seed=seed)
     options = {"order": order, "head_order": head_order, "groups": groups, "absolute": absolute, "order_seed": seed}
     options |= {"evaluator": evaluator.__name__, "width": width, **objective.describe()}
+    if within is not None:
+        within = np.asarray(within, bool) & graph.valid
+        options["edges_within"] = int(within.sum())
     start = time.perf_counter()
     results: dict[float, ACDCResult] = {}
     with compile_clock() as clock:
-        first = evaluator(objective)
+        first = evaluator(objective, within)
         policy = MeasuredWidth() if width is None else FixedWidth(width)
-        metric_full = first.metric()
-        guesses = predictor_of(predictor, graph)
-        pending = [_Search(first, Walk(steps), guesses, metric_full, sorted(set(thresholds)), absolute)]
+        metric_start = first.metric()
+        metric_full = metric_start if within is None else float(objective(graph.valid))
+        walk, guesses = Walk(steps, within), predictor_of(predictor, graph)
+        pending = [_Search(first, walk, guesses, metric_start, sorted(set(thresholds)), absolute)]
         while pending:
             search = pending.pop()
             if divided := search.run(policy, clock, on_progress, start):

@@ -42,11 +42,11 @@ class Evaluator(Protocol):
 
 
 class DenseEvaluator:
-    """The oracle: `f` over whole masks, batched."""
+    """The oracle: `f` over whole masks, batched; from `start` on (None: all edges)."""
 
-    def __init__(self, objective: Objective):
+    def __init__(self, objective: Objective, start: EdgeBools | None = None):
         self.objective = objective
-        self.mask: EdgeBools = objective.graph.valid.copy()
+        self.mask: EdgeBools = objective.graph.valid.copy() if start is None else objective.graph.valid & start
         self.steps: Sequence[Edges] = ()
         self.memory: dict[tuple[int, ...], int] = {}
 
@@ -56,8 +56,8 @@ class DenseEvaluator:
 
     def fork(self) -> "DenseEvaluator":
         """A second evaluator at the same point."""
-        copy = DenseEvaluator(self.objective)
-        copy.mask, copy.steps, copy.memory = self.mask.copy(), self.steps, self.memory
+        copy = DenseEvaluator(self.objective, self.mask)
+        copy.steps, copy.memory = self.steps, self.memory
         return copy
 
     def chain(self, steps: Sequence[Edges], guesses: Sequence[bool], width: int) -> Float[np.ndarray, " step"]:

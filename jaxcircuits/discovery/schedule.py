@@ -140,10 +140,10 @@ class Walk:
     edges by the time its turn comes: then the edges go too, unevaluated.
     """
 
-    def __init__(self, steps: Steps):
+    def __init__(self, steps: Steps, start: EdgeBools | None = None):
         self.steps = steps
-        self.mask: EdgeBools = steps.graph.valid.copy()
-        self.position = 0
+        self.mask: EdgeBools = steps.graph.valid.copy() if start is None else steps.graph.valid & start
+        self.position = self._skip(self.mask, 0)
         self.kept = 0  # edges tried and kept
 
     def fork(self) -> "Walk":
