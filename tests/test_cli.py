@@ -127,6 +127,43 @@ def test_score_and_prune_write_what_they_print(run, micro):
     assert circuit.run["selection"] == {"rank": "absolute", "greedy": True, "edges": 12}
     assert circuit.run["config_of_selection"]["edges"] == 12 and circuit.d_model == 8
 
+    command = "discover", micro / "micro.npz", "--model", micro / "micro", "--threshold", 0.01
+    code, _, _ = run(*command, "--within", out, "--out", micro / "within.json")
+    inside = jc.Circuit.load(micro / "within.json")
+    assert code == 0 and inside.run["edges_within"] == circuit.num_edges and set(inside.edges) <= set(circuit.edges)
+
+
+def test_scores_at_a_span_of_positions(run, micro):
+    command = "score", micro / "micro.npz", "--model", micro / "micro", "--metric", "nll"
+    code, _, _ = run(*command, "--positions", "1:3", "--out", micro / "span.json")
+    objective = jc.Objective(jc.load(micro / "micro").model, micro_pairs(), "nll")
+    np.testing.assert_allclose(
+        jc.Circuit.load(micro / "span.json").scores, jc.eap(objective, positions=[(1, 3)]).values[0], atol=1e-6
+    )
+    for positions, method, message in (
+        ("x", "eap", "expected a position, as 3"),
+        ("1:99", "eap", "expected positions 0 to"),
+        ("1", "random", "at all positions together"),
+    ):
+        code, _, error = run(*command, "--method", method, "--positions", positions)
+        assert code == 1 and message in error and error.count("\n") == 1
+
+
+def test_devices_that_are_not_there_are_refused(run, micro):
+    command = "discover", micro / "micro.npz", "--model", micro / "micro"
+    code, _, error = run(*command, "--devices", 9)
+    assert code == 1 and "devices" in error and error.count("\n") == 1
+
+
+def test_eight_devices_find_the_circuit_of_one(micro):
+    eight = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    command = "discover", micro / "micro.npz", "--model", micro / "micro", "--threshold", 0.01, "--dtype", "float64"
+    runs = [program(*command, "--devices", n, "--out", micro / f"{n}.json", env=eight) for n in (1, 8)]
+    assert [process.wait() for process in runs] == [0, 0]
+    one, all_of_them = (jc.Circuit.load(micro / f"{n}.json") for n in (1, 8))
+    assert one.edges == all_of_them.edges and len(one.edges) > 0
+    assert np.prod(list(all_of_them.run["mesh"].values())) == 8
+
 
 @pytest.mark.parametrize("form", ["yaml", "json"])
 def test_a_config_file_gives_what_is_not_typed(run, micro, form):

@@ -42,6 +42,7 @@ Batch = Annotated[int | None, typer.Option(help="candidates evaluated at once; d
 Order = Annotated[str, typer.Option(help=f"of senders by layer: {', '.join(NAME_ORDERS)}")]
 HeadOrder = Annotated[str, typer.Option(help=f"of heads in a layer: {', '.join(HEAD_ORDERS)}")]
 Groups = Annotated[bool, typer.Option(help="first try all edges into a head's q, k or v at once")]
+Within = Annotated[Path | None, typer.Option(help="search only among the edges of this circuit file, e.g. of `prune`")]
 Absolute = Annotated[bool, typer.Option(help="compare the size of the change")]
 
 
@@ -60,6 +61,7 @@ def discover(
     head_order: HeadOrder = "descending",
     groups: Groups = True,
     absolute: Absolute = False,
+    within: Within = None,
     average: Average = "together",
     devices: Devices = 1,
     cache: Cache = None,
@@ -69,8 +71,9 @@ def discover(
     """Finds a circuit with ACDC and prints it."""
     check_writable(out_file)
     options = _Options(order=order, head_order=head_order, groups=groups, absolute=absolute, width=batch, seed=seed)
+    start = None if within is None else Circuit.load(within)
     prompts = PromptOptions(task, model, metric, reference, dtype, size, average, devices, cache)
-    [circuit] = _run(prompts, [threshold], options, config_of(ctx))
+    [circuit] = _run(prompts, [threshold], options, start, config_of(ctx))
     print_circuit(circuit)
     if out_file is not None:
         circuit.save(out_file)
@@ -92,6 +95,7 @@ def sweep(
     head_order: HeadOrder = "descending",
     groups: Groups = True,
     absolute: Absolute = False,
+    within: Within = None,
     average: Average = "together",
     devices: Devices = 1,
     cache: Cache = None,
@@ -103,8 +107,9 @@ def sweep(
     if out_folder is not None and out_folder.exists() and not out_folder.is_dir():
         raise ValueError(f"--out: {out_folder} is a file: expected the name of a folder")
     options = _Options(order=order, head_order=head_order, groups=groups, absolute=absolute, width=batch, seed=seed)
+    start = None if within is None else Circuit.load(within)
     prompts = PromptOptions(task, model, metric, reference, dtype, size, average, devices, cache)
-    circuits = _run(prompts, values, options, config_of(ctx))
+    circuits = _run(prompts, values, options, start, config_of(ctx))
     rows = [(run["threshold"], run["edges_kept"], run["metric_final"]) for run in (c.run for c in circuits)]
     out.print(f"{'threshold':>12} {'edges':>8} {metric:>16}")
     for row in rows:
@@ -130,12 +135,17 @@ class _Options(TypedDict):
     seed: int
 
 
-def _run(prompts: PromptOptions, thresholds: Sequence[float], options: _Options, config: dict) -> list[Circuit]:
+def _run(
+    prompts: PromptOptions, thresholds: Sequence[float], options: _Options, within: Circuit | None, config: dict
+) -> list[Circuit]:
     """Loads, checks, computes; one circuit a threshold."""
     with warnings_as_lines():
         objective, run = load(prompts, options["seed"])
+        if within is not None and within.graph != objective.graph:
+            raise ValueError("--within: expected a circuit of this model, got one with other layers or heads")
+        mask = None if within is None else within.mask
         with _progress() as show:
-            results = acdc_sweep(objective, thresholds, on_progress=show, **options)
+            results = acdc_sweep(objective, thresholds, on_progress=show, within=mask, **options)
     width = objective.model.config.n_embd
     return [Circuit.of(result, d_model=width, config=config, **run) for result in results]
 

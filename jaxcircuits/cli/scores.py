@@ -45,6 +45,9 @@ def score(
     option: Annotated[
         list[str] | None, typer.Option(help="NAME=VALUE of a method's hyperparameter; repeatable")
     ] = None,
+    positions: Annotated[
+        str | None, typer.Option(help="score edges at one token position, as 3, or a span before 7, as 3:7")
+    ] = None,
     dtype: DtypeName = "float32",
     size: Size = None,
     seed: Seed = 0,
@@ -61,10 +64,14 @@ def score(
     hyperparameters = chosen.read(options)
     if "seed" in chosen.defaults:
         hyperparameters.setdefault("seed", seed)
+    if positions is not None:
+        hyperparameters["positions"] = [_span(positions, chosen)]
     prompts = PromptOptions(task, model, metric, reference, dtype, size, average, devices, cache)
     with warnings_as_lines():
         objective, run = load(prompts, seed)
-        scores = chosen.run(objective, **hyperparameters)
+        scores: Any = chosen.run(objective, **hyperparameters)
+    if positions is not None:
+        scores = scores.at(0)
     scored = Circuit.of(scores, d_model=objective.model.config.n_embd, config=config_of(ctx), **run)
     _print_scores(scored)
     if out_file is not None:
@@ -93,6 +100,15 @@ def prune(
     if out_file is not None:
         circuit.save(out_file)
         out.print(f"written to {out_file}", markup=False)
+
+
+def _span(text: str, method: methods.Method) -> tuple[int, int]:
+    if not method.takes_positions:
+        raise ValueError(f"--positions: {method.name} scores edges at all positions together")
+    first, colon, end = text.partition(":")
+    if not first.isdecimal() or (colon and not end.isdecimal()):
+        raise ValueError(f"--positions: expected a position, as 3, or a span, as 3:7; got {text!r}")
+    return int(first), int(end) if colon else int(first) + 1
 
 
 def _print_scores(scored: Circuit) -> None:

@@ -45,6 +45,11 @@ class Method:
         parameters = list(inspect.signature(self.run).parameters.values())[1:]
         return {parameter.name: parameter.default for parameter in parameters if parameter.name not in PYTHON_ONLY}
 
+    @property
+    def takes_positions(self) -> bool:
+        """Whether it can score edges at some token positions alone."""
+        return "positions" in inspect.signature(self.run).parameters
+
     def read(self, options: Sequence[str]) -> dict[str, Any]:
         """Hyperparameters from texts NAME=VALUE. Raises ValueError for an unknown name or a value of another type."""
         values = {}
