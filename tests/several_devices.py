@@ -1,6 +1,7 @@
 """What `test_devices.py` runs in a process of its own: the library on a mesh; prints JSON.
 
 python tests/several_devices.py DEVICES            virtual CPU devices
+python tests/several_devices.py DEVICES methods    every scoring method on one and on all of them
 python tests/several_devices.py ADDRESS INDEX      one of two processes with 2 devices each
 """
 
@@ -25,6 +26,7 @@ from conftest import micro_model, micro_pairs, random_mask  # noqa: E402
 
 import jaxcircuits as jc  # noqa: E402
 from jaxcircuits import batching, chains  # noqa: E402
+from jaxcircuits.discovery.methods import METHODS  # noqa: E402
 
 
 def collectives(objective):
@@ -69,11 +71,25 @@ def answers(objective, masks):
     }
 
 
+def scores(objective):
+    """Every method's scores."""
+    runs = {}
+    for name, method in METHODS.items():
+        steps = {"steps": 3} if "batch" in method.defaults else {}
+        runs[name] = np.asarray(method.run(objective, **steps).scores).tolist()
+    return runs
+
+
 def main():
     model = micro_model("gpt2", dtype="float64")
     pairs = micro_pairs(batch=4)
     masks = np.stack([random_mask(model.graph, seed) for seed in range(5)])
     mesh = jc.device_mesh(4)
+    if "methods" in sys.argv:
+        report = {"all": scores(jc.Objective(model, pairs, "logit_diff", mesh=mesh))}
+        report["one"] = scores(jc.Objective(model, pairs, "logit_diff"))
+        print("REPORT" + json.dumps(report), flush=True)
+        return
     report = {"all": answers(jc.Objective(model, pairs, "logit_diff", mesh=mesh), masks)}
     if not distributed:
         plain = jc.Objective(model, pairs, "logit_diff", "mean")

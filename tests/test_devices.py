@@ -63,6 +63,15 @@ def test_weights_that_do_not_fit_one_device_are_split(eight):
 
 
 @pytest.mark.slow
+def test_every_method_gives_the_same_scores_on_eight_devices():
+    [runs] = reports(start("8", "methods"))
+    assert len(runs["one"]) > 10
+    for name, scores in runs["one"].items():
+        largest = np.abs(scores).max()
+        np.testing.assert_allclose(runs["all"][name], scores, rtol=1e-9, atol=1e-12 * largest, err_msg=name)
+
+
+@pytest.mark.slow
 def test_two_processes_decide_what_one_does(eight):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
