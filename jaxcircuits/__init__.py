@@ -48,6 +48,7 @@ from .models import GPT2Config as GPT2Config
 from .models import Tracr as Tracr
 from .models import TracrConfig as TracrConfig
 from .models import permute_positions as permute_positions
+from .models import reset_network as reset_network
 from .nodes import NodeObjective as NodeObjective
 from .objective import Objective as Objective
 from .scores import Scores as Scores
