@@ -41,9 +41,7 @@ def test_nothing_else_moves():
     reset = jc.reset_network(model, jax.random.key(0))
     moved = {
         path
-        for (path, old), new in zip(
-            jax.tree_util.tree_leaves_with_path(model), jax.tree.leaves(reset), strict=True
-        )
+        for (path, old), new in zip(jax.tree_util.tree_leaves_with_path(model), jax.tree.leaves(reset), strict=True)
         if not np.array_equal(old, new)
     }
     assert {path[-1].name for path in moved} <= set(MOVED) and len(moved) >= 6

@@ -95,7 +95,11 @@ def convert(model, outputs):
     return _with(
         skeleton,
         {key: jnp.asarray(value, jnp.float32) for key, value in fields.items()}
-        | {"blocks": _with(skeleton.blocks, {"attention": _with(attention, attention_fields), "mlp": _with(mlp, mlp_fields)})},
+        | {
+            "blocks": _with(
+                skeleton.blocks, {"attention": _with(attention, attention_fields), "mlp": _with(mlp, mlp_fields)}
+            )
+        },
     )
 
 

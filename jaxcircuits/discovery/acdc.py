@@ -20,7 +20,7 @@ from ..graph import Graph
 from ..live import LiveEvaluator
 from ..objective import Objective
 from ..types import EdgeBools, EdgeScores
-from .evaluators import Evaluator
+from .evaluators import DenseEvaluator, Evaluator
 from .predictors import Predictor, predictor_of
 from .schedule import Step, Walk, all_steps
 from .width import WIDTHS, FixedWidth, MeasuredWidth, bucket
@@ -123,7 +123,7 @@ def acdc_sweep(
     absolute: bool = False,
     width: int | None = None,
     predictor: str | EdgeScores | ACDCResult = "history",
-    evaluator: Callable[[Objective], Evaluator] = LiveEvaluator,
+    evaluator: Callable[[Objective], Evaluator] | None = None,
     seed: int = 0,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> list[ACDCResult]:
@@ -140,7 +140,8 @@ def acdc_sweep(
       does not depend on it, nor on `predictor`, which guesses decisions: "history" (as the sender's last edges
       fared), "all_removed", scores of all edges (an edge is expected to go if its score is below the threshold), or
       an earlier result, whose decisions are expected again.
-    - `evaluator`: `LiveEvaluator`, or `DenseEvaluator`, the slow oracle.
+    - `evaluator`: `LiveEvaluator`, or `DenseEvaluator`, the slow oracle; default: live where the model can be run node
+      by node, else dense.
     - `on_progress`: called after every round.
 
     Returns one result a threshold, in their order. Raises ValueError for a bad option; warns if a decision lies
@@ -151,6 +152,7 @@ def acdc_sweep(
     if width is not None and not 1 <= width <= WIDTHS[-1]:
         raise ValueError(f"width: expected 1 to {WIDTHS[-1]}, got {width}")
     graph = objective.graph
+    evaluator = evaluator or (LiveEvaluator if LiveEvaluator.can_run(objective.model) else DenseEvaluator)
     steps = all_steps(graph, order=order, head_order=head_order, groups=groups, seed=seed)
     options = {"order": order, "head_order": head_order, "groups": groups, "absolute": absolute, "order_seed": seed}
     options |= {"evaluator": evaluator.__name__, "width": width, **objective.describe()}

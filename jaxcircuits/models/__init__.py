@@ -21,6 +21,8 @@ What the rest of the library asks of a model (an `eqx.Module`):
   nodes by traced layer and head: `model.head_projection`, `model.head_output`, `model.mlp_output`.
 """
 
+from .gates import Gates as Gates
+from .gates import gate as gate
 from .gpt2 import GPT2 as GPT2
 from .gpt2 import GPT2Config as GPT2Config
 from .gpt2_slopes import Held as Held

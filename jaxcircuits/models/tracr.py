@@ -74,6 +74,8 @@ def permute_positions(model: GPT2, order: Sequence[int]) -> GPT2:
     """
     order = np.asarray(order)
     if order.ndim != 1 or not 0 < len(order) <= model.max_positions or set(order.tolist()) != set(range(len(order))):
-        raise ValueError(f"order: expected 0..n-1 in another order, n up to {model.max_positions}, got {order.tolist()}")
+        raise ValueError(
+            f"order: expected 0..n-1 in another order, n up to {model.max_positions}, got {order.tolist()}"
+        )
     table = model.position_embedding.at[: len(order)].set(model.position_embedding[order])
     return cast(GPT2, eqx.tree_at(lambda model: model.position_embedding, model, table))
