@@ -107,8 +107,8 @@ class Circuit:
     def save(self, path: str | os.PathLike) -> None:
         """Writes the circuit as JSON, whole or not at all."""
         graph = self.graph
-        if graph.kv_heads != graph.num_heads:
-            raise ValueError("the circuit format holds graphs with ungrouped heads only")
+        if graph != Graph(graph.num_layers, graph.num_heads, mlps=graph.mlps, embeddings=graph.embeddings):
+            raise ValueError("the circuit format holds graphs of transformers with ungrouped heads only")
         kept = set(self.nodes) | {*graph.embeddings, "logits"}
         special = {} if all(graph.has_mlp) else {"mlps": list(graph.has_mlp)}
         if graph.embeddings != ("input",):

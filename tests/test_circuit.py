@@ -14,6 +14,7 @@ GRAPHS = {
     "gpt2": jc.Graph(2, 2),
     "attention-only": jc.Graph(2, 3, mlps=False),
     "one-mlp": jc.Graph(3, 1, mlps=(False, True, False)),
+    "compiled": jc.Graph(1, 1, embeddings=("tok", "pos")),
 }
 
 
@@ -168,8 +169,9 @@ def test_scores_that_are_no_numbers_and_wrong_shapes_are_refused():
 
 
 def test_a_graph_that_the_format_cannot_hold_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="ungrouped heads only"):
-        random_circuit(jc.Graph(1, 2, num_kv_heads=1)).save(tmp_path / "circuit.json")
+    for graph in (jc.Graph(1, 2, num_kv_heads=1), jc.gate("xor").graph):
+        with pytest.raises(ValueError, match="transformers with ungrouped heads only"):
+            random_circuit(graph).save(tmp_path / "circuit.json")
 
 
 def test_a_failed_save_leaves_the_old_file(tmp_path):

@@ -68,7 +68,7 @@ def test_the_exact_circuit_is_every_connection_that_has_a_weight(name):
 
 
 def test_greedy_removal_keeps_one_of_two_redundant_inputs_of_an_or():
-    """The documented limitation: on the input (1, 1) either input suffices, so which one stays is the order's choice."""
+    """The documented limitation: on the input (1, 1) either suffices, and the order decides which one stays."""
     objective = one_input("or", 0b11)
     last_first = jc.acdc(objective, 1e-6, width=4)
     assert last_first.graph.names_of(last_first.mask) == ("x0->or", "or->logits")

@@ -278,11 +278,3 @@ def test_other_methods_run_on_two_embeddings(objective):
     assert jc.subnetwork_probing(objective, 1.0, steps=3).mask.shape == graph.shape
     assert jc.edge_pruning(objective, 0.5, steps=3).mask.shape == graph.shape
     assert jc.optimal_ablation(objective, random_mask(graph, 0)[None], steps=3).values.shape[0] == graph.shape[0]
-
-
-def test_a_circuit_of_a_compiled_model_is_saved_and_loaded(tmp_path):
-    graph = loaded("tracr-reverse").graph
-    circuit = jc.Circuit(graph, random_mask(graph, 0) & graph.valid, np.zeros(graph.shape), {"method": "none"}, 41)
-    circuit.save(tmp_path / "circuit.json")
-    copy = jc.Circuit.load(tmp_path / "circuit.json")
-    assert copy.graph == graph and copy.edges == circuit.edges

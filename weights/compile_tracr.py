@@ -92,15 +92,9 @@ def convert(model, outputs):
         "w_out": stacked("mlp/linear_2", "w", config.num_neurons, width),
         "b_out": stacked("mlp/linear_2", "b", width),
     }
-    return _with(
-        skeleton,
-        {key: jnp.asarray(value, jnp.float32) for key, value in fields.items()}
-        | {
-            "blocks": _with(
-                skeleton.blocks, {"attention": _with(attention, attention_fields), "mlp": _with(mlp, mlp_fields)}
-            )
-        },
-    )
+    blocks = _with(skeleton.blocks, {"attention": _with(attention, attention_fields), "mlp": _with(mlp, mlp_fields)})
+    arrays = {key: jnp.asarray(value, jnp.float32) for key, value in fields.items()}
+    return _with(skeleton, arrays | {"blocks": blocks})
 
 
 def _with(module, fields):

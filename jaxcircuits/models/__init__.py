@@ -3,7 +3,8 @@
 What the rest of the library asks of a model (an `eqx.Module`):
 
 - `graph`: its `Graph`; `vocab_size`, `max_positions`, `dtype`, `precision`.
-- `model(tokens)`, `model(tokens, mask, reference)`: logits at every position.
+- `model(tokens)`, `model(tokens, mask, reference)`: logits at every position (of `Tracr`: its output directions, of
+  `Gates`: its outputs).
 - `model.sender_values(tokens)`: what every node of the clean run writes to the residual stream.
 - `model.residual(tokens, mask, reference)`: the value read by the receiver `logits`.
 - `model.masked_run(tokens, mask, reference, offsets)`: that value, and what every node wrote minus the reference;
@@ -17,7 +18,7 @@ What the rest of the library asks of a model (an `eqx.Module`):
 - `model.unembed(residual, columns)`: that value to logits, position by position; of some tokens alone if asked.
 - `model.node_run(tokens, node_mask, reference)`: that value when a mask scales the outputs of queries, keys, values and
   MLPs; `model.node_values(reference)`: these outputs when all nodes read reference values.
-- For live evaluation: `model.receiver_streams(tokens)`, what each half-layer reads in the clean run, and single
+- For live evaluation (where a model has none of these, ACDC evaluates whole masks): `model.receiver_streams(tokens)`, what each half-layer reads in the clean run, and single
   nodes by traced layer and head: `model.head_projection`, `model.head_output`, `model.mlp_output`.
 """
 

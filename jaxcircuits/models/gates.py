@@ -28,6 +28,8 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
 }
 
+Numbers = Sequence[float | int]
+
 
 @dataclasses.dataclass(frozen=True, init=False)
 class UnitGraph(Graph):
@@ -80,8 +82,8 @@ class Gates(eqx.Module):
     def build(
         cls,
         layers: Sequence[Sequence[str]],
-        weights: Sequence[Sequence[Sequence[float]]],
-        biases: Sequence[Sequence[float]],
+        weights: Sequence[Sequence[Numbers]],
+        biases: Sequence[Numbers],
         *,
         activation: str = "step",
     ) -> "Gates":
