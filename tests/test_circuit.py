@@ -126,6 +126,7 @@ FIRST = "input->a0.h0<q>"
         (damaged("cfg", "parallel_attn_mlp", to=True), "parallel attention and MLP are not supported"),
         (damaged("cfg", "mlps", to=[True, True]), "expected one bool or 1"),
         (damaged("cfg", "mlps", to="yes"), "mlps: expected a list of true and false"),
+        (damaged("cfg", "embeddings", to="tok"), "embeddings: expected a list of the names"),
         (damaged("run", to=[1]), "run: expected a JSON object"),
         (damaged("format", to="jaxcircuits/2"), "format 'jaxcircuits/2' is not known"),
         ("[1, 2]", "expected a circuit"),
