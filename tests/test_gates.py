@@ -105,7 +105,7 @@ def test_the_gradient_of_the_mask_is_that_of_each_connection(x64):
     model = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), jc.gate("xor_relu"))
     objective = jc.Objective(model, TASK.generate(gate="xor_relu"), "l2", "resample")
     soft = jnp.asarray(0.3 + 0.4 * np.random.default_rng(0).random(objective.graph.shape))
-    by_autodiff = jax.grad(objective)(soft) * objective.graph.valid
+    by_autodiff = np.asarray(jax.grad(objective)(soft)) * objective.graph.valid
     assert np.abs(by_autodiff).max() > 0.1
     np.testing.assert_allclose(objective.gradient(soft), by_autodiff, rtol=1e-9, atol=1e-12)
 
