@@ -44,7 +44,13 @@ from .graph import Graph as Graph
 from .live import LiveEvaluator as LiveEvaluator
 from .metrics import Labels as Labels
 from .models import GPT2 as GPT2
+from .models import Gates as Gates
 from .models import GPT2Config as GPT2Config
+from .models import Tracr as Tracr
+from .models import TracrConfig as TracrConfig
+from .models import gate as gate
+from .models import permute_positions as permute_positions
+from .models import reset_network as reset_network
 from .nodes import NodeObjective as NodeObjective
 from .objective import Objective as Objective
 from .scores import Scores as Scores

@@ -18,11 +18,16 @@ import numpy as np
 from jaxtyping import DTypeLike
 
 from .graph import Graph
-from .models import GPT2, GPT2Config
+from .models import GPT2, GPT2Config, Tracr, TracrConfig
 
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "flax_model.msgpack")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
+# `model_type` of a config.json -> what its keys and tensors become.
+MODEL_TYPES: dict[str, tuple[type[GPT2Config], type[GPT2]]] = {
+    "gpt2": (GPT2Config, GPT2),
+    "tracr": (TracrConfig, Tracr),
+}
 # Keys of a Hugging Face config.json that do not change the logits of an evaluation.
 IGNORED_KEYS = frozenset(
     """architectures model_type transformers_version torch_dtype dtype n_ctx use_cache initializer_range
@@ -144,10 +149,13 @@ def read_config(path: Path) -> GPT2Config:
         raise ValueError(f"{path.parent} has no config.json: expected the folder of a Hugging Face model") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is malformed: {error}") from None
-    if not isinstance(values, dict) or values.get("model_type") != "gpt2":
-        kind = values.get("model_type") if isinstance(values, dict) else None
-        raise ValueError(f"{path}: model_type {kind!r} is not supported; expected 'gpt2'")
-    fields = {field.name: field.default for field in dataclasses.fields(GPT2Config)}
+    kind = values.get("model_type") if isinstance(values, dict) else None
+    if kind not in MODEL_TYPES:
+        expected = " or ".join(map(repr, MODEL_TYPES))
+        raise ValueError(f"{path}: model_type {kind!r} is not supported; expected {expected}")
+    config = MODEL_TYPES[kind][0]
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    fields = {field.name: field.default for field in dataclasses.fields(config)}
     for key, value in values.items():
         if key in fields and not _is_like(value, fields[key]):
             raise ValueError(f"{path}: {key} = {value!r} is not supported; expected a value like {fields[key]!r}")
@@ -156,22 +164,25 @@ def read_config(path: Path) -> GPT2Config:
         if key not in fields and key not in IGNORED_KEYS and key not in FIXED_KEYS:
             raise ValueError(f"{path}: unknown key {key!r}; its effect on the model is not known, so it is refused")
     try:
-        return GPT2Config(**{key: value for key, value in values.items() if key in fields})
+        return config(**{key: value for key, value in values.items() if key in fields})
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 
 def _is_like(value: Any, default: Any) -> bool:
-    """Whether a value of a config has its field's type; `n_inner` may be null, a float may be whole."""
+    """Whether a value of a config has its field's type; sizes may be null, a float may be whole."""
     if default is None:
         return value is None or type(value) is int
+    if isinstance(default, tuple):
+        return isinstance(value, tuple) and all(isinstance(name, str) for name in value)
     return type(value) is type(default) or (type(default) is float and type(value) is int)
 
 
 def _config_json(config: GPT2Config, tokenizer: Any) -> dict[str, Any]:
-    values = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", **dataclasses.asdict(config)}
-    for own in ("attn_only", "layer_norm"):
-        if values[own] == GPT2Config.__dataclass_fields__[own].default:
+    kind, model_type = next((kind, model) for kind, (own, model) in MODEL_TYPES.items() if type(config) is own)
+    values = {"architectures": [f"{model_type.__name__}LMHeadModel"], "model_type": kind, **dataclasses.asdict(config)}
+    for own in ("attn_only", "layer_norm", "causal", "n_key"):
+        if values[own] == type(config).__dataclass_fields__[own].default:
             del values[own]
     for token in ("bos_token_id", "eos_token_id"):
         values[token] = getattr(tokenizer, token, None)
@@ -219,9 +230,9 @@ def table(config: GPT2Config) -> list[Entry]:
         Entry("wte.weight", (config.vocab_size, width), ("token_embedding",)),
         Entry("wpe.weight", (config.n_positions, width), ("position_embedding",)),
         *norm("h.{}.ln_1", "blocks.attention_norm"),
-        Entry("h.{}.attn.c_attn.weight", (width, 3 * width), qkv, (width, 3, heads, key), (1, 2, 0, 3)),
-        Entry("h.{}.attn.c_attn.bias", (3 * width,), tuple(f"{field}_bias" for field in qkv), (3, heads, key)),
-        Entry("h.{}.attn.c_proj.weight", (width, width), ("blocks.attention.output",), (heads, key, width)),
+        Entry("h.{}.attn.c_attn.weight", (width, 3 * heads * key), qkv, (width, 3, heads, key), (1, 2, 0, 3)),
+        Entry("h.{}.attn.c_attn.bias", (3 * heads * key,), tuple(f"{field}_bias" for field in qkv), (3, heads, key)),
+        Entry("h.{}.attn.c_proj.weight", (heads * key, width), ("blocks.attention.output",), (heads, key, width)),
         Entry("h.{}.attn.c_proj.bias", (width,), ("blocks.attention.output_bias",)),
         *norm("ln_f", "final_norm"),
     ]
@@ -234,7 +245,7 @@ def table(config: GPT2Config) -> list[Entry]:
             Entry("h.{}.mlp.c_proj.bias", (width,), ("blocks.mlp.b_out",)),
         ]
     if not config.tie_word_embeddings:
-        entries.append(Entry("lm_head.weight", (config.vocab_size, width), ("unembedding",)))
+        entries.append(Entry("lm_head.weight", (config.num_outputs, width), ("unembedding",)))
     return entries
 
 
@@ -258,7 +269,8 @@ def _checkpoint_tensors(model: GPT2) -> Iterator[tuple[str, np.ndarray]]:
 
 def _read_gpt2(config: GPT2Config, tensors: "SafeTensors | FlaxTensors", dtype: np.dtype) -> GPT2:
     """Fills a model from the table; layers are stacked into arrays made once, without a second copy."""
-    skeleton = eqx.filter_eval_shape(GPT2.random, config, jax.random.key(0), dtype)
+    model_type = next(model for own, model in MODEL_TYPES.values() if type(config) is own)
+    skeleton = eqx.filter_eval_shape(model_type.random, config, jax.random.key(0), dtype)
     arrays: dict[str, np.ndarray] = {}
     unread = set(tensors.names())
     for entry in table(config):

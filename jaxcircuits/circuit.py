@@ -107,10 +107,12 @@ class Circuit:
     def save(self, path: str | os.PathLike) -> None:
         """Writes the circuit as JSON, whole or not at all."""
         graph = self.graph
-        if graph != Graph(graph.num_layers, graph.num_heads, mlps=graph.mlps):
-            raise ValueError("the circuit format holds graphs with one embedding and ungrouped heads only")
-        kept = set(self.nodes) | {"input", "logits"}
-        mlps = {} if all(graph.has_mlp) else {"mlps": list(graph.has_mlp)}
+        if graph != Graph(graph.num_layers, graph.num_heads, mlps=graph.mlps, embeddings=graph.embeddings):
+            raise ValueError("the circuit format holds graphs of transformers with ungrouped heads only")
+        kept = set(self.nodes) | {*graph.embeddings, "logits"}
+        special = {} if all(graph.has_mlp) else {"mlps": list(graph.has_mlp)}
+        if graph.embeddings != ("input",):
+            special["embeddings"] = list(graph.embeddings)
         value = {
             "format": FORMAT,
             "cfg": {
@@ -118,7 +120,7 @@ class Circuit:
                 "n_heads": graph.num_heads,
                 "parallel_attn_mlp": False,
                 "d_model": self.d_model,
-                **mlps,
+                **special,
             },
             "nodes": {name: {"in_graph": name in kept} for name in graph.nodes},
             "edges": {
@@ -160,7 +162,10 @@ class Circuit:
         mlps = cfg.get("mlps") or [any(f"m{layer}->" in name for name in names) for layer in range(sizes[0])]
         if not isinstance(mlps, list) or not all(type(has_mlp) is bool for has_mlp in mlps):
             raise ValueError("cfg: mlps: expected a list of true and false, one a layer")
-        graph = Graph(sizes[0], sizes[1], mlps=tuple(mlps))
+        embeddings = cfg.get("embeddings", ["input"])
+        if not isinstance(embeddings, list) or not all(isinstance(name, str) for name in embeddings):
+            raise ValueError("cfg: embeddings: expected a list of the names of senders")
+        graph = Graph(sizes[0], sizes[1], mlps=tuple(mlps), embeddings=tuple(embeddings))
         mask, scores = np.zeros(graph.shape, bool), np.zeros(graph.shape)
         for name, edge in value["edges"].items():
             index = graph.edge_index(name)

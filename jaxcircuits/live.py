@@ -29,12 +29,15 @@ from jaxtyping import Float, Int
 from . import batching, chains
 from .batching import place
 from .objective import Objective
-from .types import EdgeBools
+from .types import EdgeBools, Model
 
 SLOTS = (16, 48, 144)
 """Numbers of changeable nodes that are compiled for; beyond the last, its multiples."""
 
 Edges = Int[np.ndarray, "_ 2"]
+
+NODE_METHODS = ("receiver_streams", "head_projection", "head_output", "mlp_output")
+"""What live evaluation asks of a model besides the masked run."""
 
 
 class LiveEvaluator:
@@ -53,6 +56,11 @@ class LiveEvaluator:
         self._nodes = _Nodes(objective)
         self._chain: _Chain | None = None  # the last one; its arrays are written over by the next
         self._is_shared = False  # whether a fork may still read them
+
+    @staticmethod
+    def can_run(model: Model) -> bool:
+        """Whether a model offers its nodes one by one."""
+        return all(hasattr(model, name) for name in NODE_METHODS)
 
     def fork(self) -> "LiveEvaluator":
         """A second evaluator at the same point, with its own copy of what is updated in place."""

@@ -50,7 +50,7 @@ class Objective(eqx.Module):
         model: Model,
         pairs: PromptPairs,
         metric: str | Metric = "kl",
-        reference: str | ArrayLike = "resample",
+        reference: str | ArrayLike | Model = "resample",
         *,
         average: str = "together",
         microbatch: int | None = None,
@@ -60,7 +60,8 @@ class Objective(eqx.Module):
 
         - `metric`: a name of `jaxcircuits.metrics`, or a function `(logits, labels) -> number`.
         - `reference`: what absent edges carry: "resample" (the corrupt prompt's values), "zero", "mean" (over
-          the corrupt prompts, position by position), or an array [sender, batch, position, width].
+          the corrupt prompts, position by position), an array [sender, batch, position, width], or another model of
+          the same graph, whose values on the corrupt prompts they are.
         - `average`: over prompts with several scored positions: all positions "together" (as the original ACDC
           does), or "per_prompt" first.
         - `microbatch`: prompts computed at once; default: as many as fit into half of the memory.
@@ -85,18 +86,18 @@ class Objective(eqx.Module):
             raise ValueError(f"mesh: expected prompts in multiples of {mesh.shape[PROMPTS]} devices, got {len(pairs)}")
         self.mesh, self.average = mesh, average
         self.model = model = batching.place_weights(model, mesh)
-        self.reference_name = reference if isinstance(reference, str) else "array"
+        self.reference_name = _name_of(reference)
         self.clean = place(pairs.clean, mesh, PROMPTS)
         scored, counts = pairs.scored()
         self.scored = place(scored.astype(np.int32), mesh, PROMPTS)
         per_prompt = counts.sum(1, keepdims=True) if average == "per_prompt" else counts.sum() / len(pairs)
         self.weights = place((counts / per_prompt).astype(np.dtype(model.dtype)), mesh, PROMPTS)
-        labels = _labels(pairs, scored, model, mesh)
-        _check_metric(self.metric, labels, model)
+        prompt = jax.ShapeDtypeStruct(pairs.clean.shape[1:], jnp.int32)
+        labels = _labels(pairs, scored, jax.eval_shape(model, prompt), mesh)
+        _check_metric(self.metric, labels)
 
         senders = len(model.graph.senders)
-        width = jax.eval_shape(model.residual, jax.ShapeDtypeStruct(pairs.clean.shape[1:], jnp.int32)).shape[-1]
-        shape = (senders, *pairs.clean.shape, width)
+        shape = (senders, *pairs.clean.shape, jax.eval_shape(model.residual, prompt).shape[-1])
         zeros = place(np.zeros(shape, np.dtype(model.dtype)), mesh, None, PROMPTS)
         self.labels, self.reference = labels, zeros
         self.microbatch = microbatch or self._microbatch_that_fits()
@@ -367,23 +368,33 @@ def sender_values(model: Model, tokens: Int[Array, "batch position"], size: int)
     return jnp.moveaxis(batching.chunked_vmap(model.sender_values, tokens, size), 0, 1)
 
 
+def _name_of(reference: str | ArrayLike | Model) -> str:
+    if isinstance(reference, str):
+        return reference
+    return "resample from another model" if isinstance(reference, eqx.Module) else "array"
+
+
 def _reference(
-    reference: str | ArrayLike,
+    reference: str | ArrayLike | Model,
     model: Model,
     pairs: PromptPairs,
     shape: tuple[int, ...],
     size: int,
     mesh: Mesh | None,
 ) -> Float[Array, "sender batch position width"]:
-    if not isinstance(reference, str):
+    if isinstance(reference, eqx.Module):
+        if reference.graph != model.graph:
+            raise ValueError("reference: expected a model with the same graph as the objective's")
+        model = batching.place_weights(reference, mesh)
+    elif not isinstance(reference, str):
         values = place(reference, None).astype(model.dtype)
         if values.shape != shape:
             raise ValueError(f"reference: expected shape {shape} (sender, batch, position, width), got {values.shape}")
         return place(values, mesh, None, PROMPTS)
     values = sender_values(model, place(pairs.corrupt, mesh, PROMPTS), size)
-    if reference == "resample":
-        return values
-    return _mean_reference(values, place(pairs.inside(), mesh, PROMPTS), mesh)
+    if isinstance(reference, str) and reference == "mean":
+        return _mean_reference(values, place(pairs.inside(), mesh, PROMPTS), mesh)
+    return values
 
 
 @eqx.filter_jit
@@ -395,8 +406,8 @@ def _mean_reference(values: Array, inside: Array, mesh: Mesh | None) -> Float[Ar
     return constrain(jnp.broadcast_to(mean, values.shape), mesh, None, PROMPTS)
 
 
-def _labels(pairs: PromptPairs, scored: np.ndarray, model: Model, mesh: Mesh | None) -> Labels:
-    """Labels at the scored positions, [batch, scored, ...]; `full` still empty."""
+def _labels(pairs: PromptPairs, scored: np.ndarray, logits: jax.ShapeDtypeStruct, mesh: Mesh | None) -> Labels:
+    """Labels at the scored positions, [batch, scored, ...]; `full` still empty. `logits`: those of one prompt."""
     batch, several = scored.shape
 
     def spread(value: np.ndarray | None) -> Array | None:
@@ -408,19 +419,19 @@ def _labels(pairs: PromptPairs, scored: np.ndarray, model: Model, mesh: Mesh | N
 
     digits = None if pairs.digits is None else np.broadcast_to(pairs.digits, (batch, *pairs.digits.shape))
     return Labels(
-        full=place(np.zeros((batch, several, model.vocab_size), np.dtype(model.dtype)), mesh, PROMPTS),
+        full=place(np.zeros((batch, several, logits.shape[-1]), np.dtype(logits.dtype)), mesh, PROMPTS),
         answer=spread(pairs.answer),
         wrong=spread(pairs.wrong),
-        target=None if pairs.target is None else spread(pairs.target.astype(np.dtype(model.dtype))),
+        target=None if pairs.target is None else spread(pairs.target.astype(np.dtype(logits.dtype))),
         year=spread(pairs.year),
         digits=spread(digits),
     )
 
 
-def _check_metric(metric: Metric, labels: Labels, model: Model) -> None:
+def _check_metric(metric: Metric, labels: Labels) -> None:
     """Calls the metric on shapes alone, so that what it misses is said before any compute."""
     if labels.target is not None and labels.target.shape != labels.full.shape:
-        raise ValueError(f"target: expected {model.vocab_size} values a position, got {labels.target.shape[-1]}")
+        raise ValueError(f"target: expected {labels.full.shape[-1]} values a position, got {labels.target.shape[-1]}")
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[2:], x.dtype), labels)
     value = eqx.filter_eval_shape(metric, one.full, one)
     if getattr(value, "shape", None) != ():

@@ -14,6 +14,7 @@ GRAPHS = {
     "gpt2": jc.Graph(2, 2),
     "attention-only": jc.Graph(2, 3, mlps=False),
     "one-mlp": jc.Graph(3, 1, mlps=(False, True, False)),
+    "compiled": jc.Graph(1, 1, embeddings=("tok", "pos")),
 }
 
 
@@ -125,6 +126,7 @@ FIRST = "input->a0.h0<q>"
         (damaged("cfg", "parallel_attn_mlp", to=True), "parallel attention and MLP are not supported"),
         (damaged("cfg", "mlps", to=[True, True]), "expected one bool or 1"),
         (damaged("cfg", "mlps", to="yes"), "mlps: expected a list of true and false"),
+        (damaged("cfg", "embeddings", to="tok"), "embeddings: expected a list of the names"),
         (damaged("run", to=[1]), "run: expected a JSON object"),
         (damaged("format", to="jaxcircuits/2"), "format 'jaxcircuits/2' is not known"),
         ("[1, 2]", "expected a circuit"),
@@ -168,8 +170,8 @@ def test_scores_that_are_no_numbers_and_wrong_shapes_are_refused():
 
 
 def test_a_graph_that_the_format_cannot_hold_is_refused(tmp_path):
-    for graph in (jc.Graph(1, 2, num_kv_heads=1), jc.Graph(1, 1, embeddings=("tok", "pos"))):
-        with pytest.raises(ValueError, match="one embedding and ungrouped heads only"):
+    for graph in (jc.Graph(1, 2, num_kv_heads=1), jc.gate("xor").graph):
+        with pytest.raises(ValueError, match="transformers with ungrouped heads only"):
             random_circuit(graph).save(tmp_path / "circuit.json")
 
 

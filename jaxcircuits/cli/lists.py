@@ -15,8 +15,8 @@ from .options import out
 def list_tasks() -> None:
     """Lists the built-in tasks."""
     for task in tasks.TASKS.values():
-        out.print(f"{task.name:<14}{task.description}", markup=False)
-        out.print(f"{'':<14}scored in its paper by {task.metric}; {task.source}", markup=False)
+        out.print(f"{task.name:<18}{task.description}", markup=False)
+        out.print(f"{'':<18}scored in its paper by {task.metric}; {task.source}", markup=False)
     out.print("or a file: .npz (token ids), .jsonl or .csv (text); see the README, 'Your own data'")
 
 
@@ -25,7 +25,7 @@ def list_models() -> None:
     for name in checkpoints.bundled():
         config, graph = (loaded := checkpoints.load(name)).model.config, loaded.graph
         out.print(
-            f"{name:<14}{config.n_layer} layers x {config.n_head} heads, width {config.n_embd}, "
+            f"{name:<18}{config.n_layer} layers x {config.n_head} heads, width {config.n_embd}, "
             f"{config.vocab_size} tokens, {graph.num_edges} edges"
         )
     out.print("or a folder with config.json and model.safetensors, or a GPT-2 on the Hugging Face hub (gpt2)")

@@ -24,7 +24,6 @@ else:
     Context = typer.Context.__base__  # what commands are given; typer may bring its own copy of click
 
 DEFAULT_MODEL = "tiny-gpt2"
-DEFAULT_SIZE = 32
 
 out = Console(soft_wrap=True, highlight=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -129,7 +128,7 @@ def _prompts(task: str, loaded: checkpoints.Checkpoint, size: int | None, seed: 
         pairs = PromptPairs.load(path, None if path.suffix == ".npz" else loaded.tokenizer)
         return (pairs if size is None else pairs[:size]), path.name
     known = tasks.by_name(task)
-    return known.generate(loaded.tokenizer, seed=seed, size=size or DEFAULT_SIZE), task
+    return known.generate(loaded.tokenizer, seed=seed, **({} if size is None else {"size": size})), task
 
 
 def _dtype(name: str) -> Literal["float32", "float64"]:

@@ -21,7 +21,7 @@ from ..graph import Graph
 from ..live import LiveEvaluator
 from ..objective import Objective
 from ..types import EdgeBools, EdgeScores
-from .evaluators import Evaluator
+from .evaluators import DenseEvaluator, Evaluator
 from .predictors import Predictor, predictor_of
 from .schedule import Step, Walk, all_steps
 from .width import WIDTHS, FixedWidth, MeasuredWidth, bucket
@@ -124,7 +124,7 @@ def acdc_sweep(
     absolute: bool = False,
     width: int | None = None,
     predictor: str | EdgeScores | ACDCResult = "history",
-    evaluator: Callable[[Objective, EdgeBools | None], Evaluator] = LiveEvaluator,
+    evaluator: Callable[[Objective, EdgeBools | None], Evaluator] | None = None,
     within: ArrayLike | None = None,
     seed: int = 0,
     on_progress: Callable[[Progress], None] | None = None,
@@ -142,7 +142,8 @@ def acdc_sweep(
       does not depend on it, nor on `predictor`, which guesses decisions: "history" (as the sender's last edges
       fared), "all_removed", scores of all edges (an edge is expected to go if its score is below the threshold), or
       an earlier result, whose decisions are expected again.
-    - `evaluator`: `LiveEvaluator`, or `DenseEvaluator`, the slow oracle.
+    - `evaluator`: `LiveEvaluator`, or `DenseEvaluator`, the slow oracle; default: live where the model can be run node
+      by node, else dense.
     - `within`: a circuit to search in, such as the best edges by some scores: the others are gone from the outset.
       Fewer trials, and another answer than that of the whole graph.
     - `on_progress`: called after every round.
@@ -157,6 +158,7 @@ def acdc_sweep(
     graph = objective.graph
     if within is not None and np.shape(within) != graph.shape:
         raise ValueError(f"within: expected a mask of shape {graph.shape}, got {np.shape(within)}")
+    evaluator = evaluator or (LiveEvaluator if LiveEvaluator.can_run(objective.model) else DenseEvaluator)
     steps = all_steps(graph, order=order, head_order=head_order, groups=groups, seed=seed)
     options = {"order": order, "head_order": head_order, "groups": groups, "absolute": absolute, "order_seed": seed}
     options |= {"evaluator": evaluator.__name__, "width": width, **objective.describe()}

@@ -91,16 +91,9 @@ def all_steps(
         senders.extend(chosen)
         receivers.extend([receiver] * len(chosen))
 
-    singles(graph.receiver_index("logits"))
-    for layer in reversed(range(graph.num_layers)):
-        if graph.has_mlp[layer]:
-            singles(graph.receiver_index(f"m{layer}"))
-        inputs = [
-            graph.receiver_index(f"a{layer}.h{head}<{kind}>")
-            for kind, heads in (("v", graph.kv_heads), ("k", graph.kv_heads), ("q", graph.num_heads))
-            for head in reversed(range(heads))
-        ]
-        if groups:
+    for time in np.unique(graph.receiver_times)[::-1]:
+        inputs = np.flatnonzero(graph.receiver_times == time)[::-1].tolist()  # of heads: v, k, q, last head first
+        if groups and graph.receivers[inputs[0]].endswith(">"):
             senders.extend([Steps.GROUP] * len(inputs))
             receivers.extend(inputs)
         for receiver in inputs:

@@ -46,7 +46,8 @@ ACTIVATIONS: dict[str, Callable] = {
 class GPT2Config:
     """Sizes and choices of a GPT-2, named as in a Hugging Face `config.json`.
 
-    Two fields are this library's: `attn_only` (blocks without MLPs) and `layer_norm` (False: no norms at all).
+    Four fields are this library's: `attn_only` (blocks without MLPs), `layer_norm` (False: no norms at all), `causal`
+    (False: every position reads all others) and `n_key` (width of a head's queries; default `n_embd / n_head`).
     Raises ValueError for an unsupported value.
     """
 
@@ -63,13 +64,15 @@ class GPT2Config:
     tie_word_embeddings: bool = True
     attn_only: bool = False
     layer_norm: bool = True
+    causal: bool = True
+    n_key: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
+        for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_key"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if (value is not None or name != "n_key") and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"config: {name} must be a positive whole number, got {value!r}")
-        if self.n_embd % self.n_head:
+        if self.n_key is None and self.n_embd % self.n_head:
             raise ValueError(f"config: n_embd {self.n_embd} must be a multiple of n_head {self.n_head}")
         if self.activation_function not in ACTIVATIONS:
             raise ValueError(
@@ -79,11 +82,16 @@ class GPT2Config:
 
     @property
     def head_width(self) -> int:
-        return self.n_embd // self.n_head
+        return self.n_key or self.n_embd // self.n_head
 
     @property
     def num_neurons(self) -> int:
         return self.n_inner or 4 * self.n_embd
+
+    @property
+    def num_outputs(self) -> int:
+        """Logits at a position."""
+        return self.vocab_size
 
     @property
     def attention_scales(self) -> tuple[float, ...]:
@@ -107,7 +115,7 @@ class LayerNorm(eqx.Module):
 
 
 class Attention(eqx.Module):
-    """Causal attention; what it returns excludes `output_bias`, which belongs to no head."""
+    """Attention; what it returns excludes `output_bias`, which belongs to no head."""
 
     query: Float[Array, "*layer head width key"]
     key: Float[Array, "*layer head width key"]
@@ -117,6 +125,7 @@ class Attention(eqx.Module):
     value_bias: Float[Array, "*layer head key"]
     output: Float[Array, "*layer head key width"]
     output_bias: Float[Array, "*layer width"]
+    causal: bool = eqx.field(static=True, default=True)
 
     def mix(
         self,
@@ -155,10 +164,18 @@ class Attention(eqx.Module):
     def pattern(
         self, query: Float[Array, "head position key"], key: Float[Array, "head position key"], scale: Float[Array, ""]
     ) -> Float[Array, "head position position"]:
-        """How much each position reads of each earlier one."""
+        """How much each position reads of each one that it sees."""
         scores = jnp.einsum("htk,huk->htu", query, key) * scale
-        causal = jnp.tri(scores.shape[-1], dtype=bool)
-        return jax.nn.softmax(jnp.where(causal, scores, jnp.finfo(scores.dtype).min), axis=-1)
+        return self.softmax(scores, jnp.arange(scores.shape[-1], dtype=jnp.int32))
+
+    def softmax(
+        self, scores: Float[Array, "*head query position"], query_positions: Int[Array, " query"]
+    ) -> Float[Array, "*head query position"]:
+        """The pattern of queries at some positions: in causal attention none reads what comes after it."""
+        if self.causal:
+            seen = query_positions[:, None] >= jnp.arange(scores.shape[-1], dtype=query_positions.dtype)[None]
+            scores = jnp.where(seen, scores, jnp.finfo(scores.dtype).min)
+        return jax.nn.softmax(scores, axis=-1)
 
     def heads(self, mixed: Float[Array, "head position key"]) -> Float[Array, "head position width"]:
         """What each head writes to the residual stream."""
@@ -261,6 +278,7 @@ class GPT2(eqx.Module):
             *(zeros((layers, heads, head_width)) for _ in "qkv"),
             output=normal(layers, heads, head_width, width, std=small),
             output_bias=zeros((layers, width)),
+            causal=config.causal,
         )
         mlp = None
         if not config.attn_only:
@@ -276,7 +294,7 @@ class GPT2(eqx.Module):
             position_embedding=normal(config.n_positions, width),
             blocks=Block(attention, norm(layers, width), mlp, None if mlp is None else norm(layers, width)),
             final_norm=norm(width),
-            unembedding=None if config.tie_word_embeddings else normal(config.vocab_size, width),
+            unembedding=None if config.tie_word_embeddings else normal(config.num_outputs, width),
             config=config,
         )
 
@@ -360,23 +378,24 @@ class GPT2(eqx.Module):
 
         with jax.default_matmul_precision(self.precision):
             xs = (self.blocks, self._scales(), heads, mlps, reference)
-            return jax.lax.scan(step, self._embed(tokens), xs)[0]
+            return jax.lax.scan(step, self.embeddings(tokens).sum(0), xs)[0]
 
     def node_values(self, reference: SenderValues) -> NodeValues:
         """What nodes compute, [layer, ...], when all that they read are `reference` values of the senders.
 
         From the senders' values of a run these are that run's.
         """
-        heads, mlps = _split_layers(reference[1:], self.config.n_layer, self.config.n_head)
+        heads, mlps = _split_layers(reference[self.num_embeddings :], self.config.n_layer, self.config.n_head)
         written = jnp.stack([heads.sum(1) + self.blocks.attention.output_bias[:, None], mlps.sum(1)], 1)
-        streams = jnp.cumsum(written.reshape(-1, *reference.shape[1:]), 0) + reference[:1]
-        streams = jnp.concatenate([reference[:1], streams[:-1]]).reshape(written.shape)
+        first = reference[: self.num_embeddings].sum(0, keepdims=True)
+        streams = jnp.cumsum(written.reshape(-1, *reference.shape[1:]), 0) + first
+        streams = jnp.concatenate([first, streams[:-1]]).reshape(written.shape)
         with jax.default_matmul_precision(self.precision):
             return jax.vmap(Block.node_values)(self.blocks, streams)
 
     def sender_values(self, tokens: Tokens) -> SenderValues:
         """What every node of the clean run writes to the residual stream, in the order of `graph.senders`."""
-        embedding = self._embed(tokens)
+        embeddings = self.embeddings(tokens)
 
         def step(x, layer):
             block, scale = layer
@@ -388,8 +407,8 @@ class GPT2(eqx.Module):
             return x + written, jnp.concatenate([heads, written[None]])
 
         with jax.default_matmul_precision(self.precision):
-            _, written = jax.lax.scan(step, embedding, (self.blocks, self._scales()))
-        return jnp.concatenate([embedding[None], written.reshape(-1, *embedding.shape)])
+            _, written = jax.lax.scan(step, embeddings.sum(0), (self.blocks, self._scales()))
+        return jnp.concatenate([embeddings, written.reshape(-1, *embeddings.shape[1:])])
 
     def receiver_slopes(
         self,
@@ -402,7 +421,7 @@ class GPT2(eqx.Module):
         `held`: senders that write given constants instead, which no gradient passes.
         """
         with jax.default_matmul_precision(self.precision):
-            return gpt2_slopes.receiver_slopes(self, self._embed(tokens), score, held)
+            return gpt2_slopes.receiver_slopes(self, self.embeddings(tokens), score, held)
 
     def attention_effects(
         self,
@@ -449,7 +468,7 @@ class GPT2(eqx.Module):
             return after, jnp.stack([x, middle])
 
         with jax.default_matmul_precision(self.precision):
-            last, streams = jax.lax.scan(step, self._embed(tokens), (self.blocks, self._scales()))
+            last, streams = jax.lax.scan(step, self.embeddings(tokens).sum(0), (self.blocks, self._scales()))
         return jnp.concatenate([streams.reshape(-1, *last.shape), last[None]])
 
     def head_projection(
@@ -473,16 +492,21 @@ class GPT2(eqx.Module):
     ) -> Float[Array, "query width"]:
         """What one head writes at some positions."""
         scores = query @ key.T * self._scales()[layer]
-        causal = query_positions[:, None] >= jnp.arange(key.shape[0], dtype=query_positions.dtype)[None]
-        pattern = jax.nn.softmax(jnp.where(causal, scores, jnp.finfo(scores.dtype).min), axis=-1)
+        pattern = self.blocks.attention.softmax(scores, query_positions)
         return pattern @ value @ self.blocks.attention.output[layer, head]
 
     def mlp_output(self, layer: Int[Array, ""], x: Float[Array, "position width"]) -> Float[Array, "position width"]:
         """What the MLP of a layer writes; the layer is traced."""
         return jax.tree.map(lambda leaf: leaf[layer], self.blocks).mlp_output(x)
 
-    def _embed(self, tokens: Tokens) -> Float[Array, "position width"]:
-        return self.token_embedding[tokens] + self.position_embedding[: tokens.shape[0]]
+    def embeddings(self, tokens: Tokens) -> Float[Array, "embedding position width"]:
+        """What the senders `graph.embeddings` write."""
+        return (self.token_embedding[tokens] + self.position_embedding[: tokens.shape[0]])[None]
+
+    @property
+    def num_embeddings(self) -> int:
+        """Senders before the first block."""
+        return len(self.graph.embeddings)
 
     def _scales(self) -> Float[Array, " layer"]:
         return jnp.asarray(self.config.attention_scales, self.dtype)
@@ -493,21 +517,22 @@ class GPT2(eqx.Module):
             x = x + block.attention.sum_of_heads(block.mix(x, scale)) + block.attention.output_bias[None]
             return x if block.mlp is None else x + block.mlp_output(x), None
 
-        return jax.lax.scan(step, self._embed(tokens), (self.blocks, self._scales()))[0]
+        return jax.lax.scan(step, self.embeddings(tokens).sum(0), (self.blocks, self._scales()))[0]
 
     def _masked_run(
         self, tokens: Tokens, mask: Mask, reference: SenderValues, offsets: ReceiverValues | None
     ) -> tuple[Float[Array, "position width"], SenderValues]:
-        layers, heads = self.config.n_layer, self.config.n_head
+        layers, heads, first = self.config.n_layer, self.config.n_head, self.num_embeddings
+        embeddings = self.embeddings(tokens)
 
         split = partial(_split_layers, layers=layers)
         head_masks, mlp_masks = split(mask[:, :-1].T, first=3 * heads)
-        head_references, mlp_references = split(reference[1:], first=heads)
+        head_references, mlp_references = split(reference[first:], first=heads)
         head_offsets, mlp_offsets = (None, None) if offsets is None else split(offsets[:-1], first=3 * heads)
 
         def step(carry, layer):
             base, delta = carry
-            row = 1 + layer["index"] * (delta.shape[0] // layers)
+            row = first + layer["index"] * ((delta.shape[0] - first) // layers)
             block = layer["block"]
             x = base[None] + jnp.einsum("rs,std->rtd", layer["head_masks"], delta)
             x = _add(x, layer["head_offsets"]).reshape(3, heads, *base.shape)
@@ -521,7 +546,7 @@ class GPT2(eqx.Module):
                 base = base + layer["mlp_references"][0]
             return (base, delta), None
 
-        delta = jnp.zeros_like(reference).at[0].set(self._embed(tokens) - reference[0])
+        delta = jnp.zeros_like(reference).at[:first].set(embeddings - reference[:first])
         xs = {
             "block": self.blocks,
             "scale": self._scales(),
@@ -533,7 +558,7 @@ class GPT2(eqx.Module):
             "head_offsets": head_offsets,
             "mlp_offsets": mlp_offsets,
         }
-        (base, delta), _ = jax.lax.scan(step, (reference[0], delta), xs)
+        (base, delta), _ = jax.lax.scan(step, (reference[:first].sum(0), delta), xs)
         x = base + jnp.einsum("s,std->td", mask[:, -1], delta)
         return _add(x, None if offsets is None else offsets[-1]), delta
 

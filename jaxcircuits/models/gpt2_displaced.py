@@ -44,7 +44,8 @@ def displaced_residual(
     x = streams[2 * layer]
     inputs = (model.head_projection(kv, layer, place.head, x + jnp.where(place.kv == kv, offset, 0)) for kv in range(3))
     changed = model.head_output(layer, place.head, *inputs, jnp.arange(x.shape[0], dtype=jnp.int32))
-    row = 1 + layer * ((written.shape[0] - 1) // model.config.n_layer) + place.head
+    first = model.num_embeddings
+    row = first + layer * ((written.shape[0] - first) // model.config.n_layer) + place.head
     return residual_from(model, middle + changed - written[row], 2 * layer + 1)
 
 

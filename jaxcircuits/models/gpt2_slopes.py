@@ -37,17 +37,17 @@ class _Taps(eqx.Module):
 
 def receiver_slopes(
     model: Any,
-    embedding: Float[Array, "position width"],
+    embeddings: Float[Array, "embedding position width"],
     score: Callable[[Float[Array, "position width"]], Float[Array, ""]],
     held: Held | None,
 ) -> tuple[SenderValues, ReceiverValues]:
     """What every node writes, and `d score(residual) / d(what each receiver reads)`."""
 
     def loss(taps):
-        residual, streams, written = _run(model, embedding, taps, held)
+        residual, streams, written = _run(model, embeddings, taps, held)
         return score(residual), (streams, written)
 
-    slopes, (streams, written) = jax.grad(loss, has_aux=True)(_zeros(model, embedding.shape[0]))
+    slopes, (streams, written) = jax.grad(loss, has_aux=True)(_zeros(model, embeddings.shape[1]))
     heads = jax.vmap(_pull_back)(model.blocks, streams, slopes.projections)
     layers = heads if slopes.mlps is None else jnp.concatenate([heads, slopes.mlps[:, None]], axis=1)
     return written, jnp.concatenate([layers.reshape(-1, *slopes.logits.shape), slopes.logits[None]])
@@ -63,7 +63,7 @@ def _zeros(model: Any, positions: int) -> _Taps:
 
 
 def _run(
-    model: Any, embedding: Float[Array, "position width"], taps: _Taps, held: Held | None
+    model: Any, embeddings: Float[Array, "embedding position width"], taps: _Taps, held: Held | None
 ) -> tuple[Array, Array, SenderValues]:
     """The plain run: the last residual, what each layer's heads read, what every node writes."""
 
@@ -83,14 +83,14 @@ def _run(
             written = _hold(written, held, slice(-1, None))
         return after + written[0], (x, jnp.concatenate([heads, written]))
 
-    layers = model.config.n_layer
+    layers, first = model.config.n_layer, embeddings.shape[0]
     scales = jnp.asarray(model.config.attention_scales, model.dtype)
-    each = None if held is None else jax.tree.map(lambda leaf: leaf[1:].reshape(layers, -1, *leaf.shape[1:]), held)
+    each = None if held is None else jax.tree.map(lambda leaf: leaf[first:].reshape(layers, -1, *leaf.shape[1:]), held)
     if held is not None:
-        embedding = _hold(embedding[None], held, slice(None, 1))[0]
+        embeddings = _hold(embeddings, held, slice(None, first))
     layered = model.blocks, scales, taps.projections, taps.mlps, each
-    last, (streams, written) = jax.lax.scan(step, embedding, layered)
-    written = jnp.concatenate([embedding[None], written.reshape(-1, *embedding.shape)])
+    last, (streams, written) = jax.lax.scan(step, embeddings.sum(0), layered)
+    written = jnp.concatenate([embeddings, written.reshape(-1, *embeddings.shape[1:])])
     return last + taps.logits, streams, written
 
 

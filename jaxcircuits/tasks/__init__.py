@@ -7,9 +7,13 @@ the words are single tokens (GPT-2's, and the bundled model's).
 from . import greater_than as _greater_than
 from . import induction as _induction
 from . import ioi as _ioi
+from . import logic_gates as _logic_gates
+from . import tracr_proportion as _tracr_proportion
+from . import tracr_reverse as _tracr_reverse
 from .task import Task as Task
 
-TASKS: dict[str, Task] = {task.name: task for task in (_ioi.TASK, _greater_than.TASK, _induction.TASK)}
+_FILES = (_ioi, _greater_than, _induction, _tracr_reverse, _tracr_proportion, _logic_gates)
+TASKS: dict[str, Task] = {file.TASK.name: file.TASK for file in _FILES}
 
 
 def by_name(name: str) -> Task:

@@ -5,17 +5,24 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..data import PromptPairs
+from ..graph import Graph
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A behaviour: how to make prompts of it, and how its paper scores it."""
+    """A behaviour: how to make prompts of it, how its paper scores it, and the circuit that is known for it.
+
+    - `metric`, `reference`: the paper's, by the names that `Objective` takes.
+    - `circuit(graph)`: the edges of the known circuit, in edge order; ValueError for another model's graph.
+    """
 
     name: str
     description: str
     generate: Callable[..., PromptPairs]
     metric: str
     source: str
+    reference: str = "resample"
+    circuit: Callable[[Graph], tuple[str, ...]] | None = None
 
 
 def known_words(tokenizer: Any, words: Sequence[str], at_least: int) -> dict[str, int]:

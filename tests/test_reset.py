@@ -1,0 +1,63 @@
+"""Reset networks: permutations of a model's heads and neurons, and of nothing else."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import micro_model
+
+import jaxcircuits as jc
+
+MOVED = ("query", "key", "value", "query_bias", "key_bias", "value_bias", "w_in", "b_in")
+
+
+def named(model):
+    return {path[-1].name: np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(model.blocks)}
+
+
+def slices(name, layer):
+    """What is permuted in a layer, one row a head or neuron."""
+    return (layer.T if name == "w_in" else layer).reshape(layer.shape[1 if name == "w_in" else 0], -1)
+
+
+def test_each_layers_heads_and_neurons_are_the_same_in_another_order():
+    model = micro_model("gpt2")
+    reset = jc.reset_network(model, jax.random.key(0))
+    before, after = named(model), named(reset)
+    orders = {}
+    for name in MOVED:
+        for layer in range(2):
+            old, new = slices(name, before[name][layer]), slices(name, after[name][layer])
+            order = [int(np.flatnonzero((old == row).all(1))[0]) for row in new]
+            assert sorted(order) == list(range(len(old)))
+            orders[name, layer] = order
+    assert orders["w_in", 0] != orders["b_in", 0] and orders["w_in", 0] != orders["w_in", 1]
+    assert len({tuple(orders[name, layer]) for name in MOVED[:6] for layer in range(2)}) == 2
+
+
+def test_nothing_else_moves():
+    model = micro_model("gpt2")
+    reset = jc.reset_network(model, jax.random.key(0))
+    moved = {
+        path
+        for (path, old), new in zip(jax.tree_util.tree_leaves_with_path(model), jax.tree.leaves(reset), strict=True)
+        if not np.array_equal(old, new)
+    }
+    assert {path[-1].name for path in moved} <= set(MOVED) and len(moved) >= 6
+    assert reset.graph == model.graph and reset.config == model.config
+
+
+def test_a_key_is_one_network_whose_output_is_another():
+    model, tokens = micro_model("gpt2"), jnp.arange(6)
+    one, same, other = (jc.reset_network(model, jax.random.key(seed)) for seed in (1, 1, 2))
+    assert eqx.tree_equal(one, same) and not eqx.tree_equal(one, other)
+    assert np.abs(np.asarray(one(tokens) - model(tokens))).max() > 1e-3
+
+
+def test_without_mlps_heads_alone_move():
+    model = micro_model("attention-only")
+    assert not eqx.tree_equal(jc.reset_network(model, jax.random.key(0)), model)
+    single = jc.GPT2.random(jc.GPT2Config(11, 6, 8, 1, 1, attn_only=True), jax.random.key(0))
+    with pytest.raises(ValueError, match="has nothing to permute"):
+        jc.reset_network(single, jax.random.key(0))
