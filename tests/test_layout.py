@@ -30,6 +30,8 @@ MAY_IMPORT = {
     "live": BASE | {"graph", "objective", "chains", "batching"},
     "discovery": BASE | {"graph", "scores", "objective", "nodes", "metrics", "batching", "live"},
     "circuit": BASE | {"graph", "scores"},
+    "interchange": BASE | {"graph", "scores", "circuit"},
+    "evaluation": BASE | {"graph", "scores", "objective", "batching", "circuit"},
     "report": BASE | {"circuit"},
 }
 EVERYTHING = {"cli", "__init__"}
