@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-Values = Float[np.ndarray, " prompt"]
+Values = Float[np.ndarray, " _"]
 
 TIED = 1e-9
 """Scores closer than this are tied."""
+
+CELLS = 2**22  # of permuted kernels held at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +39,8 @@ class Outcome:
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def distance(first: Float[np.ndarray, "*n prompt"], second: Float[np.ndarray, "*n prompt"]) -> np.ndarray:
-    """`mean over prompts of (s - s')^2`."""
+def distance(first: Float[np.ndarray, "*n prompt"], second: Float[np.ndarray, "*m prompt"]) -> np.ndarray:
+    """`mean over prompts of (s - s')^2`; other axes broadcast."""
     return ((first - second) ** 2).mean(-1)
 
 
@@ -89,12 +91,8 @@ def independence(
     kernels = [_gaussian(values, width) for values, width in zip((complement, model), widths, strict=True)]
     centre = np.eye(n) - 1 / n
     centred, other = centre @ kernels[0] @ centre, kernels[1]
-    random = np.random.default_rng(seed)
     found = float((centred * other).sum()) / n**2
-    shuffled = np.empty(permutations)
-    for index in range(permutations):
-        order = random.permutation(n)
-        shuffled[index] = (centred * other[np.ix_(order, order)]).sum() / n**2
+    shuffled = _shuffled(centred, other, permutations, np.random.default_rng(seed))
     p_value = (1 + int((shuffled >= found - 1e-15).sum())) / (1 + permutations)
     details = {"permutations": permutations, "seed": seed, "bandwidths": widths}
     return _decided("independence", null, "bad", level, (found, p_value), details)
@@ -183,6 +181,22 @@ def _median_distance(values: Values) -> float:
 
 def _gaussian(values: Values, width: float) -> Float[np.ndarray, "prompt prompt"]:
     return np.exp(-((values[:, None] - values[None, :]) ** 2) / (2 * width**2))
+
+
+def _shuffled(
+    centred: Float[np.ndarray, "prompt prompt"],
+    other: Float[np.ndarray, "prompt prompt"],
+    permutations: int,
+    random: np.random.Generator,
+) -> Float[np.ndarray, " permutation"]:
+    """HSIC of one kernel with the other's prompts permuted, many times over."""
+    n = len(other)
+    at_once = max(1, CELLS // n**2)
+    values = []
+    for first in range(0, permutations, at_once):
+        orders = random.permuted(np.tile(np.arange(n), (min(at_once, permutations - first), 1)), axis=1)
+        values.append((centred * other[orders[:, :, None], orders[:, None, :]]).sum((1, 2)) / n**2)
+    return np.concatenate(values)
 
 
 def _same_length(first: Values, second: Values) -> None:
