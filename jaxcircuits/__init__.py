@@ -76,6 +76,14 @@ from .evaluation import similarity as similarity
 from .evaluation import top_overlap as top_overlap
 from .evaluation import weighted_edge_count as weighted_edge_count
 from .graph import Graph as Graph
+from .interchange import autocircuit_name as autocircuit_name
+from .interchange import from_autocircuit as from_autocircuit
+from .interchange import from_autocircuit_name as from_autocircuit_name
+from .interchange import mib_circuits as mib_circuits
+from .interchange import mib_name as mib_name
+from .interchange import read_mib as read_mib
+from .interchange import to_autocircuit as to_autocircuit
+from .interchange import write_mib as write_mib
 from .live import LiveEvaluator as LiveEvaluator
 from .metrics import Labels as Labels
 from .models import GPT2 as GPT2
