@@ -92,3 +92,4 @@ from .nodes import NodeObjective as NodeObjective
 from .objective import Objective as Objective
 from .scores import Scores as Scores
 from .scores import ensemble as ensemble
+from .sparse import SparseEvaluator as SparseEvaluator
