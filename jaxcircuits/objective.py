@@ -1,5 +1,6 @@
 """The centre: model + prompts + metric + reference values as one function of the mask."""
 
+import dataclasses
 import platform
 from importlib import metadata
 from typing import Any
@@ -124,12 +125,11 @@ class Objective(eqx.Module):
 
     def many(self, masks: ArrayLike, width: int = 8) -> Float[Array, " circuit"]:
         """The losses of many circuits [circuit, sender, receiver], `width` of them at a time."""
-        masks = self._placed(masks)
-        if masks.ndim != 3 or masks.shape[1:] != self.graph.shape:
-            raise ValueError(f"masks: expected shape (circuits, *{self.graph.shape}), got {masks.shape}")
-        if width < 1:
-            raise ValueError(f"width: expected at least 1, got {width}")
-        return _many(self, masks, self._rounded(width))
+        return _many(self, *self._cast_many(masks, width))
+
+    def per_example_many(self, masks: ArrayLike, width: int = 8) -> Float[Array, "circuit batch"]:
+        """`many`, one number a prompt."""
+        return _per_example_many(self, *self._cast_many(masks, width))
 
     def memory_needed(self, width: int) -> int:
         """Bytes that `many` takes for `width` circuits at a time."""
@@ -156,6 +156,24 @@ class Objective(eqx.Module):
         labels = jax.tree.map(lambda label: label[rows], self.labels)
         taken = (self.clean[rows], self.scored[rows], self.weights[rows], labels, self.reference[:, rows])
         return eqx.tree_at(lambda o: (o.clean, o.scored, o.weights, o.labels, o.reference), self, taken)
+
+    def restoring(self, pairs: PromptPairs | None) -> "Objective":
+        """The same loss, against the same labels, of the corrupt prompts' run, where absent edges carry clean values.
+
+        - `pairs`: the prompts that this objective was made of.
+
+        Raises ValueError for other prompts, and for another reference than "resample".
+        """
+        if self.reference_name != "resample":
+            raise ValueError(
+                f"restoring starts from a corrupt run: expected reference 'resample', got {self.reference_name!r}"
+            )
+        if pairs is None or not np.array_equal(pairs.clean, np.asarray(self.clean)):
+            raise ValueError("restoring needs the prompts that the objective was made of, as `pairs`")
+        swapped = dataclasses.replace(pairs, clean=pairs.corrupt, corrupt=pairs.clean)
+        options = {"average": self.average, "microbatch": self.microbatch, "mesh": self.mesh}
+        restoring = Objective(self.model, swapped, self.metric, "resample", **options)
+        return eqx.tree_at(lambda o: o.labels.full, restoring, self.labels.full)
 
     def clean_gradient(self, *, spans: ArrayLike | None = None) -> Float[Array, "*span sender receiver"]:
         """`gradient` at ones, at the cost of one forward and one backward pass of the plain model."""
@@ -251,6 +269,14 @@ class Objective(eqx.Module):
             raise ValueError(f"mask: expected shape {self.graph.shape} (senders, receivers), got {mask.shape}")
         return mask.astype(self.model.dtype)
 
+    def _cast_many(self, masks: ArrayLike, width: int) -> tuple[Array, int]:
+        masks = self._placed(masks)
+        if masks.ndim != 3 or masks.shape[1:] != self.graph.shape:
+            raise ValueError(f"masks: expected shape (circuits, *{self.graph.shape}), got {masks.shape}")
+        if width < 1:
+            raise ValueError(f"width: expected at least 1, got {width}")
+        return masks, self._rounded(width)
+
     def _cast_spans(self, spans: ArrayLike | None) -> Float[Array, "span position"] | None:
         if spans is None:
             return None
@@ -284,14 +310,21 @@ def _mean(objective: Objective, mask: Mask) -> Float[Array, ""]:
 
 
 @eqx.filter_jit
-def _many(
+def _per_example_many(
     objective: Objective, masks: Shaped[Array, "circuit sender receiver"], width: int
-) -> Float[Array, " circuit"]:
+) -> Float[Array, "circuit batch"]:
     def one(mask):
-        return _mean(objective, mask.astype(objective.model.dtype))
+        return _per_example(objective, mask.astype(objective.model.dtype))
 
     masks = constrain(masks, objective.mesh, CANDIDATES)
     return constrain(batching.chunked_vmap(one, masks, width), objective.mesh)
+
+
+@eqx.filter_jit
+def _many(
+    objective: Objective, masks: Shaped[Array, "circuit sender receiver"], width: int
+) -> Float[Array, " circuit"]:
+    return _per_example_many(objective, masks, width).mean(1)
 
 
 @eqx.filter_jit

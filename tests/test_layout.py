@@ -28,8 +28,11 @@ MAY_IMPORT = {
     "nodes": BASE | {"graph", "objective", "batching"},
     "chains": BASE | {"graph", "objective", "models", "metrics", "batching"},
     "live": BASE | {"graph", "objective", "chains", "batching"},
+    "sparse": BASE | {"graph", "objective", "models", "batching"},
     "discovery": BASE | {"graph", "scores", "objective", "nodes", "metrics", "batching", "live"},
     "circuit": BASE | {"graph", "scores"},
+    "interchange": BASE | {"graph", "scores", "circuit"},
+    "evaluation": BASE | {"graph", "scores", "objective", "batching", "circuit"},
     "report": BASE | {"circuit"},
 }
 EVERYTHING = {"cli", "__init__"}

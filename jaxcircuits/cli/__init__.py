@@ -7,6 +7,7 @@ from typing import Any
 import typer
 
 from .acdc import discover, sweep
+from .judge import compare, evaluate_circuit, test_circuit
 from .lists import list_methods, list_models, list_tasks, show
 from .options import err
 from .scores import prune, score
@@ -27,8 +28,10 @@ def _about() -> None:
     """Finds the circuit behind a behaviour of a language model."""
 
 
-for command in (discover, sweep, score, prune, show):
+for command in (discover, sweep, score, prune, show, compare):
     app.command()(command)
+app.command(name="evaluate")(evaluate_circuit)
+app.command(name="test")(test_circuit)
 app.command(name="methods")(list_methods)
 app.command(name="tasks")(list_tasks)
 app.command(name="models")(list_models)

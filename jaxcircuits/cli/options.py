@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
@@ -105,6 +105,14 @@ class PromptOptions(NamedTuple):
 
 def load(prompts: PromptOptions, seed: int) -> tuple[Objective, dict[str, Any]]:
     """The objective that the options name, and what of them goes into the record."""
+    objective, _, run = load_with_prompts(prompts, seed)
+    return objective, run
+
+
+def load_with_prompts(
+    prompts: PromptOptions, seed: int, change: Callable[[Any], Any] | None = None
+) -> tuple[Objective, PromptPairs, dict[str, Any]]:
+    """The objective, its prompts, and what of the options goes into the record; `change` makes another model of it."""
     metric_by_name(prompts.metric)
     dtype = _dtype(prompts.dtype)
     if prompts.cache is not None:
@@ -113,10 +121,11 @@ def load(prompts: PromptOptions, seed: int) -> tuple[Objective, dict[str, Any]]:
     pairs, named = _prompts(prompts.task, loaded, prompts.size, seed)
     mesh = None if prompts.devices == 1 else device_mesh(len(pairs), prompts.devices or None)
     options = {"average": prompts.average, "mesh": mesh}
+    model = loaded.model if change is None else change(loaded.model)
     with compile_clock() as clock:
-        objective = Objective(loaded.model, pairs, prompts.metric, prompts.reference, **options)
+        objective = Objective(model, pairs, prompts.metric, prompts.reference, **options)
     run = {"task": named, "model": loaded.source, "seed": seed, "seconds_compiling_objective": clock.seconds}
-    return objective, run
+    return objective, pairs, run
 
 
 def _prompts(task: str, loaded: checkpoints.Checkpoint, size: int | None, seed: int) -> tuple[PromptPairs, str]:

@@ -1,0 +1,251 @@
+"""`evaluate`, `test` and `compare`: what a circuit is worth."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import typer
+
+from ..circuit import Circuit
+from ..discovery import acdc, methods
+from ..evaluation import (
+    Ablated,
+    Evaluation,
+    Faithfulness,
+    HypothesisTests,
+    ablated,
+    evaluate,
+    hypothesis_tests,
+    similarity,
+)
+from ..evaluation.ablation import CHOICES
+from ..models.reset import reset_network
+from ..objective import Objective
+from .options import (
+    Average,
+    Cache,
+    Config,
+    Context,
+    Devices,
+    PromptOptions,
+    check_writable,
+    config_of,
+    err,
+    load_with_prompts,
+    out,
+    warnings_as_lines,
+)
+
+File = Annotated[Path, typer.Argument(help="a circuit or scores: JSON of this library, MIB or EAP-IG")]
+Task = Annotated[str | None, typer.Option(help="a built-in task or a file of prompts; default: the circuit's")]
+Model = Annotated[str | None, typer.Option(help="a bundled model, a folder, or a hub name; default: the circuit's")]
+Metric = Annotated[str | None, typer.Option(help="default: the circuit's, or logit_diff")]
+Reference = Annotated[str | None, typer.Option(help="what absent edges carry; default: the circuit's, or resample")]
+Dtype = Annotated[str, typer.Option(help="float32 or float64")]
+Size = Annotated[int | None, typer.Option(help="prompts; default: the circuit's")]
+Seed = Annotated[int | None, typer.Option(help="of the prompts and of what is drawn; default: the circuit's")]
+Random = Annotated[int, typer.Option(help="random circuits of the same size to compare with")]
+Width = Annotated[int, typer.Option(help="circuits evaluated at once")]
+Out = Annotated[Path | None, typer.Option("--out", help="write the record to this JSON file")]
+
+
+def _choice(part: str) -> Any:
+    return typer.Option(help=f"of the ablation: {', '.join(CHOICES[part])}")
+
+
+def evaluate_circuit(
+    ctx: Context,
+    file: File,
+    task: Task = None,
+    model: Model = None,
+    metric: Metric = None,
+    reference: Reference = None,
+    granularity: Annotated[str, _choice("granularity")] = "edge",
+    component: Annotated[str, _choice("component")] = "all",
+    direction: Annotated[str, _choice("direction")] = "ablate",
+    ablated_set: Annotated[str, typer.Option("--set", help="what runs: circuit, complement")] = "circuit",
+    controls: Annotated[bool, typer.Option(help="random circuits, and the method on a reset network")] = True,
+    random: Random = 100,
+    width: Width = 16,
+    dtype: Dtype = "float32",
+    size: Size = None,
+    seed: Seed = None,
+    average: Average = "together",
+    devices: Devices = 1,
+    cache: Cache = None,
+    config: Config = None,
+    out_file: Out = None,
+) -> None:
+    """Judges a circuit, or scores: faithfulness, its curve, completeness, with controls beside them."""
+    check_writable(out_file)
+    circuit = Circuit.load(file)
+    asked = _Asked(circuit, (task, model, metric, reference), (dtype, size, seed, average, devices, cache))
+    parts = {"granularity": granularity, "component": component, "direction": direction, "set": ablated_set}
+    method = _method_of(circuit) if controls else None
+    if controls and method is None:
+        err.print("warning: the file does not say which method to run on a reset network: no such control")
+    with warnings_as_lines():
+        judged, run = asked.objective(width=width, **parts)
+        reset = None if method is None else asked.objective(reset=True, width=width, **parts)[0]
+        record = evaluate(judged, circuit, random=random * controls, reset=reset, method=method, seed=asked.seed)
+    record = dataclasses.replace(record, run={**record.run, **run, "config": config_of(ctx)})
+    _print_evaluation(record)
+    _save(record, out_file)
+
+
+def test_circuit(
+    ctx: Context,
+    file: File,
+    task: Task = None,
+    model: Model = None,
+    metric: Metric = None,
+    reference: Reference = None,
+    level: Annotated[float, typer.Option(help="of each test")] = 0.05,
+    epsilon: Annotated[float, typer.Option(help="of equivalence: how far from 1/2 counts as the same")] = 0.1,
+    share: Annotated[float, typer.Option(help="of random circuits that the circuit must beat")] = 0.9,
+    random: Random = 100,
+    permutations: Annotated[int, typer.Option(help="of the test of independence")] = 1000,
+    width: Width = 16,
+    dtype: Dtype = "float32",
+    size: Size = None,
+    seed: Seed = None,
+    average: Average = "together",
+    devices: Devices = 1,
+    cache: Cache = None,
+    config: Config = None,
+    out_file: Out = None,
+) -> None:
+    """Tests five hypotheses about a circuit (Shi et al., 2410.13032)."""
+    check_writable(out_file)
+    circuit = Circuit.load(file)
+    asked = _Asked(circuit, (task, model, metric, reference), (dtype, size, seed, average, devices, cache))
+    with warnings_as_lines():
+        judged, run = asked.objective(width=width)
+        record = hypothesis_tests(
+            judged,
+            circuit,
+            level=level,
+            epsilon=epsilon,
+            share=share,
+            random=random,
+            permutations=permutations,
+            seed=asked.seed,
+        )
+    record = dataclasses.replace(record, run={**record.run, **run, "config": config_of(ctx)})
+    _print_tests(record)
+    _save(record, out_file)
+
+
+def compare(
+    first: Annotated[Path, typer.Argument(help="a circuit or scores")],
+    second: Annotated[Path, typer.Argument(help="another one of the same graph")],
+    out_file: Out = None,
+) -> None:
+    """Compares two circuits: shared edges and nodes, and how alike their scores rank."""
+    check_writable(out_file)
+    record = similarity(Circuit.load(first), Circuit.load(second))
+    out.print(f"{record.edges[0]} and {record.edges[1]} edges, {record.shared} in both")
+    out.print(f"Jaccard: edges {_number(record.jaccard_edges)}, nodes {_number(record.jaccard_nodes)}")
+    correlations = _number(record.rank_correlation), _number(record.rank_correlation_absolute)
+    out.print(f"rank correlation of scores: signed {correlations[0]}, absolute {correlations[1]}")
+    overlaps = ", ".join(f"{share:.3f} of {size}" for size, share in record.top_overlap)
+    out.print(f"best edges in common, by absolute score: {overlaps or 'too few edges'}")
+    _save(record, out_file)
+
+
+# --- what a file says about how it was found ------------------------------------------------------
+
+
+class _Asked:
+    """The objective that options and a circuit's record name together; what is typed goes first."""
+
+    def __init__(self, circuit: Circuit, named: tuple[str | None, ...], options: tuple) -> None:
+        run = circuit.run
+        typed = run.get("config") if isinstance(run.get("config"), dict) else {}
+        task, model, metric, reference = named
+        dtype, size, seed, average, devices, cache = options
+        self.seed = int(run.get("seed", 0)) if seed is None else seed
+        task, model = task or typed.get("task", run.get("task")), model or typed.get("model", run.get("model"))
+        if not task or not model:
+            raise ValueError("the file does not say which task and model it is about: give --task and --model")
+        metric = metric or run.get("metric", "logit_diff")
+        reference = reference or run.get("reference", "resample")
+        size = size or run.get("prompts")
+        self.options = PromptOptions(task, model, metric, reference, dtype, size, average, devices, cache)
+
+    def objective(self, *, reset: bool = False, **ablation: Any) -> tuple[Ablated, dict[str, Any]]:
+        """The objective under an ablation, on the model or on its reset network; and its record."""
+        key = jax.random.key(self.seed)
+        change = (lambda model: reset_network(model, key)) if reset else None
+        objective, pairs, run = load_with_prompts(self.options, self.seed, change)
+        return ablated(objective, pairs=pairs, **ablation), run
+
+
+def _method_of(circuit: Circuit) -> Callable[[Objective], Any] | None:
+    """The method that found a circuit, with its hyperparameters, if its record names one."""
+    run, name = circuit.run, circuit.run.get("method")
+    if name == "acdc":
+        taken = {key: run[key] for key in ("order", "head_order", "groups", "absolute", "seed") if key in run}
+        return lambda objective: acdc(objective, float(run["threshold"]), **taken)
+    if name not in methods.METHODS:
+        return None
+    method = methods.METHODS[name]
+    taken = {key: run[key] for key in method.defaults if key in run}
+    return lambda objective: method.run(objective, **taken)
+
+
+# --- what is printed ------------------------------------------------------------------------------
+
+
+def _print_evaluation(record: Evaluation) -> None:
+    own = record.faithfulness
+    out.print(f"faithfulness {_faithful(own)}, {own.edges} edges")
+    losses = own.loss, own.loss_empty, own.loss_full
+    texts = [f"{spread.mean:.4g} +- {spread.standard_error:.2g}" for spread in losses]
+    out.print(f"loss: circuit {texts[0]}, no circuit {texts[1]}, whole model {texts[2]} ({own.loss.count} prompts)")
+    if record.random is not None:
+        beside = record.random.value
+        value = "refused" if beside is None else f"{beside.mean:.4f} (std {beside.std:.4f})"
+        share = _number(record.random.as_faithful)
+        out.print(f"  {record.random.circuits} random circuits: {value}; {share} of them are as faithful")
+    if record.reset is not None and record.reset.on_reset is not None and record.reset.on_model is not None:
+        out.print(f"  {record.reset.method} on a reset network: {_faithful(record.reset.on_reset)} there")
+        out.print(f"  the same circuit in the model: {_faithful(record.reset.on_model)}")
+    if record.completeness is not None:
+        worst = record.completeness
+        out.print(f"incompleteness {worst.incompleteness:.4g}, without {worst.worst}", markup=False)
+    if record.curve is not None:
+        out.print(f"CPR {_number(record.curve.cpr)}, CMD {_number(record.curve.cmd)}")
+    if record.random_curve is not None and record.random_curve.cpr is not None and record.random_curve.cmd is not None:
+        out.print(f"  random: CPR {record.random_curve.cpr.mean:.4f}, CMD {record.random_curve.cmd.mean:.4f}")
+    if record.reset is not None and record.reset.curve is not None:
+        curve = record.reset.curve
+        out.print(f"  reset network: CPR {_number(curve.cpr)}, CMD {_number(curve.cmd)}")
+
+
+def _print_tests(record: HypothesisTests) -> None:
+    for outcome in record.outcomes:
+        if outcome.rejected is None:
+            verdict = f"undecided: {outcome.reason}"
+        else:
+            is_good = outcome.rejected == (outcome.rejecting_is == "good")
+            rejected = "rejected" if outcome.rejected else "not rejected"
+            verdict = f"{rejected} (p {outcome.p_value:.3g}): {'for' if is_good else 'against'} the circuit"
+        out.print(f"{outcome.name:<18}{verdict}", markup=False)
+    out.print(f"{record.evaluations} circuits evaluated")
+
+
+def _faithful(value: Faithfulness) -> str:
+    return f"refused ({value.refused})" if value.value is None else f"{value.value:.4f}"
+
+
+def _number(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.4f}"
+
+
+def _save(record: Any, path: Path | None) -> None:
+    if path is not None:
+        record.save(path)
+        out.print(f"written to {path}", markup=False)

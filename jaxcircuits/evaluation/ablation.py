@@ -1,0 +1,144 @@
+"""What "without" means: circuits to losses, under an ablation that is stated in six parts and stored.
+
+Faithfulness depends on each of the parts (Miller et al., 2407.08734), so every result carries all of them.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from ..circuit import Circuit
+from ..graph import Graph
+from ..objective import Objective
+
+CHOICES = {
+    "granularity": ("edge", "node"),
+    "component": ("all", "heads", "mlps"),
+    "positions": ("all",),
+    "direction": ("ablate", "restore"),
+    "set": ("circuit", "complement"),
+}
+
+Masks = Bool[np.ndarray, "circuit sender receiver"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Ablation:
+    """How a circuit is judged.
+
+    - `granularity`: "edge": the circuit's edges. "node": all edges out of the nodes that touch one of its edges.
+    - `component`: whose outputs may be replaced: of "all" senders, of "heads" or of "mlps" alone; edges from other
+      senders are always in.
+    - `value`: what replaces them: the objective's reference.
+    - `positions`: of the tokens at which they are replaced: "all".
+    - `direction`: "ablate": a clean run in which absent edges carry the reference. "restore": a corrupt run in which
+      present edges carry the clean run's values.
+    - `set`: what runs: the "circuit", or its "complement", the model without it.
+
+    Raises ValueError for an unknown choice.
+    """
+
+    granularity: str = "edge"
+    component: str = "all"
+    value: str = "resample"
+    positions: str = "all"
+    direction: str = "ablate"
+    set: str = "circuit"
+
+    def __post_init__(self) -> None:
+        for part, choices in CHOICES.items():
+            if getattr(self, part) not in choices:
+                raise ValueError(f"{part}: expected one of {', '.join(choices)}, got {getattr(self, part)!r}")
+
+    def masks(self, graph: Graph, circuits: Masks) -> Masks:
+        """The masks of the objective under which these circuits run."""
+        kept = circuits & graph.valid
+        if self.granularity == "node":
+            nodes = np.array([graph.edges_to_nodes(circuit)[:-1] for circuit in kept])
+            kept = nodes[:, :, None] & graph.valid
+        if self.set == "complement":
+            kept = graph.valid & ~kept
+        kept = kept | (graph.valid & ~self._replaced(graph)[:, None])
+        return graph.valid & ~kept if self.direction == "restore" else kept
+
+    def _replaced(self, graph: Graph) -> Bool[np.ndarray, " sender"]:
+        """Whose outputs may be replaced."""
+        if self.component == "all":
+            return np.ones(len(graph.senders), bool)
+        first = "a" if self.component == "heads" else "m"
+        return np.array([name not in graph.embeddings and name.startswith(first) for name in graph.senders])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Ablated:
+    """A function of circuits: their losses on every prompt. Made by `ablated`."""
+
+    objective: Objective
+    ablation: Ablation
+    width: int
+    record: dict[str, Any]
+
+    @property
+    def graph(self) -> Graph:
+        return self.objective.graph
+
+    def losses(self, circuits: Masks) -> Float[np.ndarray, "circuit batch"]:
+        """The loss of each circuit on each prompt; one program, `width` circuits at a time."""
+        masks = self.ablation.masks(self.graph, circuits)
+        rows = []
+        for first in range(0, len(masks), self.width):
+            part = masks[first : first + self.width]
+            padded = np.concatenate([part, np.repeat(part[:1], self.width - len(part), 0)])
+            rows.append(np.asarray(self.objective.per_example_many(padded, self.width))[: len(part)])
+        return np.concatenate(rows).astype(np.float64)
+
+    def baselines(self) -> Float[np.ndarray, "2 batch"]:
+        """The losses of no circuit and of the whole model, where the ablation replaces what it may and nothing."""
+        both = np.stack([np.zeros_like(self.graph.valid), self.graph.valid])
+        whole = dataclasses.replace(self.ablation, set="circuit")
+        return dataclasses.replace(self, ablation=whole).losses(both)
+
+    def describe(self) -> dict[str, Any]:
+        """What determines the losses, for the record of a result."""
+        return {**self.record, "ablation": {**self.record["ablation"], **dataclasses.asdict(self.ablation)}}
+
+
+def ablated(objective: Objective | Ablated, *, pairs: Any = None, width: int = 16, **parts: str) -> Ablated:
+    """The losses of circuits under an ablation; an objective alone is edges of the clean run, replaced.
+
+    - `parts`: `granularity`, `component`, `direction`, `set` of `Ablation`; the value is the objective's reference.
+    - `pairs`: the objective's `PromptPairs`; needed to restore into the corrupt run.
+    - `width`: circuits at a time.
+
+    Raises ValueError for unknown parts, and for restoring without prompts or with another reference than "resample".
+    """
+    if isinstance(objective, Ablated):
+        return objective
+    if unknown := parts.keys() - CHOICES.keys():
+        raise ValueError(f"ablation: unknown parts {sorted(unknown)}; expected some of {', '.join(CHOICES)}")
+    if width < 1:
+        raise ValueError(f"width: expected at least 1 circuit, got {width}")
+    ablation = Ablation(value=objective.reference_name, **parts)
+    record = objective.describe()
+    if ablation.direction == "restore":
+        objective = objective.restoring(pairs)
+        ablation = dataclasses.replace(ablation, value="clean prompts")
+        record["ablation"] = {**record["ablation"], "reference_data": "clean prompts, pairwise"}
+    return Ablated(objective, ablation, width, record)
+
+
+def masks_of(graph: Graph, circuits: Circuit | np.ndarray | Sequence[Circuit]) -> Masks:
+    """[circuit, sender, receiver] of one circuit, several, or masks. Raises ValueError for those of another graph."""
+    if isinstance(circuits, Circuit):
+        circuits = [circuits]
+    if not isinstance(circuits, np.ndarray):
+        if any(circuit.graph != graph for circuit in circuits):
+            raise ValueError("circuits: expected those of the objective's graph, got another graph's")
+        circuits = np.stack([circuit.mask for circuit in circuits])
+    masks = circuits[None] if circuits.ndim == 2 else circuits
+    if masks.shape[1:] != graph.shape:
+        raise ValueError(f"circuits: expected shape (circuits, *{graph.shape}), got {circuits.shape}")
+    return masks.astype(bool)

@@ -1,0 +1,161 @@
+"""How much of what the model does its circuit does: faithfulness, its curve over sizes, CPR and CMD.
+
+    F(C) = (m(C) - m(empty)) / (m(full) - m(empty))
+
+m is the objective, a loss, mean over the prompts. F does not depend on its sign, so it is the F of the logit
+difference as well as of its negative. MIB (2504.13151) takes F at ten sizes: CPR is the area under F, with edges
+ranked by signed score; CMD the area under |1 - F|, ranked by absolute score; both over the share of edges, linear.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from jaxtyping import Float
+
+from ..circuit import RANKS, Circuit
+from ..objective import Objective
+from ..scores import Scores
+from .ablation import Ablated, ablated, masks_of
+from .records import Record, Spread
+
+MIB_SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+"""Shares of all edges at which MIB evaluates."""
+
+STANDARD_ERRORS = 2.0
+"""A ratio is refused when its denominator is less than so many standard errors."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Faithfulness(Record):
+    """F of one circuit.
+
+    - `value`: ratio of means; None if `refused` says why.
+    - `mean_of_ratios`: the other order: the ratio on every prompt, then their spread; None where a prompt has none.
+    - `loss`, `loss_empty`, `loss_full`: m of the circuit, of no circuit and of the whole model, over the prompts.
+    - `edges`, `weighted_edges`: its size, see `weighted_edge_count`.
+    """
+
+    kind: ClassVar[str] = "faithfulness"
+    value: float | None
+    refused: str | None
+    mean_of_ratios: Spread | None
+    loss: Spread
+    loss_empty: Spread
+    loss_full: Spread
+    edges: int
+    weighted_edges: float
+    run: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class FaithfulnessCurve(Record):
+    """F over sizes, by one ranking or both.
+
+    - `shares`: of all edges; `chosen`: the edges that these are, before dead ends are dropped.
+    - `signed`, `absolute`: F of the best edges by signed and by absolute score.
+    - `cpr`: trapezoid area under `signed`. `cmd`: trapezoid area under |1 - F| of `absolute`. None where F is refused.
+    """
+
+    kind: ClassVar[str] = "faithfulness curve"
+    shares: tuple[float, ...]
+    chosen: tuple[int, ...]
+    signed: tuple[Faithfulness, ...]
+    absolute: tuple[Faithfulness, ...]
+    cpr: float | None
+    cmd: float | None
+    run: dict[str, Any]
+
+
+def faithfulness(objective: Objective | Ablated, circuit: Circuit | np.ndarray) -> Faithfulness:
+    """F of one circuit, or of a mask [sender, receiver].
+
+    Raises ValueError for a circuit of another graph. A denominator that is noise is refused in the result.
+    """
+    judged = ablated(objective)
+    masks = masks_of(judged.graph, circuit)
+    if len(masks) != 1:
+        raise ValueError(f"faithfulness: expected one circuit, got {len(masks)}; for several: faithfulness_many")
+    [result] = faithfulness_many(judged, masks)
+    found = circuit.run if isinstance(circuit, Circuit) else {}
+    return dataclasses.replace(result, run={**judged.describe(), "circuit": found})
+
+
+def faithfulness_many(
+    objective: Objective | Ablated, circuits: np.ndarray | Sequence[Circuit]
+) -> tuple[Faithfulness, ...]:
+    """F of many circuits, evaluated in one batch with the two baselines. Raises ValueError for another graph's."""
+    judged = ablated(objective)
+    masks = masks_of(judged.graph, circuits)
+    empty, full = judged.baselines()
+    return tuple(
+        _faithfulness(mask, losses, empty, full) for mask, losses in zip(masks, judged.losses(masks), strict=True)
+    )
+
+
+def faithfulness_curve(
+    objective: Objective | Ablated, scores: Scores | Circuit, *, shares: Sequence[float] = MIB_SHARES
+) -> FaithfulnessCurve:
+    """F at shares of all edges, `n = int(share * edges)`, the best n without dead ends; with CPR and CMD.
+
+    - `scores`: ranked by `Circuit.select`, ties by edge order.
+    - `shares`: ascending, from above 0 to 1.
+
+    Raises ValueError for other shares and scores of another graph.
+    """
+    judged, graph = ablated(objective), scores.graph
+    if graph != judged.graph:
+        raise ValueError("scores: expected those of the objective's graph, got another graph's")
+    if not shares or any(not 0 < share <= 1 for share in shares) or list(shares) != sorted(set(shares)):
+        raise ValueError(f"shares: expected ascending numbers above 0, at most 1, got {list(shares)}")
+    chosen = tuple(int(share * graph.num_edges) for share in shares)
+    circuits = [Circuit.select(scores, edges=count, rank=rank) for rank in RANKS for count in chosen]
+    points = faithfulness_many(judged, circuits)
+    signed, absolute = points[: len(shares)], points[len(shares) :]
+    cpr, cmd = _areas(shares, signed)[0], _areas(shares, absolute)[1]
+    run = {**judged.describe(), "scores": scores.run}
+    return FaithfulnessCurve(tuple(shares), chosen, signed, absolute, cpr, cmd, run)
+
+
+def weighted_edge_count(mask: np.ndarray, neurons: Float[np.ndarray, " sender"] | None = None) -> float:
+    """MIB's size of a circuit: kept edges, each counted by the share of its sender's neurons that are kept.
+
+    - `mask`: bool [sender, receiver]. `neurons`: that share; None: 1, as at the level of edges.
+    """
+    return float(mask.sum() if neurons is None else (mask * neurons[:, None]).sum())
+
+
+def _areas(shares: Sequence[float], points: Sequence[Faithfulness]) -> tuple[float | None, float | None]:
+    """The areas under F and under |1 - F|."""
+    values = [point.value for point in points]
+    if any(value is None for value in values):
+        return None, None
+    values = np.array(values, np.float64)
+    return float(np.trapezoid(values, shares)), float(np.trapezoid(np.abs(1 - values), shares))
+
+
+def _faithfulness(
+    mask: np.ndarray,
+    losses: Float[np.ndarray, " batch"],
+    empty: Float[np.ndarray, " batch"],
+    full: Float[np.ndarray, " batch"],
+) -> Faithfulness:
+    difference = full - empty
+    refused = _refusal(Spread.of(difference))
+    value = ratios = None
+    if refused is None:
+        value = float((losses.mean() - empty.mean()) / difference.mean())
+        ratios = Spread.of((losses - empty) / difference) if np.all(difference != 0) else None
+    spreads = Spread.of(losses), Spread.of(empty), Spread.of(full)
+    return Faithfulness(value, refused, ratios, *spreads, int(mask.sum()), weighted_edge_count(mask))
+
+
+def _refusal(difference: Spread) -> str | None:
+    """Why a ratio to this difference says nothing, if so."""
+    if difference.mean != 0 and abs(difference.mean) >= STANDARD_ERRORS * difference.standard_error:
+        return None
+    return (
+        f"the whole model and no circuit differ by {difference.mean:.3g} with a standard error of "
+        f"{difference.standard_error:.3g}: a ratio to that is noise; take more prompts, or another metric"
+    )

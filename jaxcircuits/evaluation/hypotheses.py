@@ -1,0 +1,215 @@
+"""Five hypothesis tests of a circuit: Shi et al., 2410.13032. Pure NumPy, from scores that are computed already.
+
+s is the loss on each of n prompts (of a task score's sign nothing here depends); M the model, C the circuit, M - C its
+complement. The distance of two is `d = mean over prompts of (s - s')^2`. What the public code does otherwise:
+its equivalence test passes the mean difference where the formula has the share of prompts.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+Values = Float[np.ndarray, " _"]
+
+TIED = 1e-9
+"""Scores closer than this are tied."""
+
+CELLS = 2**22  # of permuted kernels held at once
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What one test says.
+
+    - `null`: the hypothesis that is tested. `rejecting_is`: "good" or "bad" for the circuit.
+    - `rejected`: whether `p_value <= level`; None: undecided, and `reason` says why.
+    - `statistic`: its value, named in `null`. `details`: what it was computed from.
+    """
+
+    name: str
+    null: str
+    rejecting_is: str
+    level: float
+    statistic: float | None
+    p_value: float | None
+    rejected: bool | None
+    reason: str | None = None
+    details: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def distance(first: Float[np.ndarray, "*n prompt"], second: Float[np.ndarray, "*m prompt"]) -> np.ndarray:
+    """`mean over prompts of (s - s')^2`; other axes broadcast."""
+    return ((first - second) ** 2).mean(-1)
+
+
+def equivalence(circuit: Values, model: Values, *, epsilon: float = 0.1, level: float = 0.05) -> Outcome:
+    """Does the circuit score above the model on about half of the prompts?
+
+    `k` prompts with s(C) > s(M), ties counted half; `t = |k/n - 1/2|`; `p = P(|X/n - 1/2| >= t)`, X binomial with
+    n draws of chance 1/2 + epsilon. Undecided if all prompts tie. Raises ValueError for lengths that differ and an
+    epsilon outside 0 to 1/2.
+    """
+    _same_length(circuit, model)
+    if not 0 <= epsilon <= 0.5:
+        raise ValueError(f"epsilon: expected a number from 0 to 1/2, got {epsilon}")
+    null = f"the chance that the circuit scores above the model is within {epsilon} of 1/2"
+    difference = circuit - model
+    tied = np.abs(difference) <= TIED
+    if tied.all():
+        return _undecided("equivalence", null, "bad", level, "the circuit ties with the model on every prompt")
+    from scipy import stats
+
+    n = len(circuit)
+    above = float((difference[~tied] > 0).sum() + tied.sum() / 2)
+    t = abs(above / n - 0.5)
+    draws = np.arange(n + 1)
+    far = np.abs(draws / n - 0.5) >= t - 1e-12
+    p_value = float(min(1.0, stats.binom.pmf(draws[far], n, 0.5 + epsilon).sum()))
+    details = {"above": above, "tied": int(tied.sum()), "prompts": n, "epsilon": epsilon}
+    return _decided("equivalence", null, "bad", level, (t, p_value), details)
+
+
+def independence(
+    complement: Values, model: Values, *, permutations: int = 1000, seed: int = 0, level: float = 0.05
+) -> Outcome:
+    """Does what is left without the circuit still say something about the model's score?
+
+    `HSIC = tr(K H L H) / n^2` of s(M - C) and s(M), Gaussian kernels with the median distance as bandwidth;
+    `p = (1 + permutations with at least this HSIC) / (1 + permutations)`. Undecided if a bandwidth is 0. Raises
+    ValueError for lengths that differ and no permutations.
+    """
+    _same_length(complement, model)
+    if permutations < 1:
+        raise ValueError(f"permutations: expected at least 1, got {permutations}")
+    null = "the scores of the model without the circuit are independent of the model's"
+    widths = [_median_distance(values) for values in (complement, model)]
+    if min(widths) <= TIED:
+        return _undecided("independence", null, "bad", level, "half of the prompts' scores are the same: bandwidth 0")
+    n = len(model)
+    kernels = [_gaussian(values, width) for values, width in zip((complement, model), widths, strict=True)]
+    centre = np.eye(n) - 1 / n
+    centred, other = centre @ kernels[0] @ centre, kernels[1]
+    found = float((centred * other).sum()) / n**2
+    shuffled = _shuffled(centred, other, permutations, np.random.default_rng(seed))
+    p_value = (1 + int((shuffled >= found - 1e-15).sum())) / (1 + permutations)
+    details = {"permutations": permutations, "seed": seed, "bandwidths": widths}
+    return _decided("independence", null, "bad", level, (found, p_value), details)
+
+
+def minimality(
+    effects: Float[np.ndarray, " edge"],
+    inflated: Float[np.ndarray, " circuit"],
+    names: tuple[str, ...],
+    *,
+    share: float = 0.9,
+    level: float = 0.05,
+) -> Outcome:
+    """Does every edge matter more than an edge that was added at random?
+
+    For each edge, `k` counts how many of the R `inflated` effects its own exceeds; p is a binomial test of k in R
+    against `share`, alternative "less", times the number of edges (Bonferroni). Rejected if the least of these p is;
+    `details` names the edges that are, and has effect,
+    k and p of each. Undecided without edges or inflated circuits.
+    """
+    null = f"the chance that an edge's removal changes more than a random added edge's is at least {share}, for all"
+    if not len(effects) or not len(inflated):
+        missing = "edges in the circuit" if len(inflated) else "edges that a random path adds to the circuit"
+        return _undecided("minimality", null, "bad", level, f"there are no {missing}")
+    counts = (effects[:, None] > inflated[None, :]).sum(1)
+    p_values = np.array([_binomial(int(count), len(inflated), share, "less") for count in counts])
+    p_values = np.minimum(1.0, p_values * len(effects))
+    superfluous = [names[index] for index in np.flatnonzero(p_values <= level)]
+    details = {
+        "superfluous": superfluous,
+        "edges": {
+            name: [float(e), int(k), float(p)] for name, e, k, p in zip(names, effects, counts, p_values, strict=True)
+        },
+        "inflated_circuits": len(inflated),
+        "share": share,
+    }
+    return _decided("minimality", null, "bad", level, (float(counts.min()), float(p_values.min())), details)
+
+
+def sufficiency(
+    circuit: float, random: Float[np.ndarray, " circuit"], *, share: float = 0.9, level: float = 0.05
+) -> Outcome:
+    """Is the circuit at least as close to the model as random circuits of its size?
+
+    `k` counts `d(M, C) <= d(M, C_r)`; a binomial test against `share`, alternative "greater". Undecided without any.
+    """
+    null = f"the chance that the circuit is at least as close to the model as a random one is at most {share}"
+    return _against_random("sufficiency", null, circuit <= random, (share, level), circuit)
+
+
+def partial_necessity(
+    complement: float, random: Float[np.ndarray, " circuit"], *, share: float = 0.9, level: float = 0.05
+) -> Outcome:
+    """Does removing the circuit take the model further away than removing random circuits of its size?
+
+    `k` counts `d(M, M - C) > d(M, M - C_r)`; a binomial test against `share`, alternative "greater". Undecided
+    without any.
+    """
+    null = f"the chance that removing the circuit changes more than removing a random one is at most {share}"
+    return _against_random("partial necessity", null, complement > random, (share, level), complement)
+
+
+def _against_random(
+    name: str, null: str, wins: np.ndarray, share_and_level: tuple[float, float], own: float
+) -> Outcome:
+    share, level = share_and_level
+    if not len(wins):
+        return _undecided(name, null, "good", level, "there are no random circuits to compare with")
+    count = int(wins.sum())
+    details = {"wins": count, "random_circuits": len(wins), "share": share, "distance": own}
+    return _decided(
+        name, null, "good", level, (count / len(wins), _binomial(count, len(wins), share, "greater")), details
+    )
+
+
+def _binomial(count: int, draws: int, share: float, alternative: str) -> float:
+    from scipy import stats
+
+    return float(stats.binomtest(count, draws, share, alternative=alternative).pvalue)
+
+
+def _median_distance(values: Values) -> float:
+    rows, columns = np.triu_indices(len(values), 1)
+    return float(np.median(np.abs(values[rows] - values[columns]))) if len(rows) else 0.0
+
+
+def _gaussian(values: Values, width: float) -> Float[np.ndarray, "prompt prompt"]:
+    return np.exp(-((values[:, None] - values[None, :]) ** 2) / (2 * width**2))
+
+
+def _shuffled(
+    centred: Float[np.ndarray, "prompt prompt"],
+    other: Float[np.ndarray, "prompt prompt"],
+    permutations: int,
+    random: np.random.Generator,
+) -> Float[np.ndarray, " permutation"]:
+    """HSIC of one kernel with the other's prompts permuted, many times over."""
+    n = len(other)
+    at_once = max(1, CELLS // n**2)
+    values = []
+    for first in range(0, permutations, at_once):
+        orders = random.permuted(np.tile(np.arange(n), (min(at_once, permutations - first), 1)), axis=1)
+        values.append((centred * other[orders[:, :, None], orders[:, None, :]]).sum((1, 2)) / n**2)
+    return np.concatenate(values)
+
+
+def _same_length(first: Values, second: Values) -> None:
+    if first.shape != second.shape or not len(first):
+        raise ValueError(f"expected scores of the same prompts, at least one, got {first.shape} and {second.shape}")
+
+
+def _decided(
+    name: str, null: str, rejecting_is: str, level: float, values: tuple[float, float], details: dict[str, Any]
+) -> Outcome:
+    statistic, p_value = values
+    return Outcome(name, null, rejecting_is, level, statistic, p_value, p_value <= level, None, details)
+
+
+def _undecided(name: str, null: str, rejecting_is: str, level: float, reason: str) -> Outcome:
+    return Outcome(name, null, rejecting_is, level, None, None, None, reason)

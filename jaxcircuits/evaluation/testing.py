@@ -1,0 +1,133 @@
+"""All circuits that the five hypothesis tests need, evaluated in batches, and what the tests then say."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import numpy as np
+from jaxtyping import Bool
+
+from ..circuit import Circuit
+from ..graph import Graph
+from ..objective import Objective
+from ..types import EdgeBools
+from .ablation import Ablated, ablated, masks_of
+from .hypotheses import Outcome, distance, equivalence, independence, minimality, partial_necessity, sufficiency
+from .random_circuits import random_circuits, random_walks
+from .records import Record
+
+REDRAWS = 1000  # walks until one adds an edge to the circuit
+
+
+@dataclasses.dataclass(frozen=True)
+class HypothesisTests(Record):
+    """The five tests of a circuit (Shi et al., 2410.13032), in the order of the paper.
+
+    - `evaluations`: circuits that were run on all prompts.
+    """
+
+    kind: ClassVar[str] = "hypothesis tests"
+    outcomes: tuple[Outcome, ...]
+    edges: int
+    evaluations: int
+    run: dict[str, Any]
+
+    def of(self, name: str) -> Outcome:
+        """One test's outcome. Raises ValueError for a name that is none."""
+        for outcome in self.outcomes:
+            if outcome.name == name:
+                return outcome
+        raise ValueError(f"test: expected one of {', '.join(o.name for o in self.outcomes)}, got {name!r}")
+
+
+def hypothesis_tests(
+    objective: Objective | Ablated,
+    circuit: Circuit,
+    *,
+    level: float = 0.05,
+    epsilon: float = 0.1,
+    share: float = 0.9,
+    random: int = 100,
+    permutations: int = 1000,
+    seed: int = 0,
+) -> HypothesisTests:
+    """Equivalence, independence, minimality, sufficiency and partial necessity of a circuit.
+
+    - `level`: of each test. `epsilon`, `share`: see the tests. `random`: random circuits of the circuit's size, and
+      circuits inflated by a random path. `seed`: of all that is drawn.
+
+    Raises ValueError for a circuit of another graph or without edges, and numbers below 1.
+    """
+    judged, graph = ablated(objective), circuit.graph
+    mask = masks_of(judged.graph, circuit)[0]
+    if not mask.any():
+        raise ValueError("hypothesis tests: expected a circuit with edges, got an empty one")
+    if random < 1 or not 0 < level < 1 or not 0 < share < 1:
+        raise ValueError(f"expected random >= 1, level and share in (0, 1); got {random}, {level} and {share}")
+    drawn = random_circuits(graph, int(mask.sum()), random, seed=seed)
+    inflated, reduced = _inflated(graph, mask, random, np.random.default_rng(seed))
+    parts = {
+        "model": graph.valid[None],
+        "circuit": mask[None],
+        "complement": (graph.valid & ~mask)[None],
+        "random": drawn,
+        "without_random": graph.valid & ~drawn,
+        "without_edge": _without_each_edge(mask),
+        "inflated": inflated,
+        "reduced": reduced,
+    }
+    sizes = np.cumsum([len(part) for part in parts.values()])
+    losses = judged.losses(np.concatenate(list(parts.values())))
+    s = dict(zip(parts, np.split(losses, sizes[:-1]), strict=True))
+    outcomes = (
+        equivalence(s["circuit"][0], s["model"][0], epsilon=epsilon, level=level),
+        independence(s["complement"][0], s["model"][0], permutations=permutations, seed=seed, level=level),
+        minimality(
+            distance(s["without_edge"], s["circuit"]),
+            distance(s["inflated"], s["reduced"]),
+            graph.names_of(mask),
+            share=share,
+            level=level,
+        ),
+        sufficiency(
+            float(distance(s["circuit"], s["model"])[0]), distance(s["random"], s["model"]), share=share, level=level
+        ),
+        partial_necessity(
+            float(distance(s["complement"], s["model"])[0]),
+            distance(s["without_random"], s["model"]),
+            share=share,
+            level=level,
+        ),
+    )
+    run = {**judged.describe(), "circuit": circuit.run, "seed_of_tests": seed, "random_circuits": "walks"}
+    return HypothesisTests(outcomes, int(mask.sum()), len(losses), run)
+
+
+def _without_each_edge(mask: EdgeBools) -> Bool[np.ndarray, "edge sender receiver"]:
+    """The circuit without one of its edges, for each, in edge order."""
+    edges = np.argwhere(mask)
+    masks = np.repeat(mask[None], len(edges), 0)
+    masks[np.arange(len(edges)), edges[:, 0], edges[:, 1]] = False
+    return masks
+
+
+def _inflated(
+    graph: Graph, mask: EdgeBools, count: int, random: np.random.Generator
+) -> tuple[Bool[np.ndarray, "circuit sender receiver"], Bool[np.ndarray, "circuit sender receiver"]]:
+    """The circuit with a random walk from an embedding to `logits` added, and that without one of the added edges.
+
+    None where the walks add nothing, as to the whole graph.
+    """
+    walks = random_walks(graph, random)
+    inflated, reduced = [], []
+    for _ in range(count):
+        added = next((new for _ in range(REDRAWS) if (new := [e for e in next(walks) if not mask[e]])), None)
+        if added is None:
+            break
+        larger = mask.copy()
+        larger[tuple(np.array(added).T)] = True
+        smaller = larger.copy()
+        smaller[added[random.integers(len(added))]] = False
+        inflated.append(larger)
+        reduced.append(smaller)
+    empty = np.zeros((0, *graph.shape), bool)
+    return (np.stack(inflated), np.stack(reduced)) if len(inflated) == count else (empty, empty)

@@ -1,0 +1,106 @@
+"""Each part of an ablation, against what it says done by hand."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import micro_model, micro_pairs, random_mask
+
+import jaxcircuits as jc
+
+
+@pytest.fixture
+def objective(x64):
+    return jc.Objective(micro_model("gpt2", dtype=jnp.float64), micro_pairs(), "logit_diff")
+
+
+def close(first, second):
+    np.testing.assert_allclose(first, second, rtol=1e-10, atol=1e-12)
+
+
+def test_edges_of_the_circuit_are_the_default(objective):
+    mask = random_mask(objective.graph, 1) & objective.graph.valid
+    judged = jc.ablated(objective)
+    close(judged.losses(mask[None])[0], objective.per_example(mask))
+    assert judged.describe()["ablation"] == {
+        "granularity": "edge",
+        "component": "all",
+        "value": "resample",
+        "positions": "all",
+        "direction": "ablate",
+        "set": "circuit",
+        "reference_data": "corrupt prompts, pairwise",
+        "reference_size": 5,
+    }
+    assert jc.ablated(judged) is judged
+
+
+def test_nodes_keep_all_edges_out_of_them(objective):
+    graph = objective.graph
+    circuit = graph.mask_of(["input->a0.h1<v>", "a0.h1->m1", "m1->logits"])
+    by_hand = np.zeros(graph.shape, bool)
+    for name in ("input", "a0.h1", "m1"):
+        by_hand[graph.sender_index(name)] = graph.valid[graph.sender_index(name)]
+    close(jc.ablated(objective, granularity="node").losses(circuit[None])[0], objective.per_example(by_hand))
+
+
+def test_the_complement_is_the_model_without_the_circuit(objective):
+    mask = random_mask(objective.graph, 2) & objective.graph.valid
+    judged = jc.ablated(objective, set="complement")
+    close(judged.losses(mask[None])[0], objective.per_example(objective.graph.valid & ~mask))
+    close(judged.baselines(), jc.ablated(objective).baselines())
+
+
+@pytest.mark.parametrize("component, kept", [("heads", "m"), ("mlps", "a")])
+def test_other_components_stay(component, kept, objective):
+    graph = objective.graph
+    mask = random_mask(graph, 3) & graph.valid
+    by_hand = mask.copy()
+    for row, name in enumerate(graph.senders):
+        if name == "input" or name.startswith(kept):
+            by_hand[row] = graph.valid[row]
+    judged = jc.ablated(objective, component=component)
+    close(judged.losses(mask[None])[0], objective.per_example(by_hand))
+    assert not np.allclose(judged.baselines()[0], jc.ablated(objective).baselines()[0])
+
+
+def test_restoring_puts_clean_values_into_the_corrupt_run(objective):
+    """The same labels, roles swapped: with no circuit the corrupt run, with all of it the clean one."""
+    pairs, graph = micro_pairs(), objective.graph
+    judged = jc.ablated(objective, direction="restore", pairs=pairs)
+    close(judged.baselines(), jc.ablated(objective).baselines())
+    mask = random_mask(graph, 4) & graph.valid
+    swapped = jc.PromptPairs(clean=pairs.corrupt, corrupt=pairs.clean, answer=pairs.answer, wrong=pairs.wrong)
+    by_hand = jc.Objective(objective.model, swapped, "logit_diff").per_example(graph.valid & ~mask)
+    close(judged.losses(mask[None])[0], by_hand)
+    ablation = judged.describe()["ablation"]
+    assert (ablation["direction"], ablation["value"]) == ("restore", "clean prompts")
+
+
+def test_restoring_compares_with_the_clean_run(x64):
+    """Under KL the whole circuit loses nothing, although the run starts from corrupt prompts."""
+    objective = jc.Objective(micro_model("gpt2", dtype=jnp.float64), micro_pairs(), "kl")
+    empty, full = jc.ablated(objective, direction="restore", pairs=micro_pairs()).baselines()
+    close(full, 0)
+    close(empty, objective.per_example(np.zeros(objective.graph.shape)))
+
+
+def test_a_width_that_does_not_divide_gives_the_same(objective):
+    masks = np.stack([random_mask(objective.graph, seed) for seed in range(5)])
+    close(jc.ablated(objective, width=2).losses(masks), jc.ablated(objective, width=16).losses(masks))
+
+
+def test_what_is_refused(objective):
+    with pytest.raises(ValueError, match="granularity: expected one of edge, node, got 'neuron'"):
+        jc.ablated(objective, granularity="neuron")
+    with pytest.raises(ValueError, match="positions: expected one of all"):
+        jc.Ablation(positions="last")
+    with pytest.raises(ValueError, match="unknown parts .'value'."):
+        jc.ablated(objective, value="zero")
+    with pytest.raises(ValueError, match="width"):
+        jc.ablated(objective, width=0)
+    for pairs in (None, micro_pairs(seed=1)):
+        with pytest.raises(ValueError, match="needs the prompts"):
+            jc.ablated(objective, direction="restore", pairs=pairs)
+    zero = jc.Objective(objective.model, micro_pairs(), "logit_diff", "zero")
+    with pytest.raises(ValueError, match="expected reference 'resample', got 'zero'"):
+        jc.ablated(zero, direction="restore", pairs=micro_pairs())

@@ -1,0 +1,181 @@
+"""The five tests of Shi et al. on scores: by hand, by brute force, and their rejection rates over seeds."""
+
+import math
+
+import numpy as np
+import pytest
+from conftest import micro_model, micro_pairs
+
+import jaxcircuits as jc
+from jaxcircuits.evaluation import (
+    distance,
+    equivalence,
+    independence,
+    minimality,
+    partial_necessity,
+    sufficiency,
+)
+
+LEVEL = 0.05
+
+
+def binomial(k, n, p):
+    return math.comb(n, k) * p**k * (1 - p) ** (n - k)
+
+
+def rate_is(rejections, theory, record_property, name):
+    """Whether a rejection rate over seeds is within 3 standard errors of theory; both go into the test's output."""
+    rate, n = float(np.mean(rejections)), len(rejections)
+    record_property(name, f"{rate:.4f} of {n}, theory {theory:.4f}")
+    print(f"{name:<50} {rate:.4f} of {n}, theory {theory:.4f}")
+    assert abs(rate - theory) <= 3 * math.sqrt(theory * (1 - theory) / n) + 1e-12
+
+
+def test_distance_is_the_mean_square():
+    first, second = np.array([[1.0, 2.0], [0.0, 0.0]]), np.array([1.0, 4.0])
+    np.testing.assert_allclose(distance(first, second), [2.0, 8.5])
+
+
+# --- equivalence -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "above, tied, n, epsilon", [(5, 0, 10, 0.1), (10, 0, 10, 0.1), (3, 3, 10, 0.2), (0, 1, 7, 0.0)]
+)
+def test_equivalence_by_the_formula(above, tied, n, epsilon):
+    model = np.zeros(n)
+    circuit = np.concatenate([np.ones(above), np.zeros(tied), -np.ones(n - above - tied)])
+    k = above + tied / 2
+    t = abs(k / n - 0.5)
+    p = sum(binomial(x, n, 0.5 + epsilon) for x in range(n + 1) if abs(x / n - 0.5) >= t - 1e-9)
+    outcome = equivalence(circuit, model, epsilon=epsilon)
+    assert outcome.statistic == pytest.approx(t) and outcome.p_value == pytest.approx(min(p, 1), rel=1e-9)
+    assert outcome.rejected == (p <= LEVEL) and outcome.details["above"] == k
+    assert equivalence(-circuit, -model, epsilon=epsilon).p_value == pytest.approx(outcome.p_value)
+
+
+def test_a_perfect_circuit_ties_everywhere_and_is_undecided():
+    scores = np.random.default_rng(0).normal(size=50)
+    outcome = equivalence(scores + 1e-10, scores)
+    assert (outcome.rejected, outcome.p_value) == (None, None) and "ties" in outcome.reason
+
+
+@pytest.mark.parametrize("chance", [0.5, 0.6, 0.8])
+def test_equivalence_rejects_as_often_as_theory_says(chance, record_property):
+    n, random = 60, np.random.default_rng(0)
+    outcomes = [equivalence((random.random(n) < chance) * 2.0 - 1, np.zeros(n)).rejected for _ in range(2000)]
+    theory = sum(
+        binomial(k, n, chance)
+        for k in range(n + 1)
+        if equivalence(np.where(np.arange(n) < k, 1.0, -1.0), np.zeros(n)).rejected
+    )
+    rate_is(outcomes, theory, record_property, f"equivalence, above with chance {chance}")
+    assert (theory <= LEVEL) if chance <= 0.6 else (theory > 0.5)
+
+
+# --- independence ------------------------------------------------------------------------------
+
+
+def test_hsic_is_the_trace():
+    random = np.random.default_rng(0)
+    x, y = random.normal(size=12), random.normal(size=12)
+
+    def kernel(values):
+        gaps = [abs(a - b) for i, a in enumerate(values) for b in values[:i]]
+        return np.array([[math.exp(-((a - b) ** 2) / (2 * np.median(gaps) ** 2)) for b in values] for a in values])
+
+    centre = np.eye(12) - np.full((12, 12), 1 / 12)
+    stated = np.trace(kernel(x) @ centre @ kernel(y) @ centre) / 144
+    outcome = independence(x, y, permutations=20)
+    assert outcome.statistic == pytest.approx(stated)
+    assert outcome.p_value * 21 == pytest.approx(round(outcome.p_value * 21))
+
+
+def test_independence_has_its_size(record_property):
+    """Independent scores: rejected in a share of `level`, within 3 standard errors."""
+    random = np.random.default_rng(1)
+    pairs = [(random.normal(size=25), random.exponential(size=25)) for _ in range(600)]
+    outcomes = [independence(x, y, permutations=199, seed=i).rejected for i, (x, y) in enumerate(pairs)]
+    rate_is(outcomes, LEVEL, record_property, "independence of independent scores")
+
+
+def test_independence_sees_dependence_without_correlation():
+    x = np.random.default_rng(2).normal(size=60)
+    assert independence(x**2, x, permutations=199).rejected
+    assert independence(x, x, permutations=199).p_value == 1 / 200
+
+
+def test_scores_that_are_mostly_the_same_are_undecided():
+    outcome = independence(np.zeros(20), np.arange(20.0))
+    assert outcome.rejected is None and "bandwidth 0" in outcome.reason
+
+
+# --- minimality, sufficiency, partial necessity ------------------------------------------------
+
+
+def test_minimality_names_superfluous_edges():
+    inflated = np.linspace(0.1, 1, 100)
+    outcome = minimality(np.array([5.0, 0.0, 2.0]), inflated, ("a", "b", "c"))
+    assert outcome.rejected and outcome.details["superfluous"] == ["b"]
+    one = sum(binomial(k, 100, 0.9) for k in range(86))  # 85 of 100 exceeded
+    outcome = minimality(np.array([inflated[85] - 1e-6, 5.0]), inflated, ("a", "b"))
+    assert outcome.details["edges"]["a"][1:] == pytest.approx([85, min(1, 2 * one)])
+    assert outcome.p_value == pytest.approx(2 * one) and not outcome.rejected
+    assert minimality(np.array([]), inflated, ()).rejected is None
+    assert minimality(np.ones(2), np.array([]), ("a", "b")).rejected is None
+
+
+def test_bonferroni_bounds_false_rejections(record_property):
+    """Edges that exceed with chance 0.9 exactly: any of 10 is rejected in at most a share of `level`."""
+    random = np.random.default_rng(3)
+    rejections = []
+    for _ in range(400):
+        inflated = random.random(100)
+        rejections.append(minimality(np.full(10, 0.9), inflated, tuple("abcdefghij")).rejected)
+    names = tuple("abcdefghij")
+    rejected = [minimality(np.full(10, 0.5), _exceeded(k), names).rejected for k in range(101)]
+    theory = sum(binomial(k, 100, 0.9) for k in range(101) if rejected[k])
+    rate_is(rejections, theory, record_property, "minimality of 10 edges as good as required")
+    assert theory <= LEVEL
+
+
+def _exceeded(k):
+    """100 effects, k of which are below 1/2."""
+    return np.where(np.arange(100) < k, 0.0, 1.0)
+
+
+@pytest.mark.parametrize("test, wins", [(sufficiency, lambda d: d), (partial_necessity, lambda d: -d)])
+def test_counts_against_random_circuits(test, wins):
+    """The p-value is the upper tail of the binomial; ties count for sufficiency, against partial necessity."""
+    others = np.concatenate([np.full(95, wins(2.0)), np.full(5, wins(0.0))])
+    outcome = test(wins(1.0), others)
+    tail = sum(binomial(k, 100, 0.9) for k in range(95, 101))
+    assert outcome.p_value == pytest.approx(tail) and outcome.statistic == 0.95 and not outcome.rejected
+    assert test(wins(1.0), np.full(100, wins(2.0))).rejected
+    assert test(1.0, np.full(100, 1.0)).rejected == (test is sufficiency)
+    assert test(1.0, np.array([])).rejected is None
+
+
+def test_random_circuits_are_as_sufficient_as_chance(record_property):
+    """A random circuit's place among 100 others is uniform, so it is among the best 5 with chance 5 in 101."""
+    objective = jc.Objective(micro_model("gpt2"), micro_pairs(), "logit_diff")
+    drawn = jc.random_circuits(objective.graph, 12, 501, seed=4)
+    losses = jc.ablated(objective, width=64).losses(np.concatenate([objective.graph.valid[None], drawn]))
+    distances = distance(losses[1:], losses[0])
+    random = np.random.default_rng(0)
+    outcomes = []
+    for index in range(400):
+        others = random.choice(np.delete(distances, index), 100, replace=False)
+        outcomes.append(sufficiency(distances[index], others).rejected)
+    least = next(k for k in range(101) if sufficiency(0.5, 1 - _exceeded(k)).rejected)
+    rate_is(outcomes, (101 - least) / 101, record_property, "sufficiency of random circuits")
+
+
+def test_what_is_refused():
+    for call in (equivalence, independence):
+        with pytest.raises(ValueError, match="same prompts"):
+            call(np.zeros(3), np.zeros(4))
+    with pytest.raises(ValueError, match="epsilon"):
+        equivalence(np.zeros(3), np.ones(3), epsilon=0.7)
+    with pytest.raises(ValueError, match="permutations"):
+        independence(np.zeros(3), np.ones(3), permutations=0)

@@ -1,0 +1,194 @@
+"""Circuits judged on models: the five tests, completeness, controls and the whole evaluation."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from conftest import CHAIN, chain_model, micro_pairs
+
+import jaxcircuits as jc
+
+
+def behaving(model):
+    """24 prompts that the model gets right: the answer is its own best token, the wrong one its second best."""
+    pairs = micro_pairs(width=5, batch=24)
+    best = np.argsort(np.asarray(jax.vmap(model)(pairs.clean))[:, -1])
+    return jc.PromptPairs(clean=pairs.clean, corrupt=pairs.corrupt, answer=best[:, -1], wrong=best[:, -2])
+
+
+@pytest.fixture(scope="module")
+def objective():
+    """The model whose circuit is known to be CHAIN."""
+    model = chain_model()
+    return jc.Objective(model, behaving(model), "logit_diff")
+
+
+@pytest.fixture(scope="module")
+def chain(objective):
+    graph = objective.graph
+    scores = graph.mask_of(list(CHAIN)) + 0.1 * np.random.default_rng(0).random(graph.shape)
+    run = {"method": "given", "selection": {"rank": "signed", "edges": 3}}
+    return jc.Circuit(graph, graph.mask_of(list(CHAIN)), scores * graph.valid, run)
+
+
+def test_the_known_circuit_passes_every_test(objective, chain):
+    record = jc.hypothesis_tests(objective, chain, seed=1)
+    assert [outcome.name for outcome in record.outcomes] == [
+        "equivalence",
+        "independence",
+        "minimality",
+        "sufficiency",
+        "partial necessity",
+    ]
+    assert record.of("equivalence").rejected is None  # it ties with the model everywhere
+    assert record.of("independence").rejected is not True
+    assert record.of("minimality").rejected is False and record.of("minimality").details["superfluous"] == []
+    assert record.of("sufficiency").rejected
+    drawn = jc.random_circuits(objective.graph, 3, 100, seed=1)  # removing one of the chain's edges removes all effect
+    assert record.of("partial necessity").details["wins"] >= (~(drawn & chain.mask).any((1, 2))).sum()
+    assert record.evaluations == 3 + 2 * 100 + 3 + 2 * 100 and record.edges == 3
+    assert json.loads(json.dumps(record.to_json()))["outcomes"][3]["rejecting_is"] == "good"
+    with pytest.raises(ValueError, match="test: expected one of equivalence"):
+        record.of("faithfulness")
+
+
+def test_superfluous_edges_are_found(objective, chain):
+    """Alive edges without effect, beside the known circuit: what they do is never more than a random edge does."""
+    extra = objective.graph.mask_of(["input->a0.h1<v>", "a0.h1->logits", "input->a1.h0<q>", "a1.h0->logits"])
+    outcome = jc.hypothesis_tests(objective, dataclasses.replace(chain, mask=chain.mask | extra)).of("minimality")
+    assert outcome.rejected and set(outcome.details["superfluous"]) == set(objective.graph.names_of(extra))
+
+
+def test_noise_on_the_known_circuits_scores_is_rejected_as_theory_says(objective, chain):
+    """With symmetric noise the circuit scores above the model on half of the prompts: within epsilon, kept."""
+    model, circuit = jc.ablated(objective).losses(np.stack([objective.graph.valid, chain.mask]))
+    np.testing.assert_allclose(circuit, model, atol=1e-5)
+    random = np.random.default_rng(0)
+    copies = np.tile(model, 3)[:64]
+    noisy = [jc.evaluation.equivalence(copies + random.normal(size=64), copies).rejected for _ in range(300)]
+    from scipy import stats
+
+    chances = stats.binom.pmf(np.arange(65), 64, 0.5)
+    rejects = [
+        jc.evaluation.equivalence(np.where(np.arange(64) < k, 1.0, -1.0), np.zeros(64)).rejected for k in range(65)
+    ]
+    theory = float(chances[np.array(rejects)].sum())
+    assert abs(np.mean(noisy) - theory) <= 3 * np.sqrt(theory * (1 - theory) / 300) + 1e-12
+
+
+def test_the_whole_model_is_undecided_or_good(objective, chain):
+    whole = dataclasses.replace(chain, mask=objective.graph.valid)
+    record = jc.hypothesis_tests(objective, whole, random=50)
+    assert record.of("equivalence").rejected is None and record.of("minimality").rejected is None
+    assert "random path" in record.of("minimality").reason
+
+
+def test_a_random_circuit_is_told_from_the_known_one(objective, chain):
+    [drawn] = jc.random_circuits(objective.graph, 3, 1, seed=5)
+    record = jc.hypothesis_tests(objective, dataclasses.replace(chain, mask=drawn))
+    assert not record.of("partial necessity").rejected
+    assert record.of("equivalence").rejected is not None
+
+
+# --- completeness ------------------------------------------------------------------------------
+
+
+def test_knock_outs_by_hand(objective, chain):
+    graph = objective.graph
+    record = jc.completeness(objective, chain, random=4, seed=2)
+    assert [k.name for k in record.knock_outs] == [
+        "input",
+        "a0.h0",
+        "a1.h1",
+        "random 0",
+        "random 1",
+        "random 2",
+        "random 3",
+    ]
+    rows = np.zeros(graph.shape, bool)
+    rows[graph.sender_index("a0.h0")] = True
+    ours, theirs = objective(chain.mask & ~rows), objective(graph.valid & ~rows)
+    knock_out = record.knock_outs[1]
+    assert knock_out.edges == 1 and knock_out.circuit.mean == pytest.approx(float(ours), abs=1e-5)
+    assert knock_out.model.mean == pytest.approx(float(theirs), abs=1e-5)
+    subsets = chain.mask & (np.random.default_rng(2).random((4, *graph.shape)) < 0.5)
+    for k, subset in zip(record.knock_outs[3:], subsets, strict=True):
+        assert k.edges == subset.sum()
+        assert k.circuit.mean == pytest.approx(float(objective(chain.mask & ~subset)), abs=1e-5)
+
+
+def test_the_known_circuit_is_complete_and_a_part_of_it_is_not(objective, chain):
+    assert jc.completeness(objective, chain).incompleteness < 1e-5
+    part = dataclasses.replace(chain, mask=objective.graph.mask_of(list(CHAIN[2:])))
+    record = jc.completeness(objective, part, random=0)
+    assert record.worst == "a1.h1"
+
+
+# --- controls ----------------------------------------------------------------------------------
+
+
+def test_random_circuits_of_the_same_size_are_less_faithful(objective, chain):
+    control = jc.random_control(objective, chain, count=40, seed=3)
+    assert control.edges == 3 and control.circuits == control.value.count == 40 and control.drawn == "walks"
+    drawn = jc.random_circuits(objective.graph, 3, 40, seed=3)
+    results = jc.faithfulness_many(objective, drawn)
+    assert control.value.mean == pytest.approx(np.mean([result.value for result in results]), abs=1e-5)
+    own = abs(1 - jc.faithfulness(objective, chain).value)
+    assert control.as_faithful == np.mean([abs(1 - result.value) <= own for result in results])
+    assert control.as_faithful < 0.1 and control.value.mean < 0.5
+
+
+def test_the_reset_network_is_judged_by_the_same_method(objective, chain):
+    """Another network stands for the reset one; the method there finds other edges."""
+    reset = jc.Objective(chain_model(seed=1), behaving(chain_model(seed=1)), "logit_diff")
+    control = jc.reset_control(objective, chain, reset, lambda f: jc.random_scores(f, seed=1))
+    found = jc.Circuit.select(jc.random_scores(reset, seed=1), edges=3)
+    assert control.method == "random" and control.shared_edges == (found.mask & chain.mask).sum()
+    assert control.on_reset.value == pytest.approx(jc.faithfulness(reset, found).value, abs=1e-5)
+    assert control.on_model.value == pytest.approx(jc.faithfulness(objective, found).value, abs=1e-5)
+    assert control.curve.cpr == pytest.approx(jc.faithfulness_curve(reset, jc.random_scores(reset, seed=1)).cpr)
+    masked = jc.reset_control(objective, chain, reset, lambda f: jc.acdc(f, 0.01, width=4))
+    assert masked.method == "acdc" and masked.curve is None
+
+
+# --- all of it ---------------------------------------------------------------------------------
+
+
+def test_a_circuit_and_its_scores_are_evaluated_with_controls(objective, chain, tmp_path):
+    record = jc.evaluate(objective, chain, random=20)
+    assert record.faithfulness.value == pytest.approx(1, abs=1e-5) and record.faithfulness.edges == 3
+    assert record.random.circuits == 20 and record.random.as_faithful < 0.3
+    assert record.curve.cpr > record.random_curve.cpr.mean and record.curve.cmd < record.random_curve.cmd.mean
+    assert record.random_curve.edges == tuple(point.edges for point in record.curve.signed)
+    assert record.completeness.incompleteness < 1e-5 and record.reset is None
+    record.save(tmp_path / "evaluation.json")
+    read = jc.read_record(tmp_path / "evaluation.json")
+    assert read["kind"] == "evaluation" and read["random"]["value"]["count"] == 20
+    assert read["run"]["circuit"]["method"] == "given" and read["run"]["ablation"]["set"] == "circuit"
+
+
+def test_scores_alone_have_a_curve_and_a_mask_alone_has_none(objective, chain):
+    scores = dataclasses.replace(chain, mask=objective.graph.valid)
+    record = jc.evaluate(objective, scores, random=5, reset=objective, method=lambda f: jc.random_scores(f))
+    assert record.completeness is None and record.random is None
+    assert record.random_curve.cpr.count == 5 and record.reset.curve.cpr is not None and record.reset.on_reset is None
+    unscored = dataclasses.replace(chain, scores=np.zeros(objective.graph.shape))
+    record = jc.evaluate(objective, unscored, random=0)
+    assert record.curve is None and record.random is None and record.random_curve is None
+
+
+def test_what_is_refused(objective, chain):
+    empty = dataclasses.replace(chain, mask=np.zeros(objective.graph.shape, bool))
+    for call in (jc.hypothesis_tests, jc.completeness, jc.evaluate):
+        with pytest.raises(ValueError, match="circuit with edges"):
+            call(objective, empty)
+    with pytest.raises(ValueError, match="random >= 1"):
+        jc.hypothesis_tests(objective, chain, random=0)
+    with pytest.raises(ValueError, match="share in"):
+        jc.completeness(objective, chain, share=0.0)
+    with pytest.raises(ValueError, match="edges and at least 1 circuit"):
+        jc.random_control(objective, chain, count=0)
+    with pytest.raises(ValueError, match="both `reset` and `method`"):
+        jc.evaluate(objective, chain, reset=objective)
