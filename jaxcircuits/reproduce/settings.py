@@ -1,0 +1,88 @@
+"""What a table is computed with, and the circuits found so far, kept in files."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from .. import checkpoints
+from ..circuit import Circuit
+from ..data import PromptPairs
+from ..files import plain
+from ..objective import Objective
+from ..tasks import by_name
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The choices that a table's user has.
+
+    - `folder`: where circuits are kept and the table is written. `model`: None takes the paper's.
+    - `task`: of `roc`. `size`: prompts; None takes the paper's number. `thresholds`: of ACDC; None: the paper's.
+    - `steps`: of Subnetwork Probing. `on_step`: told, in words, what is done next.
+    """
+
+    folder: Path
+    model: str | None = None
+    task: str | None = None
+    size: int | None = None
+    thresholds: tuple[float, ...] | None = None
+    steps: int = 3000
+    seed: int = 0
+    on_step: Callable[[str], None] = lambda text: None
+
+    def load(self, paper: str) -> checkpoints.Checkpoint:
+        """The model; `paper`: the name of the paper's, taken by default.
+
+        Raises ValueError that says what is needed where the weights are absent.
+        """
+        name = self.model or paper
+        try:
+            return checkpoints.load(name, dtype="float64" if jax.config.read("jax_enable_x64") else "float32")
+        except (ValueError, OSError) as error:
+            raise ValueError(
+                f"this table needs the weights of {name}: {error}. Give a folder that has them by --model, or rehearse "
+                "on a bundled model by --model tiny-gpt2"
+            ) from None
+
+    def objective(self, model: checkpoints.Checkpoint, task: str, metric: str, size: int, **options: Any) -> Objective:
+        """A task's objective on training prompts of the paper's number, or the user's."""
+        return Objective(model.model, self.prompts(model, task, size), metric, **options)
+
+    def prompts(self, model: checkpoints.Checkpoint, task: str, size: int) -> PromptPairs:
+        """A task's prompts; `size`: the paper's number."""
+        return by_name(task).generate(model.tokenizer, seed=self.seed, size=self.size or size)
+
+    def kept(self, name: str, find: Callable[[], Any], **config: Any) -> Circuit:
+        """A circuit from its file, or found and written there.
+
+        - `find`: a search, to a result. `config`: what determines it, besides the settings.
+
+        Raises ValueError for a file that was made with another configuration.
+        """
+        config = plain({"search": name, "seed": self.seed, **config})
+        path = self.folder / "circuits" / f"{name}.json"
+        if path.exists():
+            circuit = Circuit.load(path)
+            if circuit.run.get("config") != config:
+                raise ValueError(f"{path} was made with {circuit.run.get('config')}; now {config}: take another --out")
+            return circuit
+        self.on_step(name)
+        circuit = Circuit.of(find(), config=config)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        circuit.save(path)
+        return circuit
+
+    def describe(self) -> dict[str, Any]:
+        """The settings, for the record."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        del values["on_step"]
+        return {**values, "folder": str(self.folder)}
+
+
+def powers(low: float, high: float, count: int) -> tuple[float, ...]:
+    """`count` thresholds from 10^low to 10^high, even in their logarithm, as the paper states them."""
+    return tuple(float(f"{threshold:.4g}") for threshold in np.logspace(low, high, count))
