@@ -4,12 +4,17 @@
 the words are single tokens (GPT-2's, and the bundled model's).
 """
 
+from . import docstring as _docstring
+from . import gendered_pronoun as _gendered_pronoun
 from . import greater_than as _greater_than
 from . import induction as _induction
+from . import induction_text as _induction_text
 from . import ioi as _ioi
+from .circuits import internal_edges as internal_edges
 from .task import Task as Task
 
-TASKS: dict[str, Task] = {task.name: task for task in (_ioi.TASK, _greater_than.TASK, _induction.TASK)}
+_FILES = (_ioi, _greater_than, _docstring, _induction, _induction_text, _gendered_pronoun)
+TASKS: dict[str, Task] = {file.TASK.name: file.TASK for file in _FILES}
 
 
 def by_name(name: str) -> Task:
