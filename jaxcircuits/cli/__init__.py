@@ -7,9 +7,10 @@ from typing import Any
 import typer
 
 from .acdc import discover, sweep
-from .lists import list_methods, list_models, list_tasks, show
+from .lists import list_methods, list_models, show
 from .options import err
 from .scores import prune, score
+from .tasks import tasks_command
 
 INTERRUPTED = 130  # the exit code of programs ended by Ctrl-C
 
@@ -30,7 +31,7 @@ def _about() -> None:
 for command in (discover, sweep, score, prune, show):
     app.command()(command)
 app.command(name="methods")(list_methods)
-app.command(name="tasks")(list_tasks)
+app.command(name="tasks")(tasks_command)
 app.command(name="models")(list_models)
 
 

@@ -111,7 +111,7 @@ def load(prompts: PromptOptions, seed: int) -> tuple[Objective, dict[str, Any]]:
     if prompts.cache is not None:
         use_compilation_cache(prompts.cache)
     loaded = checkpoints.load(prompts.model, dtype=dtype)
-    pairs, named = _prompts(prompts.task, loaded, prompts.size, seed)
+    pairs, named = prompts_of(prompts.task, loaded, prompts.size, seed)
     mesh = None if prompts.devices == 1 else device_mesh(len(pairs), prompts.devices or None)
     options = {"average": prompts.average, "mesh": mesh}
     with compile_clock() as clock:
@@ -120,7 +120,7 @@ def load(prompts: PromptOptions, seed: int) -> tuple[Objective, dict[str, Any]]:
     return objective, run
 
 
-def _prompts(task: str, loaded: checkpoints.Checkpoint, size: int | None, seed: int) -> tuple[PromptPairs, str]:
+def prompts_of(task: str, loaded: checkpoints.Checkpoint, size: int | None, seed: int) -> tuple[PromptPairs, str]:
     """The prompts of a built-in task or a file, and their name for the record."""
     if size is not None and size < 1:
         raise ValueError(f"--size: expected at least 1 prompt, got {size}")
