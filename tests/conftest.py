@@ -50,6 +50,9 @@ MICRO = {
     ),
     "attention-only": jc.GPT2Config(11, 6, 8, 2, 2, attn_only=True),
     "no-norm": jc.GPT2Config(11, 6, 8, 2, 2, attn_only=True, layer_norm=False, scale_attn_weights=False),
+    "shortformer": jc.GPT2Config(
+        11, 6, 8, 2, 2, attn_only=True, positional="shortformer", tie_word_embeddings=False, unembedding_bias=True
+    ),
     "one-head": jc.GPT2Config(11, 6, 8, 1, 1, 12, "gelu"),
 }
 

@@ -119,7 +119,7 @@ def test_device_calls_are_those_of_a_replay(predictor, x64_reference):
 
 @pytest.mark.slow
 @given(
-    model=st.sampled_from(["gpt2", "attention-only", "one-head"]),
+    model=st.sampled_from(["gpt2", "attention-only", "shortformer", "one-head"]),
     reference=st.sampled_from(["resample", "zero"]),
     seed=st.integers(0, 4),
     threshold=st.floats(1e-4, 2.0),
@@ -143,6 +143,21 @@ def test_speculation_gives_the_sequential_answer_decision_by_decision(
     assert [(d.name, d.removed) for d in result.decisions] == trace
     np.testing.assert_array_equal(result.mask, mask)
     np.testing.assert_allclose(result.metric_final, final, rtol=1e-10)
+
+
+@pytest.mark.parametrize("guesses", ["all_removed", "history"])
+def test_a_shortformer_is_live_evaluated_as_it_is_dense(guesses, x64):
+    """Queries at scored positions alone, and at all: each gets the positions that are its own."""
+    objective = jc.Objective(
+        micro_model("shortformer", dtype=jnp.float64), micro_pairs(kind="positions"), "kl", microbatch=5
+    )
+    live, dense = (
+        jc.acdc(objective, 0.01, width=8, evaluator=evaluator, predictor=guesses)
+        for evaluator in (jc.LiveEvaluator, jc.DenseEvaluator)
+    )
+    assert 0 < live.mask.sum() < objective.graph.num_edges
+    assert [(d.name, d.removed) for d in live.decisions] == [(d.name, d.removed) for d in dense.decisions]
+    np.testing.assert_allclose([d.after for d in live.decisions], [d.after for d in dense.decisions], rtol=1e-9)
 
 
 def test_the_record_adds_up(x64):

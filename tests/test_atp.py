@@ -22,9 +22,12 @@ def one_layer(model):
 
 
 @pytest.mark.parametrize("reference", ["resample", "zero"])
-def test_the_qk_fix_is_exact_where_only_the_pattern_is_not_linear(reference, x64):
+@pytest.mark.parametrize("name", ["no-norm", "shortformer"])
+def test_the_qk_fix_is_exact_where_only_the_pattern_is_not_linear(name, reference, x64):
     """One layer, no norm, logit difference: the loss is linear in what heads write, and EAP errs only in q and k."""
-    model = one_layer(micro_model("no-norm", dtype=jnp.float64))
+    model = one_layer(micro_model(name, dtype=jnp.float64))
+    blocks = dataclasses.replace(model.blocks, attention_norm=None)
+    model = dataclasses.replace(model, blocks=blocks, final_norm=None)
     objective = jc.Objective(model, micro_pairs(), "logit_diff", reference)
     exact = jc.exact(objective).values
     np.testing.assert_allclose(jc.atp_star(objective, grad_drop=False).values, exact, rtol=1e-9, atol=1e-13)

@@ -61,6 +61,7 @@ def test_single_precision_is_close(name):
         ("gpt2-untied-relu", "zero"),
         ("attention-only", "mean"),
         ("no-norm", "resample"),
+        ("shortformer", "resample"),
         ("one-head", "zero"),
     ],
 )

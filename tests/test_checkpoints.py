@@ -15,7 +15,7 @@ from conftest import GOLDEN, MICRO, letters_tokenizer, micro_model
 from safetensors.numpy import load_file, save_file
 
 import jaxcircuits as jc
-from jaxcircuits.checkpoints import PICKLES, WEIGHT_FILES
+from jaxcircuits.tensors import PICKLES, WEIGHT_FILES
 
 WEIGHTS, INDEX, FLAX = WEIGHT_FILES
 

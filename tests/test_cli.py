@@ -208,6 +208,44 @@ def test_config_files_that_do_not_fit_end_with_one_line(run, micro):
     assert code == 1 and "cannot read" in error and error.count("\n") == 1
 
 
+def test_tasks_are_shown(run, micro):
+    code, printed, _ = run("tasks", "greater_than", "--show", 2, "--seed", 3)
+    pairs = jc.tasks.by_name("greater_than").generate(jc.load("tiny-gpt2").tokenizer, seed=3, size=2)
+    assert code == 0 and printed.count("greater_than ") == 2 and "greater_than 0: 10 tokens" in printed
+    assert f"clean    '{jc.load('tiny-gpt2').tokenizer.decode(pairs.clean[0])}'" in printed
+    later = (pairs.answer[0] >= 0).sum()
+    assert f"'{pairs.year[0] + 1:02d}', " in printed and f" and {later - 6} more" in printed
+    code, printed, _ = run("tasks", micro / "micro.npz", "--model", micro / "micro", "--show", 1)
+    ids = " ".join(map(str, micro_pairs().clean[0]))
+    assert code == 0 and f"clean    {ids}" in printed and "micro.npz 0: 6 tokens" in printed
+
+
+def test_tasks_are_checked(run, micro):
+    code, printed, error = run("tasks", "check", "ioi", "--size", 6)
+    assert code == 0 and not error
+    assert "ioi on bundled tiny-gpt2: 6 prompts, 6 of them different" in printed
+    assert "15 tokens, 3 of them corrupted; 6 scored positions in all" in printed
+    assert "answer: 100.0% on clean, 0.0% on corrupt prompts" in printed
+    loaded = jc.load("tiny-gpt2")
+    pairs = jc.tasks.by_name("ioi").generate(loaded.tokenizer, size=6)
+    values = np.asarray(jc.Objective(loaded.model, pairs, "logit_diff").per_example(loaded.graph.valid))
+    expected = (
+        f"logit_diff (a loss: lower is better): {values.mean():.4g} +- {values.std(ddof=1) / 6**0.5:.2g} on clean"
+    )
+    assert expected in printed
+
+
+def test_a_task_that_the_model_does_not_do_is_said_so(run, micro):
+    pairs = micro_pairs()
+    jc.PromptPairs(pairs.clean, pairs.corrupt, pairs.answer).save(micro / "answers.npz")
+    jc.PromptPairs(pairs.corrupt, pairs.clean).save(micro / "none.npz")
+    check = ["tasks", "check", "--model", micro / "micro"]
+    code, printed, error = run(*check, micro / "answers.npz")
+    assert code == 0 and "nll (a loss" in printed and "warning: by nll the model does no better on clean" in error
+    code, printed, error = run(*check, micro / "none.npz")
+    assert code == 0 and "no answers" in printed and not error
+
+
 def test_lists(run):
     code, printed, _ = run("tasks")
     assert code == 0 and all(task in printed for task in jc.tasks.TASKS)
@@ -235,6 +273,12 @@ WRONG = {
     "an output folder that is not there": (["discover", "ioi", "--out", "nowhere/c.json"], "does not exist"),
     "a folder as output": (["discover", "ioi", "--out", "."], "is a folder"),
     "an unknown command": (["find"], "find"),
+    "an unknown task to show": (["tasks", "iou"], "unknown task 'iou'"),
+    "an unknown task to check": (["tasks", "check", "iou"], "unknown task 'iou'"),
+    "nothing to check": (["tasks", "check"], "expected a built-in task or a .npz"),
+    "two tasks": (["tasks", "ioi", "induction"], "only check takes a second name"),
+    "nothing to show": (["tasks", "ioi", "--show", "0"], "at least 1, got 0"),
+    "a task in other words": (["tasks", "gendered_pronoun"], "the model's tokenizer has 0 of"),
     "a missing circuit": (["show", "nothing.json"], "no circuit file"),
     "no file": (["show"], "FILE"),
     "an unknown method": (["score", "ioi", "--method", "acd"], "unknown method 'acd'"),

@@ -18,7 +18,7 @@ def one_by_one(objective, masks):
     return np.asarray(objective.many(np.stack(masks))) - float(objective(objective.graph.valid))
 
 
-@pytest.mark.parametrize("model", ["gpt2", "gpt2-untied-relu", "attention-only", "no-norm", "one-head"])
+@pytest.mark.parametrize("model", ["gpt2", "gpt2-untied-relu", "attention-only", "no-norm", "shortformer", "one-head"])
 def test_exact_is_a_loop_over_masks_with_one_zero(model, x64):
     objective = micro(model, reference="zero" if model == "no-norm" else "resample")
     graph = objective.graph

@@ -37,7 +37,9 @@ def by_hand(model, tokens, mask, reference):
     """The circuit's residual stream before the final norm, one receiver at a time, in NumPy."""
     config, graph = model.config, model.graph
     attention, mlp = model.blocks.attention, model.blocks.mlp
-    written = {"input": np.asarray(model.token_embedding)[tokens] + np.asarray(model.position_embedding)[: len(tokens)]}
+    written = {"input": np.asarray(model.token_embedding)[tokens]}
+    if config.positional == "standard":
+        written["input"] = written["input"] + np.asarray(model.position_embedding)[: len(tokens)]
     constants = np.zeros_like(written["input"])
 
     def read(receiver):
@@ -55,11 +57,15 @@ def by_hand(model, tokens, mask, reference):
         scaled = centred / np.sqrt(centred.var(-1, keepdims=True) + config.layer_norm_epsilon)
         return scaled * np.asarray(norm.weight)[layer] + np.asarray(norm.bias)[layer]
 
+    def placed(layer, kind):
+        is_placed = config.positional == "shortformer" and kind != "v"
+        return np.asarray(attention.positions)[layer, : len(tokens)] if is_placed else 0
+
     for layer in range(config.n_layer):
         for head in range(config.n_head):
             node = f"a{layer}.h{head}"
             q, k, v = (
-                normed(model.blocks.attention_norm, layer, read(f"{node}<{kind}>"))
+                (normed(model.blocks.attention_norm, layer, read(f"{node}<{kind}>")) + placed(layer, kind))
                 @ np.asarray(getattr(attention, field))[layer, head]
                 + np.asarray(getattr(attention, f"{field}_bias"))[layer, head]
                 for kind, field in zip("qkv", ("query", "key", "value"), strict=True)
@@ -103,6 +109,26 @@ def test_random_masks_equal_a_forward_written_by_hand(name, x64):
         np.testing.assert_allclose(ours, by_hand(model, TOKENS, mask, np.asarray(reference)), atol=1e-11)
 
 
+def test_a_shortformers_positions_are_in_queries_and_keys_alone():
+    """The sender `input` is the token's, and a head that attends to itself alone writes the same at every position."""
+    model = micro_model("shortformer")
+    same = jnp.full(6, 4, jnp.int32)
+    written = eqx.filter_jit(model.sender_values)(same)
+    np.testing.assert_array_equal(written[0], np.tile(model.token_embedding[4], (6, 1)))
+    np.testing.assert_allclose(written[1:3], written[1:3, :1].repeat(6, 1), rtol=1e-5, atol=1e-6)
+    first, other = (eqx.filter_jit(model)(jnp.asarray(tokens, jnp.int32))[-1] for tokens in ([1, 2, 3], [2, 1, 3]))
+    assert np.abs(first - other).max() > 1e-3  # a model without any position could not tell these apart
+
+
+def test_the_unembedding_bias_is_added_to_some_logits_as_to_all():
+    model = micro_model("shortformer")
+    residual, columns = jnp.linspace(0, 1, 8), jnp.array([7, 2], jnp.int32)
+    np.testing.assert_allclose(model.unembed(residual, columns), model.unembed(residual)[columns], rtol=1e-6)
+    without = eqx.tree_at(lambda m: m.unembedding_bias, model, jnp.zeros(11))
+    difference = model.unembed(residual) - without.unembed(residual)
+    np.testing.assert_allclose(difference, model.unembedding_bias, rtol=1e-5, atol=1e-6)
+
+
 def test_a_mask_without_reference_is_refused():
     model = micro_model("gpt2")
     with pytest.raises(ValueError, match="reference"):
@@ -116,6 +142,7 @@ def test_a_mask_without_reference_is_refused():
         ({"n_embd": 10, "n_head": 4}, "multiple"),
         ({"n_layer": 0}, "n_layer"),
         ({"vocab_size": -3}, "vocab_size"),
+        ({"positional": "rotary"}, "positional must be one of standard, shortformer, got 'rotary'"),
     ],
 )
 def test_an_unsupported_config_is_refused(options, said):

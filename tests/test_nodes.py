@@ -14,7 +14,7 @@ def micro(model="gpt2", metric="logit_diff", reference="resample", **options):
     return jc.Objective(micro_model(model, dtype=jnp.float64), micro_pairs(), metric, reference, **options)
 
 
-@pytest.mark.parametrize("model", ["gpt2", "attention-only", "no-norm"])
+@pytest.mark.parametrize("model", ["gpt2", "attention-only", "no-norm", "shortformer"])
 @pytest.mark.parametrize("reference", ["zero", "edges"])
 def test_ones_are_the_clean_run(model, reference, x64):
     objective = micro(model)
@@ -22,7 +22,7 @@ def test_ones_are_the_clean_run(model, reference, x64):
     np.testing.assert_allclose(nodes.per_example(nodes.full_mask()), objective.per_example(objective.full_mask()))
 
 
-@pytest.mark.parametrize("model", ["gpt2", "gpt2-untied-relu", "attention-only"])
+@pytest.mark.parametrize("model", ["gpt2", "gpt2-untied-relu", "attention-only", "shortformer"])
 def test_zeros_under_resample_write_what_the_corrupt_run_writes(model, x64):
     """All nodes at zero: the corrupt residual stream, with the clean embedding in it."""
     objective = micro(model)

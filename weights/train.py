@@ -39,6 +39,7 @@ GLUE = (
 ).split()
 
 HELD_OUT_SEED = 10_000
+IOI = {"templates": 6, "order": "mixed", "repeats": True}  # the templates whose words the tokenizer knows
 WIDTH = 48
 
 
@@ -55,13 +56,13 @@ def make_tokenizer() -> transformers.PreTrainedTokenizerFast:
 
 
 def ioi_rows(tokenizer, seed, size):
-    pairs = ioi.generate(tokenizer, seed=seed, size=size, templates=len(ioi.TEMPLATES), order="mixed")
+    pairs = ioi.generate(tokenizer, seed=seed, size=size, **IOI)
     return [[*row[:length], answer] for row, length, (answer,) in zip(pairs.clean, pairs.length, pairs.answer)], 1
 
 
 def greater_than_rows(tokenizer, seed, size):
     random = np.random.default_rng(seed)
-    pairs = greater_than.generate(tokenizer, seed=seed, size=size)
+    pairs = greater_than.generate(tokenizer, seed=seed, size=size, repeats=True)
     answers = [random.choice(row[row >= 0]) for row in pairs.answer]
     return [[*row, answer] for row, answer in zip(pairs.clean, answers)], 1
 
@@ -165,9 +166,9 @@ def behaviour(model, tokenizer, size: int = 1000) -> dict[str, float]:
         return float((logits.argmax(-1)[:, None] == pairs.answer).any(-1).mean())
 
     rows = np.arange(size)
-    ioi_pairs, ioi_logits = run(ioi)
-    mixed_pairs, mixed_logits = run(ioi, templates=len(ioi.TEMPLATES), order="mixed")
-    later_pairs, later_logits = run(greater_than)
+    ioi_pairs, ioi_logits = run(ioi, repeats=True)
+    mixed_pairs, mixed_logits = run(ioi, **IOI)
+    later_pairs, later_logits = run(greater_than, repeats=True)
     probabilities = np.asarray(jax.nn.softmax(later_logits))[:, later_pairs.digits]
     later = np.arange(100) > later_pairs.year[:, None]
     induction_pairs, induction_logits = run(induction)

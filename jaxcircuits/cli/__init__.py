@@ -8,9 +8,10 @@ import typer
 
 from .acdc import discover, sweep
 from .judge import compare, evaluate_circuit, test_circuit
-from .lists import list_methods, list_models, list_tasks, show
+from .lists import list_methods, list_models, show
 from .options import err
 from .scores import prune, score
+from .tasks import tasks_command
 
 INTERRUPTED = 130  # the exit code of programs ended by Ctrl-C
 
@@ -33,7 +34,7 @@ for command in (discover, sweep, score, prune, show, compare):
 app.command(name="evaluate")(evaluate_circuit)
 app.command(name="test")(test_circuit)
 app.command(name="methods")(list_methods)
-app.command(name="tasks")(list_tasks)
+app.command(name="tasks")(tasks_command)
 app.command(name="models")(list_models)
 
 

@@ -1,4 +1,4 @@
-"""`tasks`, `models`, `methods` and `show`: what there is, and what is in a file."""
+"""`models`, `methods` and `show`: what there is, and what is in a file."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,18 +6,10 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from .. import checkpoints, tasks
+from .. import checkpoints
 from ..circuit import Circuit
 from ..discovery.methods import METHODS
 from .options import out
-
-
-def list_tasks() -> None:
-    """Lists the built-in tasks."""
-    for task in tasks.TASKS.values():
-        out.print(f"{task.name:<18}{task.description}", markup=False)
-        out.print(f"{'':<18}scored in its paper by {task.metric}; {task.source}", markup=False)
-    out.print("or a file: .npz (token ids), .jsonl or .csv (text); see the README, 'Your own data'")
 
 
 def list_models() -> None:

@@ -118,7 +118,7 @@ def load_with_prompts(
     if prompts.cache is not None:
         use_compilation_cache(prompts.cache)
     loaded = checkpoints.load(prompts.model, dtype=dtype)
-    pairs, named = _prompts(prompts.task, loaded, prompts.size, seed)
+    pairs, named = prompts_of(prompts.task, loaded, prompts.size, seed)
     mesh = None if prompts.devices == 1 else device_mesh(len(pairs), prompts.devices or None)
     options = {"average": prompts.average, "mesh": mesh}
     model = loaded.model if change is None else change(loaded.model)
@@ -128,7 +128,7 @@ def load_with_prompts(
     return objective, pairs, run
 
 
-def _prompts(task: str, loaded: checkpoints.Checkpoint, size: int | None, seed: int) -> tuple[PromptPairs, str]:
+def prompts_of(task: str, loaded: checkpoints.Checkpoint, size: int | None, seed: int) -> tuple[PromptPairs, str]:
     """The prompts of a built-in task or a file, and their name for the record."""
     if size is not None and size < 1:
         raise ValueError(f"--size: expected at least 1 prompt, got {size}")

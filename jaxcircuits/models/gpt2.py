@@ -1,4 +1,4 @@
-"""GPT-2, and attention-only models of its family, with a mask over the edges of the residual stream.
+"""GPT-2, and attention-only models and shortformers of its family, with a mask over the edges of the residual stream.
 
 The masked forward. With `z_s` what sender s writes, `ref_s` what it wrote in the reference run and `mask_sr`
 the edge, receiver r reads
@@ -9,6 +9,9 @@ the edge, receiver r reads
 so one buffer `delta[sender] = z - ref`, zero until its row is written, and one running sum `base` are all that
 the layers hand on. Rows not yet written are zero, hence mask entries that are no edge have no effect.
 Attention output biases belong to no head: they are part of the constants, always on.
+
+In a shortformer positions are added to what queries and keys project, after the layer norm; they are never written to
+the residual stream, so the sender `input` is the token alone and values know no position.
 """
 
 import dataclasses
@@ -41,14 +44,17 @@ ACTIVATIONS: dict[str, Callable] = {
     "linear": lambda x: x,
 }
 
+POSITIONAL = ("standard", "shortformer")
+
 
 @dataclasses.dataclass(frozen=True)
 class GPT2Config:
     """Sizes and choices of a GPT-2, named as in a Hugging Face `config.json`.
 
-    Four fields are this library's: `attn_only` (blocks without MLPs), `layer_norm` (False: no norms at all), `causal`
-    (False: every position reads all others) and `n_key` (width of a head's queries; default `n_embd / n_head`).
-    Raises ValueError for an unsupported value.
+    Six fields are this library's: `attn_only` (blocks without MLPs), `layer_norm` (False: no norms at all), `causal`
+    (False: every position reads all others), `n_key` (width of a head's queries; default `n_embd / n_head`),
+    `positional` ("standard", or "shortformer": positions are added to queries' and keys' inputs) and
+    `unembedding_bias`. Raises ValueError for an unsupported value.
     """
 
     vocab_size: int = 50257
@@ -66,6 +72,8 @@ class GPT2Config:
     layer_norm: bool = True
     causal: bool = True
     n_key: int | None = None
+    positional: str = "standard"
+    unembedding_bias: bool = False
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_key"):
@@ -74,6 +82,8 @@ class GPT2Config:
                 raise ValueError(f"config: {name} must be a positive whole number, got {value!r}")
         if self.n_key is None and self.n_embd % self.n_head:
             raise ValueError(f"config: n_embd {self.n_embd} must be a multiple of n_head {self.n_head}")
+        if self.positional not in POSITIONAL:
+            raise ValueError(f"config: positional must be one of {', '.join(POSITIONAL)}, got {self.positional!r}")
         if self.activation_function not in ACTIVATIONS:
             raise ValueError(
                 f"config: activation_function {self.activation_function!r} is not supported; "
@@ -115,7 +125,10 @@ class LayerNorm(eqx.Module):
 
 
 class Attention(eqx.Module):
-    """Attention; what it returns excludes `output_bias`, which belongs to no head."""
+    """Attention; what it returns excludes `output_bias`, which belongs to no head.
+
+    `positions` (a shortformer's; None elsewhere) are added to what queries and keys project.
+    """
 
     query: Float[Array, "*layer head width key"]
     key: Float[Array, "*layer head width key"]
@@ -125,6 +138,7 @@ class Attention(eqx.Module):
     value_bias: Float[Array, "*layer head key"]
     output: Float[Array, "*layer head key width"]
     output_bias: Float[Array, "*layer width"]
+    positions: Float[Array, "*layer max_position width"] | None = None
     causal: bool = eqx.field(static=True, default=True)
 
     def mix(
@@ -146,10 +160,13 @@ class Attention(eqx.Module):
     ) -> Float[Array, "kv heads position key"]:
         """Queries, keys and values of all heads, biases included. Inputs: one for all heads, or one a head."""
         equation = "td,hdk->htk" if x_query.ndim == 2 else "htd,hdk->htk"
-        query = jnp.einsum(equation, x_query, self.query) + self.query_bias[:, None]
-        key = jnp.einsum(equation, x_key, self.key) + self.key_bias[:, None]
+        query = jnp.einsum(equation, self._placed(x_query), self.query) + self.query_bias[:, None]
+        key = jnp.einsum(equation, self._placed(x_key), self.key) + self.key_bias[:, None]
         value = jnp.einsum(equation, x_value, self.value) + self.value_bias[:, None]
         return jnp.stack([query, key, value])
+
+    def _placed(self, x: Float[Array, "*head position width"]) -> Float[Array, "*head position width"]:
+        return x if self.positions is None else x + jnp.broadcast_to(self.positions[: x.shape[-2]], x.shape)
 
     def attend(
         self,
@@ -250,10 +267,11 @@ class GPT2(eqx.Module):
     """
 
     token_embedding: Float[Array, "vocab width"]
-    position_embedding: Float[Array, "max_position width"]
+    position_embedding: Float[Array, "max_position width"] | None
     blocks: Block
     final_norm: LayerNorm | None
     unembedding: Float[Array, "vocab width"] | None
+    unembedding_bias: Float[Array, " vocab"] | None
     config: GPT2Config = eqx.field(static=True)
     precision: str = eqx.field(static=True, default="highest")
 
@@ -278,6 +296,7 @@ class GPT2(eqx.Module):
             *(zeros((layers, heads, head_width)) for _ in "qkv"),
             output=normal(layers, heads, head_width, width, std=small),
             output_bias=zeros((layers, width)),
+            positions=normal(layers, config.n_positions, width) if config.positional == "shortformer" else None,
             causal=config.causal,
         )
         mlp = None
@@ -291,10 +310,11 @@ class GPT2(eqx.Module):
             )
         return cls(
             token_embedding=normal(config.vocab_size, width),
-            position_embedding=normal(config.n_positions, width),
+            position_embedding=normal(config.n_positions, width) if config.positional == "standard" else None,
             blocks=Block(attention, norm(layers, width), mlp, None if mlp is None else norm(layers, width)),
             final_norm=norm(width),
             unembedding=None if config.tie_word_embeddings else normal(config.num_outputs, width),
+            unembedding_bias=zeros((config.num_outputs,)) if config.unembedding_bias else None,
             config=config,
         )
 
@@ -328,9 +348,12 @@ class GPT2(eqx.Module):
     ) -> Float[Array, "*positions vocab"]:
         """Logits of the value that the receiver `logits` reads: of all tokens, or of those in `columns` alone."""
         weight = self.token_embedding if self.unembedding is None else self.unembedding
-        weight = weight if columns is None else weight[columns]
+        bias = self.unembedding_bias
+        if columns is not None:
+            weight, bias = weight[columns], None if bias is None else bias[columns]
         with jax.default_matmul_precision(self.precision):
-            return _normed(self.final_norm, residual) @ weight.T
+            logits = _normed(self.final_norm, residual) @ weight.T
+        return logits if bias is None else logits + jnp.broadcast_to(bias, logits.shape)
 
     def residual(
         self, tokens: Tokens, mask: Mask | None = None, reference: SenderValues | None = None
@@ -474,7 +497,10 @@ class GPT2(eqx.Module):
     def head_projection(
         self, kv: int, layer: Int[Array, ""], head: Int[Array, ""], x: Float[Array, "position width"]
     ) -> Float[Array, "position key"]:
-        """One head's queries (`kv` 0), keys (1) or values (2); layer and head are traced: one compilation for all."""
+        """One head's queries (`kv` 0), keys (1) or values (2); layer and head are traced: one compilation for all.
+
+        Without a shortformer's positions, which `head_output` adds: `x` may be of any positions.
+        """
         attention = self.blocks.attention
         weight = (attention.query, attention.key, attention.value)[kv][layer, head]
         bias = (attention.query_bias, attention.key_bias, attention.value_bias)[kv][layer, head]
@@ -490,10 +516,15 @@ class GPT2(eqx.Module):
         value: Float[Array, "position key"],
         query_positions: Int[Array, " query"],
     ) -> Float[Array, "query width"]:
-        """What one head writes at some positions."""
+        """What one head writes at some positions, from projections as `head_projection` gives them."""
+        attention = self.blocks.attention
+        if attention.positions is not None:
+            positions = attention.positions[layer]
+            query = query + positions[query_positions] @ attention.query[layer, head]
+            key = key + positions[: key.shape[0]] @ attention.key[layer, head]
         scores = query @ key.T * self._scales()[layer]
-        pattern = self.blocks.attention.softmax(scores, query_positions)
-        return pattern @ value @ self.blocks.attention.output[layer, head]
+        pattern = attention.softmax(scores, query_positions)
+        return pattern @ value @ attention.output[layer, head]
 
     def mlp_output(self, layer: Int[Array, ""], x: Float[Array, "position width"]) -> Float[Array, "position width"]:
         """What the MLP of a layer writes; the layer is traced."""
@@ -501,7 +532,10 @@ class GPT2(eqx.Module):
 
     def embeddings(self, tokens: Tokens) -> Float[Array, "embedding position width"]:
         """What the senders `graph.embeddings` write."""
-        return (self.token_embedding[tokens] + self.position_embedding[: tokens.shape[0]])[None]
+        embedding = self.token_embedding[tokens]
+        if self.position_embedding is not None:
+            embedding = embedding + self.position_embedding[: tokens.shape[0]]
+        return embedding[None]
 
     @property
     def num_embeddings(self) -> int:

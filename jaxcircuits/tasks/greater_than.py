@@ -10,24 +10,33 @@ from typing import Any
 import numpy as np
 
 from ..data import PADDING, PromptPairs, encode, encode_one, pad
-from .task import Task, check_size, known_words
+from ..graph import Graph
+from . import circuits
+from .task import Task, check_size, draw_rows, known_words
 from .words import EVENTS
 
 CENTURIES = range(11, 18)
 
 
-def generate(tokenizer: Any, *, seed: int = 0, size: int = 32) -> PromptPairs:
-    """Greater-Than prompts; answers: the later years of the century, wrong: the start year and all before."""
+def generate(tokenizer: Any, *, seed: int = 0, size: int = 32, repeats: bool = False) -> PromptPairs:
+    """Greater-Than prompts; answers: the later years of the century, wrong: the start year and all before.
+
+    `repeats`: a prompt may come again (for training data).
+    """
     check_size(size)
     random = np.random.default_rng(seed)
     nouns = list(known_words(tokenizer, EVENTS, at_least=1))
     digits = np.array([encode_one(tokenizer, f"{year:02d}") for year in range(100)], np.int32)
     years = _start_years(tokenizer, digits)
-    clean, corrupt, start_years = [], [], []
-    for _ in range(size):
+
+    def draw() -> tuple[str, int]:
         noun, century = random.choice(nouns), random.choice(list(years))
         year = int(random.choice(years[century]))
-        ids = encode(tokenizer, f"The {noun} lasted from the year {century}{year:02d} to {century}")
+        return f"The {noun} lasted from the year {century}{year:02d} to {century}", year
+
+    clean, corrupt, start_years = [], [], []
+    for text, year in draw_rows(draw, size, repeats=repeats):
+        ids = encode(tokenizer, text)
         place = len(ids) - 3
         assert ids[place] == digits[year]
         clean.append(ids)
@@ -59,10 +68,39 @@ def _start_years(tokenizer: Any, digits: np.ndarray) -> dict[int, list[int]]:
     return years
 
 
+EARLY_HEADS = circuits.heads("0.3 0.5")
+DUPLICATE_HEAD = circuits.heads("0.1")
+EARLY_MLPS = circuits.mlps(range(4))
+YEAR_HEADS = circuits.heads("5.5 6.1 6.9 7.10 8.11 9.1")
+LATE_MLPS = circuits.mlps(range(8, 12))
+
+
+def circuit(graph: Graph) -> tuple[str, ...]:
+    """The 235 edges of Hanna et al.'s circuit in GPT-2 small, as ACDC writes it: 9 heads, 12 MLPs.
+
+    Early heads and MLPs feed the heads that attend to the start year, which feed the late MLPs and the logits; MLPs up
+    to layer 8 pass on to each other and to these heads' queries. The original counts 27 internal edges besides.
+    """
+    circuits.check_graph(graph, circuits.GPT2_SMALL, "GPT-2 small")
+    mlps, logits = circuits.mlps(range(graph.num_layers)), ("logits",)
+    rules = [
+        (graph.embeddings, EARLY_HEADS + DUPLICATE_HEAD + EARLY_MLPS, "qkv"),
+        (DUPLICATE_HEAD, EARLY_MLPS + YEAR_HEADS, "qkv"),
+        (EARLY_HEADS, YEAR_HEADS, "qkv"),
+        (EARLY_MLPS, EARLY_MLPS + YEAR_HEADS, "qkv"),
+        (YEAR_HEADS, LATE_MLPS + logits, "qkv"),
+        (LATE_MLPS, LATE_MLPS + logits, "qkv"),
+        (mlps, mlps[:9], "qkv"),
+        (mlps, YEAR_HEADS, "q"),
+    ]
+    return circuits.in_order(graph, set().union(*(circuits.edges(graph, *rule) for rule in rules)))
+
+
 TASK = Task(
     name="greater_than",
     description="The war lasted from the year 1732 to 17 -> 33 or later",
     generate=generate,
     metric="greater_than",
     source="Hanna et al. 2023 (2305.00586)",
+    circuit=circuit,
 )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..data import PromptPairs
-from .task import Task, check_size, known_words
+from .task import Task, check_size, draw_rows, known_words
 from .words import EVENTS, NAMES, OBJECTS, PLACES
 
 
@@ -24,8 +24,13 @@ def generate(tokenizer: Any, *, seed: int = 0, size: int = 32, sequence: int = 8
     random = np.random.default_rng(seed)
     known = known_words(tokenizer, [*NAMES, *PLACES, *OBJECTS, *EVENTS], at_least=sequence + 1)
     ids = np.array(sorted(known.values()), np.int32)
-    words = np.stack([random.choice(ids, sequence + 1, replace=False) for _ in range(size)])
-    first, other = words[:, :sequence], words[:, sequence]
+
+    def draw() -> tuple[tuple[int, ...], int]:
+        *first, other = random.choice(ids, sequence + 1, replace=False).tolist()
+        return tuple(first), other
+
+    rows = draw_rows(draw, size)
+    first, other = (np.array(column, np.int32) for column in zip(*rows, strict=True))
     clean = np.concatenate([first, first[:, :repeated]], axis=1)
     corrupt = clean.copy()
     corrupt[:, repeated - 1] = other

@@ -1,4 +1,4 @@
-"""The `Task` record, and the choice of words that a tokenizer knows."""
+"""The `Task` record, and what the tasks' generators share: known words, prompts that do not repeat."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -7,11 +7,15 @@ from typing import Any
 from ..data import PromptPairs
 from ..graph import Graph
 
+PATIENCE = 1000
+"""Draws in a row that may repeat earlier ones before a generator gives up."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Task:
     """A behaviour: how to make prompts of it, how its paper scores it, and the circuit that is known for it.
 
+    - `generate(tokenizer, *, seed, size, ...)`: `PromptPairs`, no clean prompt twice.
     - `metric`, `reference`: the paper's, by the names that `Objective` takes.
     - `circuit(graph)`: the edges of the known circuit, in edge order; ValueError for another model's graph.
     """
@@ -24,13 +28,23 @@ class Task:
     reference: str = "resample"
     circuit: Callable[[Graph], tuple[str, ...]] | None = None
 
+    def train_and_test(
+        self, tokenizer: Any, *, seed: int = 0, size: int = 32, **options: Any
+    ) -> tuple[PromptPairs, PromptPairs]:
+        """Two sets of `size` prompts: to find a circuit, and to test it; none is in both.
 
-def known_words(tokenizer: Any, words: Sequence[str], at_least: int) -> dict[str, int]:
-    """The words that are one token after a space, with its id. Raises ValueError if too few are."""
+        Raises ValueError as `generate` does, also where there are not `2 size` different prompts.
+        """
+        check_size(size)
+        return self.generate(tokenizer, seed=seed, size=2 * size, **options).split(size)
+
+
+def known_words(tokenizer: Any, words: Sequence[str], at_least: int, *, before: str = " ") -> dict[str, int]:
+    """The words that are one token after a space (or other text), with its id. Raises ValueError if too few are."""
     unknown = getattr(tokenizer, "unk_token_id", None)
     known = {}
     for word in words:
-        ids = tokenizer.encode(f" {word}", add_special_tokens=False)
+        ids = tokenizer.encode(f"{before}{word}", add_special_tokens=False)
         if len(ids) == 1 and ids[0] != unknown:
             known[word] = ids[0]
     if len(known) < at_least:
@@ -45,3 +59,26 @@ def check_size(size: int) -> None:
     """Raises ValueError for a number of prompts below 1."""
     if size < 1:
         raise ValueError(f"size: expected at least 1 prompt, got {size}")
+
+
+def draw_rows(draw: Callable[[], tuple], size: int, *, repeats: bool = False) -> list[tuple]:
+    """`size` results of `draw`, no two with the same first entry (the prompt) unless `repeats`.
+
+    Raises ValueError if no new one comes after many draws.
+    """
+    rows: list[tuple] = []
+    seen: set = set()
+    misses = 0
+    while len(rows) < size:
+        row = draw()
+        if row[0] in seen and not repeats:
+            misses += 1
+            if misses == PATIENCE:
+                raise ValueError(
+                    f"size: only {len(rows)} different prompts were found, {size} asked for; ask for fewer"
+                )
+            continue
+        misses = 0
+        seen.add(row[0])
+        rows.append(row)
+    return rows

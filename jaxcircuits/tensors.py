@@ -1,0 +1,107 @@
+"""The tensors of a checkpoint's files, checked one at a time: safetensors (also in shards) and flax msgpack."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "flax_model.msgpack")
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+def _is_buffer(name: str) -> bool:
+    """Causal masks that checkpoints store among the weights."""
+    return name.endswith((".attn.bias", ".attn.masked_bias", ".attn.mask", ".attn.IGNORE"))
+
+
+def _checked(tensor: np.ndarray, name: str, shape: tuple[int, ...], source: str) -> np.ndarray:
+    if tensor.shape != shape:
+        raise ValueError(f"{source}: tensor {name} has shape {tensor.shape}, expected {shape} from config.json")
+    if not jnp.issubdtype(tensor.dtype, jnp.floating):
+        raise ValueError(f"{source}: tensor {name} has type {tensor.dtype}, expected a floating type")
+    return tensor
+
+
+class SafeTensors:
+    """The tensors of one or several `.safetensors` files, read one at a time."""
+
+    def __init__(self, folder: Path, files: dict[str, str]):
+        self.source = str(folder)
+        self.folder = folder
+        self.files = {
+            name.removeprefix("transformer."): (name, file) for name, file in files.items() if not _is_buffer(name)
+        }
+
+    def names(self) -> list[str]:
+        return list(self.files)
+
+    def read(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        if name not in self.files:
+            raise ValueError(f"{self.source} misses the tensor {name}, which its config.json asks for")
+        stored, file = self.files[name]
+        with _open_safetensors(self.folder / file) as opened:
+            if stored not in opened.keys():
+                raise ValueError(f"{self.folder / file} misses the tensor {stored}, which the index puts there")
+            return _checked(opened.get_tensor(stored), stored, shape, str(self.folder / file))
+
+
+def _open_safetensors(path: Path) -> Any:
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise ValueError(f"{path} is missing, though the index names it")
+    try:
+        return safe_open(path, framework="np")
+    except SafetensorError as error:
+        raise ValueError(f"{path} is truncated or no safetensors file: {error}") from None
+
+
+class FlaxTensors:
+    """A `flax_model.msgpack`; its kernels are [out, in], those of the other formats [in, out]."""
+
+    def __init__(self, path: Path):
+        import flax.serialization
+        import flax.traverse_util
+
+        self.source = str(path)
+        try:
+            tree = flax.serialization.msgpack_restore(path.read_bytes())
+            flat = flax.traverse_util.flatten_dict(tree, sep=".")
+        except Exception as error:  # msgpack raises many unrelated types for bad bytes
+            raise ValueError(f"{path} is truncated or no flax checkpoint: {error}") from None
+        self.tensors = {}
+        for name, tensor in flat.items():
+            name = name.removeprefix("params.").removeprefix("transformer.")
+            stem, _, leaf = name.rpartition(".")
+            is_transposed = leaf == "kernel" and stem != "lm_head"
+            renamed = f"{stem}.{'bias' if leaf == 'bias' else 'weight'}"
+            self.tensors[renamed] = np.asarray(tensor).T if is_transposed or renamed == "lm_head.weight" else tensor
+
+    def names(self) -> list[str]:
+        return list(self.tensors)
+
+    def read(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        if name not in self.tensors:
+            raise ValueError(f"{self.source} misses the tensor {name}, which its config.json asks for")
+        return _checked(np.asarray(self.tensors[name]), name, shape, self.source)
+
+
+def open_tensors(folder: Path) -> SafeTensors | FlaxTensors | None:
+    """The weights of a folder; None if it has none in these formats. Raises ValueError for a malformed file."""
+    single, index, flax_file = (folder / name for name in WEIGHT_FILES)
+    if single.is_file():
+        with _open_safetensors(single) as opened:
+            return SafeTensors(folder, dict.fromkeys(opened.keys(), single.name))
+    if index.is_file():
+        try:
+            files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{index} is malformed: {error!r}") from None
+        if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
+            raise ValueError(f"{index} is malformed: expected weight_map to give each tensor's file")
+        return SafeTensors(folder, files)
+    if flax_file.is_file():
+        return FlaxTensors(flax_file)
+    return None
