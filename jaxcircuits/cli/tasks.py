@@ -9,7 +9,7 @@ import typer
 from .. import checkpoints, metrics, tasks
 from ..data import PADDING, PromptPairs
 from ..objective import Objective
-from .options import DEFAULT_MODEL, DEFAULT_SIZE, ModelName, Seed, Size, err, out, prompts_of, warnings_as_lines
+from .options import DEFAULT_MODEL, ModelName, Seed, Size, err, out, prompts_of, warnings_as_lines
 
 FEW = 6
 """Answers of a prompt that are printed."""
@@ -37,7 +37,7 @@ def tasks_command(
     task = file if name == "check" and file is not None else name
     with warnings_as_lines():
         loaded = checkpoints.load(model)
-        wanted = (size or DEFAULT_SIZE) if name == "check" else max(2, show)
+        wanted = size if name == "check" else max(2, show)
         pairs, named = prompts_of(task, loaded, size if Path(task).is_file() else wanted, seed)
         if name == "check":
             _check(pairs, named, loaded)

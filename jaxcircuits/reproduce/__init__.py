@@ -1,7 +1,7 @@
 """The ACDC paper's tables, computed: one file a table, each puts published numbers next to this library's.
 
-`TABLES[name](settings)` gives a `Table`; searches that are done are kept in the settings' folder, so that a run which was
-interrupted goes on where it stopped.
+`TABLES[name](settings)` gives a `Table`; searches that are done are kept in the settings' folder, so that a run that
+was interrupted goes on where it stopped.
 """
 
 from collections.abc import Callable

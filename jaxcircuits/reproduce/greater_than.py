@@ -1,15 +1,22 @@
 """The paper's headline: 68 of GPT-2 small's edges at one threshold, all five types of Greater-Than's components."""
 
 from ..circuit import Circuit
-from ..evaluation import members
-from ..tasks import by_name
-from ..tasks.greater_than import COMPONENTS
+from ..evaluation.roc import members
+from ..tasks import by_name, greater_than
 from .searches import acdc_circuits
 from .settings import Settings
 from .table import Curve, Row, Table
 
 THRESHOLD = 0.01585
 PROMPTS = 100
+COMPONENTS = (
+    greater_than.EARLY_HEADS,
+    greater_than.DUPLICATE_HEAD,
+    greater_than.EARLY_MLPS,
+    greater_than.YEAR_HEADS,
+    greater_than.LATE_MLPS,
+)
+"""The types of the known circuit's components."""
 
 
 def greater_than_68(settings: Settings) -> Table:
@@ -22,7 +29,7 @@ def greater_than_68(settings: Settings) -> Table:
         raise ValueError("the table greater-than-68 has its own task: expected no --task")
     model = settings.load("gpt2")
     objective = settings.objective(model, "greater_than", "greater_than", PROMPTS)
-    circuits = acdc_circuits(settings, f"greater_than-{_stem(settings)}", objective, [THRESHOLD])
+    circuits = acdc_circuits(settings, f"greater_than-{settings.stem}", objective, [THRESHOLD])
     task = by_name("greater_than")
     assert task.circuit is not None
     try:
@@ -53,8 +60,4 @@ def greater_than_68(settings: Settings) -> Table:
 
 def _types(circuit: Circuit) -> int:
     """How many of the known circuit's component types have a node in the circuit."""
-    return sum(bool(set(nodes) & set(circuit.nodes)) for nodes in COMPONENTS.values())
-
-
-def _stem(settings: Settings) -> str:
-    return (settings.model or "gpt2").rstrip("/").split("/")[-1]
+    return sum(bool(set(nodes) & set(circuit.nodes)) for nodes in COMPONENTS)

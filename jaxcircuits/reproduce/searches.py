@@ -1,6 +1,7 @@
 """The paper's three methods as sweeps, to circuits that are kept: ACDC, Subnetwork Probing, HISP."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,31 +31,33 @@ def acdc_circuits(
 
     for threshold in settings.thresholds or thresholds:
         run = {"threshold": threshold, "objective": _identity(objective), **options}
-        circuits.append(settings.kept(f"{name}-acdc-{threshold:g}", lambda t=threshold: find(t), **run))
+        circuits.append(settings.kept(f"{name}-acdc-{threshold:g}", functools.partial(find, threshold), **run))
     return circuits
 
 
 def probed_circuits(settings: Settings, name: str, objective: Objective) -> list[Circuit]:
     """A circuit a strength of the penalty."""
-    circuits = []
-    for strength in STRENGTHS:
-        options = {"steps": settings.steps, "seed": settings.seed}
-        circuits.append(
-            settings.kept(
-                f"{name}-sp-{strength:g}",
-                lambda s=strength, o=options: subnetwork_probing(objective, s, **o),
-                **{"strength": strength, "objective": _identity(objective), **options},
-            )
-        )
-    return circuits
+    steps, seed = settings.steps, settings.seed
+
+    def probed(strength: float) -> Circuit:
+        run = {"strength": strength, "steps": steps, "objective": _identity(objective)}
+        find = functools.partial(subnetwork_probing, objective, strength, steps=steps, seed=seed)
+        return settings.kept(f"{name}-sp-{strength:g}", find, **run)
+
+    return [probed(strength) for strength in STRENGTHS]
 
 
 def hisp_circuits(settings: Settings, name: str, objective: Objective) -> list[Circuit] | None:
     """A circuit a number of nodes, in the order of their importance; None where HISP is zero for every node."""
     if objective.metric is kl or (objective.metric is l2 and objective.labels.target is None):
         return None
-    scored = settings.kept(f"{name}-hisp", lambda: hisp(objective), objective=_identity(objective))
+    scored = kept_scores(settings, f"{name}-hisp", hisp, objective)
     return [Circuit(scored.graph, mask, scored.scores, scored.run) for mask in stages(scored)]
+
+
+def kept_scores(settings: Settings, name: str, method: Callable[[Objective], Scores], objective: Objective) -> Circuit:
+    """A method's scores, as a circuit of all edges."""
+    return settings.kept(name, lambda: method(objective), objective=_identity(objective))
 
 
 def stages(scored: Scores | Circuit) -> list[EdgeBools]:

@@ -48,13 +48,24 @@ class Settings:
                 "on a bundled model by --model tiny-gpt2"
             ) from None
 
+    @property
+    def is_rehearsal(self) -> bool:
+        """Whether the model is a bundled one."""
+        return self.model in checkpoints.bundled()
+
+    @property
+    def stem(self) -> str:
+        """The model in the names of files."""
+        return "paper" if self.model is None else Path(self.model).name
+
     def objective(self, model: checkpoints.Checkpoint, task: str, metric: str, size: int, **options: Any) -> Objective:
         """A task's objective on training prompts of the paper's number, or the user's."""
         return Objective(model.model, self.prompts(model, task, size), metric, **options)
 
-    def prompts(self, model: checkpoints.Checkpoint, task: str, size: int) -> PromptPairs:
-        """A task's prompts; `size`: the paper's number."""
-        return by_name(task).generate(model.tokenizer, seed=self.seed, size=self.size or size)
+    def prompts(self, model: checkpoints.Checkpoint, task: str, size: int, *, other: bool = False) -> PromptPairs:
+        """A task's prompts, `size` is the paper's number; or as many others."""
+        first, second = by_name(task).train_and_test(model.tokenizer, seed=self.seed, size=self.size or size)
+        return second if other else first
 
     def kept(self, name: str, find: Callable[[], Any], **config: Any) -> Circuit:
         """A circuit from its file, or found and written there.

@@ -2,10 +2,12 @@
 
 from ..checkpoints import Checkpoint, load
 from ..circuit import Circuit
-from ..evaluation import ROC, members, roc
+from ..evaluation import ROC, roc
+from ..evaluation.roc import members
 from ..models import permute_positions
 from ..objective import Objective
 from ..tasks import TASKS
+from ..types import EdgeBools
 from .searches import acdc_circuits, hisp_circuits, probed_circuits
 from .settings import Settings, powers
 from .table import Curve, Row, Table
@@ -45,7 +47,7 @@ def tracr(settings: Settings) -> Table:
     return Table(
         name="tracr",
         title="Compiled programs: area under the ROC against the known circuit (pessimistic)",
-        source="Conmy et al. 2023 (2304.14997), tables of the tracr tasks; the original's convention of edges and nodes",
+        source="Conmy et al. 2023 (2304.14997), the tracr tasks, in its convention of edges and nodes",
         rows=tuple(rows),
         curves=tuple(curves),
         axes=("false positive rate (edges)", "true positive rate"),
@@ -86,7 +88,7 @@ def _objective(settings: Settings, checkpoint: Checkpoint, name: str, ablation: 
     return Objective(checkpoint.model, pairs, "l2", reference)
 
 
-def _edges_kept(label: str, circuits: list[Circuit], truth) -> Row:
+def _edges_kept(label: str, circuits: list[Circuit], truth: EdgeBools) -> Row:
     """How much of the known circuit ACDC keeps at its largest threshold up to 0.04."""
     chosen = max((c for c in circuits if c.run["threshold"] <= 0.04), key=lambda c: c.run["threshold"], default=None)
     real = members(circuits[0].graph, truth, level="edge", convention="original")
