@@ -233,7 +233,8 @@ def transformer_lens_config(values: dict[str, Any]) -> GPT2Config:
 
     The unembedding is a matrix of its own with a bias; layer norms are those of the training, not folded.
     """
-    values = {key: value for key, value in values.items() if value is not None or key == "normalization_type"}
+    may_be_none = ("normalization_type", "normalization")
+    values = {key: value for key, value in values.items() if value is not None or key in may_be_none}
     if missing := [key for key in LENS_NEEDED if key not in values]:
         raise ValueError(f"misses {missing}; a TransformerLens config needs {', '.join(LENS_NEEDED)}")
     if "normalization" in values:
