@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .files import write_json
+from .files import plain, write_json
 from .graph import Graph
 from .scores import Scores
 from .types import EdgeBools, EdgeScores
@@ -125,7 +125,7 @@ class Circuit:
                 graph.edge_name(s, r): {"score": float(self.scores[s, r]), "in_graph": bool(self.mask[s, r])}
                 for s, r in graph.edges
             },
-            "run": {key: _plain(entry) for key, entry in self.run.items()},
+            "run": {key: plain(entry) for key, entry in self.run.items()},
         }
         write_json(path, value)
 
@@ -214,16 +214,3 @@ def _edge(name: str, edge: Any) -> tuple[bool, float]:
     if isinstance(score, bool) or not isinstance(score, int | float) or not abs(score) <= sys.float_info.max:
         raise ValueError(f"edge {name}: expected a finite number as score, got {score!r}")
     return edge["in_graph"], float(score)
-
-
-def _plain(value: Any) -> Any:
-    """A value that JSON can hold: numbers and arrays become Python's, NaN and infinity their names."""
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if isinstance(value, dict):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    if isinstance(value, float) and not np.isfinite(value):
-        return str(value)
-    return value

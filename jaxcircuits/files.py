@@ -1,6 +1,7 @@
 """Files are written whole or not at all."""
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable
@@ -32,3 +33,16 @@ def write_json(path: str | os.PathLike, value: Any, *, indent: int | None = 1) -
     """`value` as JSON. Raises ValueError for a number that JSON cannot hold (NaN, infinity)."""
     text = json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False) + "\n"
     write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def plain(value: Any) -> Any:
+    """A value that JSON can hold: numbers and arrays become Python's, NaN and infinity their names."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, dict):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

@@ -30,7 +30,8 @@ MAY_IMPORT = {
     "live": BASE | {"graph", "objective", "chains", "batching"},
     "discovery": BASE | {"graph", "scores", "objective", "nodes", "metrics", "batching", "live"},
     "circuit": BASE | {"graph", "scores"},
-    "report": BASE | {"circuit"},
+    "evaluation": BASE | {"graph", "scores", "objective", "batching", "circuit"},
+    "report": BASE | {"graph", "scores", "circuit", "evaluation"},
 }
 EVERYTHING = {"cli", "__init__"}
 
