@@ -4,6 +4,7 @@ tokens -> PromptPairs -> Objective f(mask) -> Scores | Mask -> Circuit -> evalua
 """
 
 from . import metrics as metrics
+from . import report as report
 from . import tasks as tasks
 from .batching import device_mesh as device_mesh
 from .batching import use_compilation_cache as use_compilation_cache
@@ -40,6 +41,8 @@ from .discovery import optimal_ablation as optimal_ablation
 from .discovery import random_scores as random_scores
 from .discovery import subnetwork_probing as subnetwork_probing
 from .discovery import ugs as ugs
+from .evaluation import Inspection as Inspection
+from .evaluation import inspect_circuit as inspect_circuit
 from .graph import Graph as Graph
 from .live import LiveEvaluator as LiveEvaluator
 from .metrics import Labels as Labels

@@ -9,6 +9,7 @@ import typer
 from .acdc import discover, sweep
 from .lists import list_methods, list_models, list_tasks, show
 from .options import err
+from .report import report
 from .scores import prune, score
 
 INTERRUPTED = 130  # the exit code of programs ended by Ctrl-C
@@ -27,7 +28,7 @@ def _about() -> None:
     """Finds the circuit behind a behaviour of a language model."""
 
 
-for command in (discover, sweep, score, prune, show):
+for command in (discover, sweep, score, prune, show, report):
     app.command()(command)
 app.command(name="methods")(list_methods)
 app.command(name="tasks")(list_tasks)

@@ -104,8 +104,22 @@ class PromptOptions(NamedTuple):
     cache: Path | None
 
 
+class Loaded(NamedTuple):
+    """What the options name; `run` is what of them goes into the record."""
+
+    objective: Objective
+    run: dict[str, Any]
+    pairs: PromptPairs
+    checkpoint: checkpoints.Checkpoint
+
+
 def load(prompts: PromptOptions, seed: int) -> tuple[Objective, dict[str, Any]]:
     """The objective that the options name, and what of them goes into the record."""
+    return load_all(prompts, seed)[:2]
+
+
+def load_all(prompts: PromptOptions, seed: int) -> Loaded:
+    """The objective that the options name, and what it was made of."""
     metric_by_name(prompts.metric)
     dtype = _dtype(prompts.dtype)
     if prompts.cache is not None:
@@ -117,7 +131,7 @@ def load(prompts: PromptOptions, seed: int) -> tuple[Objective, dict[str, Any]]:
     with compile_clock() as clock:
         objective = Objective(loaded.model, pairs, prompts.metric, prompts.reference, **options)
     run = {"task": named, "model": loaded.source, "seed": seed, "seconds_compiling_objective": clock.seconds}
-    return objective, run
+    return Loaded(objective, run, pairs, loaded)
 
 
 def _prompts(task: str, loaded: checkpoints.Checkpoint, size: int | None, seed: int) -> tuple[PromptPairs, str]:

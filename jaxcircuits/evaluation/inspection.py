@@ -17,7 +17,7 @@ from .. import batching
 from ..circuit import Circuit
 from ..files import write_json
 from ..objective import Objective
-from ..types import Mask, Model
+from ..types import EdgeBools, Mask, Model
 
 FORMAT = "jaxcircuits-inspection/1"
 DECIMALS = 4  # of attention patterns in files
@@ -90,14 +90,14 @@ class Inspection:
 
 
 def inspect_circuit(
-    objective: Objective, circuit: Circuit, tokenizer: Any = None, *, prompts: int = 8
+    objective: Objective, circuit: Circuit, tokenizer: Any = None, *, prompts: int = 8, effects: bool = True
 ) -> Inspection:
     """The losses, edge effects and attention patterns of a circuit on the first prompts.
 
     One evaluation for each edge of the circuit: f(circuit without it) - f(circuit), prompt by prompt.
 
     - `tokenizer`: turns ids into texts; without one, ids are shown as numbers.
-    - `prompts`: how many of the objective's.
+    - `prompts`: how many of the objective's. `effects`: False: no edge is tried; the record has none.
 
     Raises ValueError for a circuit of another graph and for less than one prompt.
     """
@@ -110,6 +110,7 @@ def inspect_circuit(
     shown = objective.take(rows)
     losses = {name: np.asarray(shown.per_example(mask)) for name, mask in _three(circuit).items()}
     tokens, answers, wrong = _texts(shown, tokenizer)
+    tried = circuit.mask if effects else np.zeros_like(circuit.mask)
     heads = tuple(name for name in circuit.nodes if ".h" in name)
     patterns = np.asarray(_patterns(shown.model, shown.clean)).reshape(len(rows), -1, *(shown.clean.shape[1],) * 2)
     chosen = [[name for name in graph.senders if ".h" in name].index(head) for head in heads]
@@ -119,8 +120,8 @@ def inspect_circuit(
         answers=answers,
         wrong=wrong,
         **losses,
-        edges=circuit.edges,
-        effects=_effects(shown, circuit) - losses["loss_circuit"],
+        edges=graph.names_of(tried),
+        effects=_losses_without(shown, circuit.mask, tried) - losses["loss_circuit"],
         heads=heads,
         patterns=tuple(
             pattern[chosen, : len(texts), : len(texts)] for pattern, texts in zip(patterns, tokens, strict=True)
@@ -133,16 +134,18 @@ def _three(circuit: Circuit) -> dict[str, np.ndarray]:
     return {"loss_full": valid, "loss_circuit": circuit.mask, "loss_empty": np.zeros_like(valid)}
 
 
-def _effects(objective: Objective, circuit: Circuit) -> Float[np.ndarray, "edge prompt"]:
-    """The loss of the circuit without each edge, on each prompt; a fixed number of edges at a time."""
-    edges = np.argwhere(circuit.mask).astype(np.int32)
+def _losses_without(objective: Objective, kept: EdgeBools, tried: EdgeBools) -> Float[np.ndarray, "edge batch"]:
+    """The loss of the circuit without each of the edges to try, on each prompt; a fixed number at a time."""
+    edges = np.argwhere(tried).astype(np.int32)
     if not len(edges):
         return np.zeros((0, objective.num_prompts), np.dtype(objective.model.dtype))
-    mask = jnp.asarray(circuit.mask, objective.model.dtype)
+    mask = jnp.asarray(kept, objective.model.dtype)
     share = batching.memory_limit() // (BUFFERS * objective.reference.nbytes)
     width = batching.from_first_process(min(WIDTH, max(1, share)))
     padded = edges[np.arange(-(-len(edges) // width) * width) % len(edges)]
-    parts = [np.asarray(_without(objective, mask, jnp.asarray(part))) for part in np.split(padded, len(padded) // width)]
+    parts = [
+        np.asarray(_without(objective, mask, jnp.asarray(part))) for part in np.split(padded, len(padded) // width)
+    ]
     return np.concatenate(parts)[: len(edges)]
 
 
@@ -166,15 +169,22 @@ def _texts(objective: Objective, tokenizer: Any) -> tuple[tuple[Texts, ...], tup
         if ids is None:
             return ((),) * len(clean)
         each = np.asarray(ids)[np.arange(len(clean)), last]
-        return tuple(tuple(_decoded(tokenizer, row[row >= 0])) for row in each)
+        return tuple(tuple(text for one in row[row >= 0] for text in _decoded(tokenizer, one[None])) for row in each)
 
     tokens = tuple(tuple(_decoded(tokenizer, ids[:length])) for ids, length in zip(clean, lengths, strict=True))
     return tokens, at_last(objective.labels.answer), at_last(objective.labels.wrong)
 
 
 def _decoded(tokenizer: Any, ids: np.ndarray) -> Iterator[str]:
-    for token in ids.tolist():
-        yield str(token) if tokenizer is None else tokenizer.decode([token])
+    """The text that each token adds: tokenizers may put a space between tokens that no token has alone."""
+    before = ""
+    for end in range(1, len(ids) + 1):
+        if tokenizer is None:
+            yield str(ids[end - 1])
+            continue
+        text = tokenizer.decode(ids[:end].tolist())
+        yield text[len(before) :] if text.startswith(before) else tokenizer.decode([int(ids[end - 1])])
+        before = text
 
 
 def _check_array(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:

@@ -15,5 +15,7 @@ def faithfulness_curve(evaluation: dict[str, Any] | None) -> list[dict[str, floa
         raise ValueError("evaluation: expected a curve with 'edges' and 'faithfulness'")
     edges, values = curve["edges"], curve["faithfulness"]
     if len(edges) != len(values):
-        raise ValueError(f"evaluation: expected as many edges as values of faithfulness, got {len(edges)}, {len(values)}")
+        raise ValueError(
+            f"evaluation: expected as many edges as values of faithfulness, got {len(edges)}, {len(values)}"
+        )
     return [{"edges": n, "faithfulness": y} for n, y in zip(edges, values, strict=True) if y is not None]

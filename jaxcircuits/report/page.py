@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from ..graph import Graph
 from ..scores import Scores
 from .curves import faithfulness_curve
 
+ASSETS = Path(__file__).parent / "assets"
 SCRIPTS = ("state", "drawing", "panel", "attention", "charts", "table", "sections", "main")
 DIGITS = 6  # significant digits of scores and effects
 SHADES = 255  # of an attention pattern
@@ -84,7 +85,7 @@ def _check(circuits: Sequence[Circuit], inspections: Sequence[Inspection]) -> No
     if len(inspections) != len(circuits):
         raise ValueError(f"inspections: expected one for each of {len(circuits)} circuits, got {len(inspections)}")
     for circuit, inspection in zip(circuits, inspections, strict=True):
-        if inspection.edges != circuit.edges:
+        if inspection.edges and inspection.edges != circuit.edges:
             raise ValueError(
                 f"inspections: expected one of the {circuit.num_edges} edges of the circuit, "
                 f"got one of {len(inspection.edges)} edges; inspect this circuit"
@@ -130,7 +131,9 @@ def _edges_and_circuits(circuits: Sequence[Circuit], inspections: Sequence[Inspe
         }
         if inspections:
             inspection = inspections[number]
-            entry |= {"effects": _short(inspection.effects), "losses": _short(inspection.loss_circuit)}
+            entry["losses"] = _short(inspection.loss_circuit)
+            if inspection.edges:
+                entry["effects"] = _short(inspection.effects)
         entries.append(entry)
     columns = {"sender": edges[:, 0].tolist(), "receiver": edges[:, 1].tolist()}
     return {"edges": columns, "circuits": entries, "ranking": ranking}
@@ -180,4 +183,4 @@ def _embedded(value: Any) -> str:
 
 
 def _asset(name: str) -> str:
-    return resources.files(__package__).joinpath("assets", name).read_text(encoding="utf-8")
+    return (ASSETS / name).read_text(encoding="utf-8")

@@ -1,7 +1,8 @@
 "use strict";
 // Small line charts: loss against edges of a sweep, faithfulness against edges of an evaluation.
 
-const CHART = { width: 560, height: 250, left: 52, right: 18, top: 14, bottom: 40 };
+const CHART = { height: 250, left: 52, right: 18, top: 14, bottom: 40 };
+const SIDE_BY_SIDE = 900; // pixels from which two charts stand in one line
 
 // A scale from values to pixels; logarithmic where values span more than a factor of 50 above zero.
 function scale(values, from, to) {
@@ -29,9 +30,11 @@ const steps = (low, high) => {
   return all;
 };
 
-// `points`: {x, y, name, chosen, choose}; `rule`: a horizontal line.
-function chart({ title, note, xLabel, yLabel, points, rule }) {
-  const { width, height, left, right, top, bottom } = CHART;
+// `points`: {x, y, name, chosen, choose}; `joined`: those that the line joins; `rule`: a horizontal line.
+function chart({ title, note, xLabel, yLabel, points, joined = (sorted) => sorted, rule }) {
+  const { height, left, right, top, bottom } = CHART;
+  const room = byId("edges").clientWidth;
+  const width = Math.max(240, (room >= SIDE_BY_SIDE ? Math.min(640, (room - 20) / 2) : room) - 42);
   const x = scale(points.map((point) => point.x), left + 8, width - right);
   const ys = points.map((point) => point.y);
   const y = scale(rule === undefined ? ys : [...ys, rule], height - bottom - 8, top);
@@ -45,7 +48,7 @@ function chart({ title, note, xLabel, yLabel, points, rule }) {
   }
   if (rule !== undefined) parts.push(svg("line", { class: "rule", x1: left, x2: width - right, y1: y.at(rule), y2: y.at(rule) }));
   const sorted = [...points].sort((a, b) => a.x - b.x);
-  parts.push(svg("polyline", { class: "series", points: sorted.map((point) => `${x.at(point.x)},${y.at(point.y)}`).join(" ") }));
+  parts.push(svg("polyline", { class: "series", points: joined(sorted).map((point) => `${x.at(point.x)},${y.at(point.y)}`).join(" ") }));
   for (const point of sorted) {
     parts.push(svg("circle", {
       class: `point${point.chosen ? " chosen" : ""}${point.choose ? " active" : ""}`, cx: x.at(point.x), cy: y.at(point.y), r: point.chosen ? 6 : 4,
@@ -55,7 +58,13 @@ function chart({ title, note, xLabel, yLabel, points, rule }) {
   }
   parts.push(svg("text", { class: "label", x: (left + width) / 2, y: height - 4, "text-anchor": "middle" }, xLabel));
   return el("figure", { class: "card" }, el("h2", {}, title), el("p", { class: "hint" }, note),
-    svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": `${yLabel} against ${xLabel}` }, parts));
+    svg("svg", { width, height, role: "group", "aria-label": `${yLabel} against ${xLabel}` }, parts));
+}
+
+// The points that no other beats in both fewer edges and a lower value.
+function front(sorted) {
+  let lowest = Infinity;
+  return sorted.filter(({ y }) => y < lowest && ((lowest = y), true));
 }
 
 function drawCharts() {
@@ -65,7 +74,7 @@ function drawCharts() {
     const metric = swept[0].run.metric ?? "loss";
     figures.push(chart({
       title: `${metric} against size`, note: "One point a circuit; lower and further left is better. Click a point to draw its circuit.",
-      xLabel: "edges kept", yLabel: metric,
+      xLabel: "edges kept", yLabel: metric, joined: front,
       points: swept.map((circuit) => ({
         x: circuit.kept.length, y: circuit.run.metric_final, chosen: circuit === view.circuit,
         name: `${label(circuit)}: ${counted(circuit.kept.length, "edge")}, ${metric} ${number(circuit.run.metric_final)}`,

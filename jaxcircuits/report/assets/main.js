@@ -41,7 +41,6 @@ theme.say();
 drawHead();
 drawControls();
 drawLegend();
-drawCharts();
 drawTable();
 drawPrompts();
 drawRecord();
@@ -49,8 +48,9 @@ drawRecord();
 // What depends on widths is drawn when they are known, and again when they change.
 let width = 0;
 new ResizeObserver(() => {
-  if (canvas.clientWidth === width) return;
+  if (canvas.clientWidth === width || canvas.clientWidth === 0) return;
   width = canvas.clientWidth;
   drawGraph();
+  drawCharts();
   drawPanel();
 }).observe(canvas);

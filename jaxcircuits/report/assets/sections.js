@@ -116,7 +116,7 @@ function drawPrompts() {
     el("p", { class: "text" }, el("span", { class: "rank" }, `${i + 1}`), prompt.tokens.map((token) => el("span", { class: "token" }, token)), " ",
       prompt.answers.map((text) => chip(text, "right")), prompt.wrong.slice(0, 5).map((text) => chip(text, "wrong")),
       prompt.wrong.length > 5 ? el("span", { class: "hint" }, ` and ${prompt.wrong.length - 5} more`) : null),
-    el("dl", { class: "losses" }, [["whole model", prompt.full], ["circuit", losses[i]], ["no edges", prompt.empty]].map(([name, value]) =>
+    el("dl", { class: "losses" }, [["whole model", prompt.full], ...(state.best === null ? [["circuit", losses[i]]] : []), ["no edges", prompt.empty]].map(([name, value]) =>
       el("div", {}, el("dt", {}, name), el("dd", {}, tidy(value)))))));
   const total = view.circuit.run.prompts;
   const note = `${total > prompts.length ? `The first ${prompts.length} of ${count(total)} prompts` : "All prompts"}, with the right and wrong answers and ${metricName()} on each; lower is better.`;
