@@ -143,10 +143,9 @@ def _losses_without(objective: Objective, kept: EdgeBools, tried: EdgeBools) -> 
     share = batching.memory_limit() // (BUFFERS * objective.reference.nbytes)
     width = batching.from_first_process(min(WIDTH, max(1, share)))
     padded = edges[np.arange(-(-len(edges) // width) * width) % len(edges)]
-    parts = [
-        np.asarray(_without(objective, mask, jnp.asarray(part))) for part in np.split(padded, len(padded) // width)
-    ]
-    return np.concatenate(parts)[: len(edges)]
+    parts = np.split(padded, len(padded) // width)
+    losses = [np.asarray(_without(objective, mask, jnp.asarray(part))) for part in parts]
+    return np.concatenate(losses)[: len(edges)]
 
 
 @eqx.filter_jit
