@@ -16,9 +16,9 @@ def hostile_circuit():
 def test_records_show_themselves_with_everything_escaped():
     shown = hostile_circuit()._repr_html_()
     assert "<script>" not in shown and "&lt;script&gt;" in shown
-    assert "3 of 55 edges" in shown and "0.123457" in shown
+    assert "3 of 46 edges" in shown and "0.123457" in shown
     assert shown.index("m0-&gt;logits") < shown.index("a0.h1-&gt;m0")  # the strongest first
-    assert "+2.5" in shown and "55" in GRAPH._repr_html_()
+    assert "+2.5" in shown and "46" in GRAPH._repr_html_()
 
 
 def test_scores_at_spans_show_their_sum():
