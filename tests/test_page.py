@@ -37,7 +37,7 @@ def inspection(of, tokens=HOSTILE):
         edges=of.edges,
         effects=np.linspace(1, -1, of.num_edges)[:, None],
         heads=heads,
-        patterns=(np.stack([pattern] * len(heads)),),
+        patterns=(np.tile(pattern, (len(heads), 1, 1)),),
     )
 
 

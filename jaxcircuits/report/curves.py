@@ -3,7 +3,7 @@
 from typing import Any
 
 
-def faithfulness_curve(evaluation: dict[str, Any] | None) -> list[dict[str, float]]:
+def faithfulness_curve(evaluation: dict[str, Any] | None) -> list[dict[str, Any]]:
     """`[{"edges": n, "faithfulness": y}, ...]` of `evaluation["curve"]`; empty without one.
 
     Raises ValueError for a curve whose columns do not fit together.

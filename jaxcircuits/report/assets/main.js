@@ -53,4 +53,5 @@ new ResizeObserver(() => {
   drawGraph();
   drawCharts();
   drawPanel();
+  performance.mark("drawn");
 }).observe(canvas);
