@@ -52,7 +52,7 @@ class Inspection:
     edges: Texts
     effects: Float[np.ndarray, "edge prompt"]
     heads: Texts
-    patterns: tuple[Float[np.ndarray, "head position position"], ...]
+    patterns: tuple[Float[np.ndarray, "head _ _"], ...]
 
     def __post_init__(self) -> None:
         prompts, heads = len(self.tokens), len(self.heads)

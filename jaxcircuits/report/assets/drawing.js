@@ -117,10 +117,12 @@ const nodeElement = (name) => canvas.querySelector(`[data-node="${CSS.escape(nam
 function inFocus() {
   if (view.shown.some((edge) => edge.id === state.edge)) return (edge) => edge.id === state.edge;
   if (state.node !== null) return (edge) => edge.sender === state.node || edge.node === state.node;
-  const query = state.query.trim().toLowerCase().replace("→", "->").replace(/\s+/g, "");
+  const query = nameOf(state.query);
   if (query) return (edge) => matches(edge, query);
   return null;
 }
+// What is typed as names are spelt: "9.6" is how the picture labels a9.h6.
+const nameOf = (text) => text.trim().toLowerCase().replace("→", "->").replace(/\s+/g, "").replace(/^(\d+)\.(\d+)$/, "a$1.h$2");
 const matches = (edge, query) =>
   query.includes("->") ? edge.name.includes(query) : [edge.sender, edge.node, edge.receiver].includes(query) || edge.name.includes(query);
 

@@ -20,7 +20,7 @@ listeners.push((change) => {
 
 byId("search").addEventListener("input", (event) => update({ query: event.target.value, node: null, edge: null }));
 byId("search").addEventListener("keydown", (event) => {
-  const query = event.target.value.trim();
+  const query = nameOf(event.target.value);
   if (event.key === "Enter" && placed.has(query)) update({ node: query, edge: null });
   if (event.key === "Escape") { event.target.value = ""; update({ query: "" }); }
 });

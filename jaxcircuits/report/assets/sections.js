@@ -4,7 +4,7 @@
 const label = (circuit) => {
   const { threshold, selection, sparsity } = circuit.run;
   if (typeof threshold === "number") return `threshold ${number(threshold)}`;
-  if (selection?.edges !== undefined) return `best ${count(selection.edges)}`;
+  if (selection?.edges !== undefined) return `of the best ${count(selection.edges)}`;
   if (selection?.threshold !== undefined) return `score ≥ ${number(selection.threshold)}`;
   return typeof sparsity === "number" ? `sparsity ${number(sparsity)}` : counted(circuit.kept.length, "edge");
 };
@@ -34,6 +34,8 @@ function drawHead() {
     ["Edges", count(kept), `${number((100 * kept) / graph.numEdges)} % of ${count(graph.numEdges)}`],
     ["Nodes", count(view.nodes.size), `of ${count(graph.numNodes)}`],
     ...(typeof run.metric_final === "number" && state.best === null ? [[metricName(), tidy(run.metric_final), "of the circuit; lower is better"]] : []),
+    ...(prompts.length && state.best === null && typeof run.metric_final !== "number"
+      ? [[`${metricName()}, circuit`, tidy(mean(view.circuit.losses)), prompted]] : []),
     ...(prompts.length && state.best === null ? [[`${metricName()}, no edges`, tidy(mean(prompts.map((one) => one.empty))), prompted]] : []),
     ["Method", run.method ?? "–", [state.best === null ? label(view.circuit) : "", run.reference].filter(Boolean).join(", ")],
     ["Prompts", count(run.prompts ?? prompts.length), run.task ?? ""],
