@@ -2,6 +2,7 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import letters_tokenizer, micro_model, micro_pairs, random_mask
@@ -36,7 +37,7 @@ def test_patterns_are_those_of_the_clean_run(inspected):
     model, tokens = objective.model, objective.clean[0]
     streams, written = model.receiver_streams(tokens), model.sender_values(tokens)
     for number, head in enumerate(inspection.heads):
-        layer, index = (int(part) for part in head[1:].split(".h"))
+        layer, index = (jnp.asarray(int(part)) for part in head[1:].split(".h"))
         value = model.head_projection(2, layer, index, streams[2 * layer])
         length = len(inspection.tokens[0])
         output = inspection.patterns[0][number] @ value[:length] @ model.blocks.attention.output[layer, index]

@@ -42,6 +42,8 @@ class Inspection:
     Raises ValueError for parts that do not fit together.
     """
 
+    __no_type_check__ = True  # of the constructor: what does not fit is a ValueError
+
     metric: str
     tokens: tuple[Texts, ...]
     answers: tuple[Texts, ...]

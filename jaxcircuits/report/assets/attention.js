@@ -3,7 +3,7 @@
 
 const SHADES = 255;
 const readable = (token) => token.replace(/\n/g, "↵").replace(/\t/g, "⇥").trim() || "␣";
-const percent = (share) => `${Math.round(100 * share)} %`;
+const percent = (share) => `${Math.round(100 * share)}\u202f%`;
 
 function attention(head) {
   if (!prompts.length) return [el("p", { class: "empty" }, "This report was made without the model, so it has no attention patterns.")];
@@ -49,6 +49,6 @@ function drawPattern(head) {
 }
 
 function sentence(tokens, share, to) {
-  const best = tokens.map((_, from) => from).sort((a, b) => share(to, b) - share(to, a)).slice(0, 3);
+  const best = tokens.map((_, from) => from).filter((from) => share(to, from) >= 0.01).sort((a, b) => share(to, b) - share(to, a)).slice(0, 3);
   return `The last token, “${tokens[to]}”, reads ${best.map((from) => `“${tokens[from]}” ${percent(share(to, from))}`).join(", ")}.`;
 }

@@ -59,13 +59,11 @@ function drawNode(name, place) {
   if (!view.nodes.has(name)) {
     return svg("g", { class: "node absent", "data-node": name }, svg("circle", { cx: place.x, cy: place.y, r: 2.5 }));
   }
-  const into = view.shown.filter((edge) => edge.node === name).length;
-  const out = view.shown.filter((edge) => edge.sender === name).length;
   const box = { x: place.x - place.w / 2, y: place.y - place.h / 2, width: place.w, height: place.h };
   const roomy = place.w > 30;
   return svg("g", {
     class: "node", "data-node": name, role: "button", tabindex: -1,
-    "aria-label": `${name}, ${describeNode(name)}: ${counted(into, "edge")} in, ${count(out)} out`,
+    "aria-label": `${name}, ${describeNode(name)}: ${degrees(name)}`,
   },
   svg("rect", { ...box, rx: name.startsWith("m") ? 4 : place.h / 2 }),
   roomy ? svg("text", { x: place.x, y: place.y, dy: "0.35em" }, place.label) : null);
@@ -142,8 +140,21 @@ function mark() {
     group.classList.toggle("selected", group.dataset.node === state.node);
     if (group.hasAttribute("role")) group.setAttribute("aria-pressed", group.dataset.node === state.node);
   }
-  byId("found").textContent = state.query.trim() && state.node === null && state.edge === null
-    ? `${counted(found.size, "edge")} of ${count(view.shown.length)} match “${state.query.trim()}”` : "";
+  byId("found").textContent = status(found.size);
+}
+
+// What is chosen, in words: for screen readers, and where the panel is out of sight.
+function status(found) {
+  if (view.shown.some((edge) => edge.id === state.edge)) return `Chosen: ${arrow(edges[state.edge])}`;
+  if (state.node !== null) return `Chosen: ${state.node}, ${describeNode(state.node)}; ${degrees(state.node)}`;
+  const query = state.query.trim();
+  return query && `${counted(found, "edge")} of ${count(view.shown.length)} match “${query}”`;
+}
+
+function degrees(name) {
+  const into = view.shown.filter((edge) => edge.node === name).length;
+  const out = view.shown.filter((edge) => edge.sender === name).length;
+  return into + out ? `${counted(into, "edge")} in, ${count(out)} out` : "no edge of this circuit";
 }
 
 // --- pointer and keys -------------------------------------------------------------------------
@@ -202,8 +213,5 @@ function edgeTip(id) {
 }
 
 function nodeTip(name) {
-  const into = view.shown.filter((edge) => edge.node === name).length;
-  const out = view.shown.filter((edge) => edge.sender === name).length;
-  return [el("b", {}, name), el("span", {}, describeNode(name)),
-    el("span", {}, view.nodes.has(name) ? `${counted(into, "edge")} in, ${count(out)} out` : "no edge of this circuit")];
+  return [el("b", {}, name), el("span", {}, describeNode(name)), el("span", {}, degrees(name))];
 }
