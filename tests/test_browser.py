@@ -197,6 +197,27 @@ def test_scores_have_a_slider_over_the_best(show):
     assert number(page, "#graph .edge") == 7 and "7 best" in text(page, "#lead")
 
 
+def test_a_selected_circuit_and_the_best_edges_are_one_click_apart(show):
+    page = show([circuit(30, method="eap")])
+    assert number(page, "#graph .edge") == 30 and number(page, "#controls .slider[hidden]") == 1
+    click(page, "#controls label:nth-of-type(2) input")
+    assert number(page, "#graph .edge") == 50 and number(page, "#controls .slider[hidden]") == 0
+    click(page, "#controls label:nth-of-type(1) input")
+    assert number(page, "#graph .edge") == 30
+
+
+def test_pointing_at_an_edge_names_it(show):
+    one = circuit(20, decisions=[])
+    page = show([one], inspections=[inspection(one)])
+    page.execute_script(
+        "document.querySelector('#graph .edge .hit').dispatchEvent("
+        "new PointerEvent('pointermove', {bubbles: true, clientX: 99, clientY: 99}))"
+    )
+    assert not page.execute_script("return document.querySelector('#tip').hidden")
+    assert text(page, "#tip b").replace(" → ", "->") in one.edges
+    assert "score +" in text(page, "#tip") and "over 1 prompt" in text(page, "#tip")
+
+
 def test_empty_circuits_and_missing_parts_say_so(show):
     page = show([circuit(0, decisions=[])])
     assert "No edge is left" in text(page, "#graph") and "no edge in view" in text(page, "#table")

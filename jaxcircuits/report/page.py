@@ -63,7 +63,7 @@ def render_page(
         **_edges_and_circuits(circuits, inspections),
         **_prompts(inspections),
         "curve": faithfulness_curve(evaluation),
-        "evaluation": evaluation,
+        "evaluation": plain(evaluation),
     }
     script = "\n".join(_asset(f"{name}.js") for name in SCRIPTS)
     digest = base64.b64encode(hashlib.sha256(f"\n{script}\n".encode()).digest()).decode()

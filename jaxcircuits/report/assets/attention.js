@@ -2,6 +2,7 @@
 // One head's attention pattern on a chosen prompt, as a triangle of shades with tokens at its sides.
 
 const SHADES = 255;
+const LEGIBLE = 9; // pixels a token, from which labels are drawn
 const readable = (token) => token.replace(/\n/g, "↵").replace(/\t/g, "⇥").trim() || "␣";
 const percent = (share) => `${Math.round(100 * share)}\u202f%`;
 
@@ -21,17 +22,23 @@ function drawPattern(head) {
   const tokens = prompts[state.prompt].tokens.map(readable);
   const shades = Uint8Array.from(atob(data.patterns[head][state.prompt]), (c) => c.charCodeAt(0));
   const share = (to, from) => shades[to * tokens.length + from] / SHADES;
-  const label = Math.min(84, 10 + 6.4 * Math.max(...tokens.map((token) => [...token].length)));
-  const cell = Math.max(2, Math.min(20, (Math.max(240, byId("panel").clientWidth - 40) - label) / tokens.length));
+  const room = Math.max(240, byId("panel").clientWidth - 42);
+  const beside = Math.min(84, 10 + 6.4 * Math.max(...tokens.map((token) => [...token].length)));
+  const isRoomy = (room - beside) / tokens.length >= LEGIBLE;
+  const label = isRoomy ? beside : 0;
+  const cell = Math.min(20, (room - label) / tokens.length);
   const size = cell * tokens.length;
   const said = el("p", { class: "hint", role: "status" }, sentence(tokens, share, tokens.length - 1));
   const cells = [];
-  tokens.forEach((_, to) => tokens.slice(0, to + 1).forEach((__, from) => cells.push(svg("rect", {
-    x: label + from * cell, y: to * cell, width: cell - 0.5, height: cell - 0.5, "data-to": to, "data-from": from,
-    "fill-opacity": (0.06 + 0.94 * share(to, from)).toFixed(3),
-  }))));
+  tokens.forEach((_, to) => tokens.slice(0, to + 1).forEach((__, from) => {
+    if (!isRoomy && share(to, from) === 0) return;
+    cells.push(svg("rect", {
+      x: label + from * cell, y: to * cell, width: cell * 0.97, height: cell * 0.97, "data-to": to, "data-from": from,
+      "fill-opacity": (0.06 + 0.94 * share(to, from)).toFixed(3),
+    }));
+  }));
   const short = (token) => ([...token].length > 12 ? `${[...token].slice(0, 11).join("")}…` : token);
-  const labels = cell < 9 ? [] : tokens.flatMap((token, i) => [
+  const labels = !isRoomy ? [] : tokens.flatMap((token, i) => [
     svg("text", { x: label - 6, y: (i + 0.5) * cell, dy: "0.35em", "text-anchor": "end" }, short(token)),
     svg("text", { transform: `translate(${label + (i + 0.5) * cell},${size + 6}) rotate(-90)`, dy: "0.35em", "text-anchor": "end" }, short(token)),
   ]);

@@ -11,8 +11,8 @@ function layOut(width) {
   const cell = Math.min((width - gutter) / columns, 104);
   const left = gutter + (width - gutter - cell * columns) / 2;
   const row = graph.layers <= 4 ? 96 : graph.layers <= 8 ? 76 : 62;
-  const h = cell >= 56 ? 24 : Math.min(cell * 0.62, 18);
-  const w = cell >= 56 ? Math.min(cell * 0.74, 64) : h;
+  const h = cell >= 40 ? Math.min(cell * 0.44, 25) : Math.min(cell * 0.62, 18);
+  const w = cell >= 40 ? Math.min(cell * 0.84, 64) : h;
   const top = 56;
   const places = new Map();
   const y = (layer) => top + row * (graph.layers - layer) + row * 0.1;
@@ -66,7 +66,7 @@ function drawNode(name, place) {
     "aria-label": `${name}, ${describeNode(name)}: ${degrees(name)}`,
   },
   svg("rect", { ...box, rx: name.startsWith("m") ? 4 : place.h / 2 }),
-  roomy ? svg("text", { x: place.x, y: place.y, dy: "0.35em" }, place.label) : null);
+  roomy ? svg("text", { x: place.x, y: place.y, dy: "0.35em", class: place.w < 46 ? "small" : null }, place.label) : null);
 }
 
 function drawAxes(layout) {

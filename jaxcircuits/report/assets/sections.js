@@ -37,8 +37,8 @@ function drawHead() {
     ...(prompts.length && state.best === null && typeof run.metric_final !== "number"
       ? [[`${metricName()}, circuit`, tidy(mean(view.circuit.losses)), prompted]] : []),
     ...(prompts.length && state.best === null ? [[`${metricName()}, no edges`, tidy(mean(prompts.map((one) => one.empty))), prompted]] : []),
-    ["Method", run.method ?? "–", [state.best === null ? label(view.circuit) : "", run.reference].filter(Boolean).join(", ")],
-    ["Prompts", count(run.prompts ?? prompts.length), run.task ?? ""],
+    ...(run.method ? [["Method", run.method, [state.best === null ? label(view.circuit) : "", run.reference].filter(Boolean).join(", ")]] : []),
+    ...(run.prompts || prompts.length ? [["Prompts", count(run.prompts ?? prompts.length), run.task ?? ""]] : []),
   ];
   byId("facts").replaceChildren(...facts.map(([name, value, note]) =>
     el("div", {}, el("dt", {}, name), el("dd", {}, el("b", {}, value), el("small", {}, note)))));
