@@ -106,7 +106,8 @@ function drawGraph() {
 
 function emptyReason() {
   if (view.shown.length) return "All kinds of edges are switched off.";
-  return "No edge is left at this point: every edge costs less than the threshold.";
+  const searched = view.circuit.run.decisions ? ": removing each cost less than the threshold" : "";
+  return `No edge is left in this circuit${searched}.`;
 }
 
 const nodeElement = (name) => canvas.querySelector(`[data-node="${CSS.escape(name)}"]`);
