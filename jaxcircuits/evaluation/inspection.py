@@ -114,8 +114,6 @@ def inspect_circuit(
     tokens, answers, wrong = _texts(shown, tokenizer)
     tried = circuit.mask if effects else np.zeros_like(circuit.mask)
     heads = tuple(name for name in circuit.nodes if ".h" in name)
-    patterns = np.asarray(_patterns(shown.model, shown.clean)).reshape(len(rows), -1, *(shown.clean.shape[1],) * 2)
-    chosen = [[name for name in graph.senders if ".h" in name].index(head) for head in heads]
     return Inspection(
         metric=objective.metric_name,
         tokens=tokens,
@@ -125,9 +123,7 @@ def inspect_circuit(
         edges=graph.names_of(tried),
         effects=_losses_without(shown, circuit.mask, tried) - losses["loss_circuit"],
         heads=heads,
-        patterns=tuple(
-            pattern[chosen, : len(texts), : len(texts)] for pattern, texts in zip(patterns, tokens, strict=True)
-        ),
+        patterns=_patterns_of(shown, heads, [len(texts) for texts in tokens]),
     )
 
 
@@ -158,6 +154,15 @@ def _without(objective: Objective, mask: Mask, edges: Int[Array, "edge 2"]) -> F
 @eqx.filter_jit
 def _patterns(model: Model, tokens: Int[Array, "batch position"]) -> Float[Array, "batch layer head position position"]:
     return jax.lax.map(model.attention_patterns, tokens)
+
+
+def _patterns_of(objective: Objective, heads: Texts, lengths: list[int]) -> tuple[np.ndarray, ...]:
+    """Of each prompt, [head, position, position] of some heads, without the padding."""
+    patterns = np.asarray(_patterns(objective.model, objective.clean))
+    patterns = patterns.reshape(len(lengths), -1, *patterns.shape[-2:])  # layer by layer, as the graph names heads
+    every = [name for name in objective.graph.senders if ".h" in name]
+    chosen = [every.index(head) for head in heads]
+    return tuple(pattern[chosen, :length, :length] for pattern, length in zip(patterns, lengths, strict=True))
 
 
 def _texts(objective: Objective, tokenizer: Any) -> tuple[tuple[Texts, ...], tuple[Texts, ...], tuple[Texts, ...]]:
