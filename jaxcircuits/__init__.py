@@ -4,6 +4,7 @@ tokens -> PromptPairs -> Objective f(mask) -> Scores | Mask -> Circuit -> evalua
 """
 
 from . import metrics as metrics
+from . import report as report
 from . import tasks as tasks
 from .batching import device_mesh as device_mesh
 from .batching import use_compilation_cache as use_compilation_cache
@@ -49,6 +50,7 @@ from .evaluation import Evaluation as Evaluation
 from .evaluation import Faithfulness as Faithfulness
 from .evaluation import FaithfulnessCurve as FaithfulnessCurve
 from .evaluation import HypothesisTests as HypothesisTests
+from .evaluation import Inspection as Inspection
 from .evaluation import Outcome as Outcome
 from .evaluation import RandomControl as RandomControl
 from .evaluation import RandomCurve as RandomCurve
@@ -62,6 +64,7 @@ from .evaluation import faithfulness as faithfulness
 from .evaluation import faithfulness_curve as faithfulness_curve
 from .evaluation import faithfulness_many as faithfulness_many
 from .evaluation import hypothesis_tests as hypothesis_tests
+from .evaluation import inspect_circuit as inspect_circuit
 from .evaluation import jaccard as jaccard
 from .evaluation import random_circuits as random_circuits
 from .evaluation import random_control as random_control

@@ -6,14 +6,18 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from . import notebook
 from .files import plain, write_json
 from .graph import Graph
 from .scores import Scores
 from .types import EdgeBools, EdgeScores
+
+if TYPE_CHECKING:
+    import pandas
 
 FORMAT = "jaxcircuits/1"
 RANKS = ("signed", "absolute")
@@ -97,6 +101,14 @@ class Circuit:
     @property
     def num_edges(self) -> int:
         return int(self.mask.sum())
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """One row an edge of the graph: edge, sender, receiver, kind, score, kept. Needs pandas."""
+        return notebook.edges_frame(self.graph, self.mask, self.scores)
+
+    def _repr_html_(self) -> str:
+        title = f"Circuit: {self.num_edges:,} of {self.graph.num_edges:,} edges, {len(self.nodes)} nodes"
+        return notebook.edges_html(title, self.graph, self.mask, self.scores, self.run)
 
     def drop_dead_ends(self) -> "Circuit":
         """Without the edges on no path from an embedding to `logits`; the record gets both counts."""

@@ -104,6 +104,11 @@ class Graph:
         valid.setflags(write=False)
         return valid
 
+    def _repr_html_(self) -> str:
+        from .notebook import graph_html  # which knows graphs
+
+        return graph_html(self)
+
     @property
     def shape(self) -> tuple[int, int]:
         """(senders, receivers): the shape of a mask."""

@@ -2,13 +2,17 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
 
+from . import notebook
 from .graph import Graph
 from .types import EdgeBools, EdgeScores
+
+if TYPE_CHECKING:
+    import pandas
 
 Span = tuple[int, int]
 """Token positions from the first to before the second."""
@@ -59,6 +63,15 @@ class Scores:
     def mask(self) -> EdgeBools:
         """Every edge: scores alone choose none, so `Circuit.of(scores)` is the whole graph, scored."""
         return self.graph.valid
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """One row an edge of the graph: edge, sender, receiver, kind, score, kept. Needs pandas."""
+        return notebook.edges_frame(self.graph, self.mask, self.scores)
+
+    def _repr_html_(self) -> str:
+        spans = "" if self.positions is None else f" at {len(self.positions)} spans of positions, summed"
+        title = f"Scores by {self.method}{spans}"
+        return notebook.edges_html(title, self.graph, self.mask, self.total().values, self.run)
 
     def at(self, span: int) -> "Scores":
         """The scores of one span of positions. Raises ValueError for a number that is none."""

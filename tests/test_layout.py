@@ -16,7 +16,8 @@ BASE = {"types", "files"}
 MAY_IMPORT = {
     "types": set(),
     "files": set(),
-    "graph": BASE,
+    "graph": BASE | {"notebook"},
+    "notebook": BASE | {"graph"},
     "data": BASE,
     "batching": BASE,
     "metrics": BASE | {"data"},
@@ -26,16 +27,16 @@ MAY_IMPORT = {
     "formats": BASE | {"models"},
     "checkpoints": BASE | {"graph", "models", "formats", "tensors"},
     "objective": BASE | {"graph", "data", "models", "metrics", "batching"},
-    "scores": BASE | {"graph"},
+    "scores": BASE | {"graph", "notebook"},
     "nodes": BASE | {"graph", "objective", "batching"},
     "chains": BASE | {"graph", "objective", "models", "metrics", "batching"},
     "live": BASE | {"graph", "objective", "chains", "batching"},
     "sparse": BASE | {"graph", "objective", "models", "batching"},
     "discovery": BASE | {"graph", "scores", "objective", "nodes", "metrics", "batching", "live"},
-    "circuit": BASE | {"graph", "scores"},
+    "circuit": BASE | {"graph", "scores", "notebook"},
     "interchange": BASE | {"graph", "scores", "circuit"},
     "evaluation": BASE | {"graph", "scores", "objective", "batching", "circuit"},
-    "report": BASE | {"circuit"},
+    "report": BASE | {"graph", "scores", "circuit", "evaluation"},
 }
 EVERYTHING = {"cli", "__init__"}
 

@@ -26,8 +26,10 @@ def test_a_wheel_brings_the_bundled_model(tmp_path):
     [wheel] = tmp_path.glob("*.whl")
     run("-m", "pip", "install", "--no-deps", "--quiet", "--target", str(tmp_path / "site"), str(wheel))
     script = "import jaxcircuits as jc; print(jc.__file__); print(jc.load('tiny-gpt2').folder)"
+    script += "; print((jc.report.page.ASSETS / 'page.html').is_file())"
     seen = run("-c", script, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path / "site")}).stdout.split()
     assert seen == [
         str(tmp_path / "site" / "jaxcircuits" / "__init__.py"),
         str(tmp_path / "site" / "jaxcircuits" / "weights" / "tiny-gpt2"),
+        "True",
     ]

@@ -10,6 +10,7 @@ from .acdc import discover, sweep
 from .judge import compare, evaluate_circuit, test_circuit
 from .lists import list_methods, list_models, show
 from .options import err
+from .report import report
 from .scores import prune, score
 from .tasks import tasks_command
 
@@ -29,7 +30,7 @@ def _about() -> None:
     """Finds the circuit behind a behaviour of a language model."""
 
 
-for command in (discover, sweep, score, prune, show, compare):
+for command in (discover, sweep, score, prune, show, compare, report):
     app.command()(command)
 app.command(name="evaluate")(evaluate_circuit)
 app.command(name="test")(test_circuit)

@@ -23,6 +23,7 @@ from .options import (
     Context,
     Devices,
     DtypeName,
+    Loaded,
     MetricName,
     ModelName,
     PromptOptions,
@@ -33,11 +34,13 @@ from .options import (
     check_writable,
     config_of,
     err,
-    load,
+    load_all,
     out,
     warnings_as_lines,
 )
+from .report import check_page, write_report
 
+Page = Annotated[Path | None, typer.Option(help="draw the result as a self-contained page, page.html")]
 Batch = Annotated[int | None, typer.Option(help="candidates evaluated at once; default: the fastest measured")]
 Order = Annotated[str, typer.Option(help=f"of senders by layer: {', '.join(NAME_ORDERS)}")]
 HeadOrder = Annotated[str, typer.Option(help=f"of heads in a layer: {', '.join(HEAD_ORDERS)}")]
@@ -66,18 +69,22 @@ def discover(
     devices: Devices = 1,
     cache: Cache = None,
     config: Config = None,
+    report: Page = None,
     out_file: Annotated[Path | None, typer.Option("--out", help="write the circuit to this JSON file")] = None,
 ) -> None:
     """Finds a circuit with ACDC and prints it."""
     check_writable(out_file)
+    check_page(report)
     options = _Options(order=order, head_order=head_order, groups=groups, absolute=absolute, width=batch, seed=seed)
     start = None if within is None else Circuit.load(within)
     prompts = PromptOptions(task, model, metric, reference, dtype, size, average, devices, cache)
-    [circuit] = _run(prompts, [threshold], options, start, config_of(ctx))
+    [circuit], loaded = _run(prompts, [threshold], options, start, config_of(ctx))
     print_circuit(circuit)
     if out_file is not None:
         circuit.save(out_file)
         out.print(f"written to {out_file}", markup=False)
+    if report is not None:
+        write_report(report, [circuit], loaded.objective, loaded.checkpoint)
 
 
 def sweep(
@@ -100,16 +107,18 @@ def sweep(
     devices: Devices = 1,
     cache: Cache = None,
     config: Config = None,
+    report: Page = None,
     out_folder: Annotated[Path | None, typer.Option("--out", help="write circuits, table and plot here")] = None,
 ) -> None:
     """Finds the circuits of several thresholds, sharing the work, and prints a table."""
     values = _thresholds(thresholds)
+    check_page(report)
     if out_folder is not None and out_folder.exists() and not out_folder.is_dir():
         raise ValueError(f"--out: {out_folder} is a file: expected the name of a folder")
     options = _Options(order=order, head_order=head_order, groups=groups, absolute=absolute, width=batch, seed=seed)
     start = None if within is None else Circuit.load(within)
     prompts = PromptOptions(task, model, metric, reference, dtype, size, average, devices, cache)
-    circuits = _run(prompts, values, options, start, config_of(ctx))
+    circuits, loaded = _run(prompts, values, options, start, config_of(ctx))
     rows = [(run["threshold"], run["edges_kept"], run["metric_final"]) for run in (c.run for c in circuits)]
     out.print(f"{'threshold':>12} {'edges':>8} {metric:>16}")
     for row in rows:
@@ -122,6 +131,8 @@ def sweep(
         write_whole(out_folder / "table.csv", lambda path: path.write_text(f"threshold,edges,{metric}\n{table}"))
         plot_pareto(circuits, out_folder / "pareto.png")
         out.print(f"written to {out_folder}", markup=False)
+    if report is not None:
+        write_report(report, circuits, loaded.objective, loaded.checkpoint)
 
 
 class _Options(TypedDict):
@@ -137,17 +148,17 @@ class _Options(TypedDict):
 
 def _run(
     prompts: PromptOptions, thresholds: Sequence[float], options: _Options, within: Circuit | None, config: dict
-) -> list[Circuit]:
-    """Loads, checks, computes; one circuit a threshold."""
+) -> tuple[list[Circuit], Loaded]:
+    """Loads, checks, computes; one circuit a threshold, and what they are circuits of."""
     with warnings_as_lines():
-        objective, run = load(prompts, options["seed"])
-        if within is not None and within.graph != objective.graph:
+        loaded = load_all(prompts, options["seed"])
+        if within is not None and within.graph != loaded.objective.graph:
             raise ValueError("--within: expected a circuit of this model, got one with other layers or heads")
         mask = None if within is None else within.mask
         with _progress() as show:
-            results = acdc_sweep(objective, thresholds, on_progress=show, within=mask, **options)
-    width = objective.model.config.n_embd
-    return [Circuit.of(result, d_model=width, config=config, **run) for result in results]
+            results = acdc_sweep(loaded.objective, thresholds, on_progress=show, within=mask, **options)
+    width = loaded.objective.model.config.n_embd
+    return [Circuit.of(result, d_model=width, config=config, **loaded.run) for result in results], loaded
 
 
 def _thresholds(text: str) -> list[float]:

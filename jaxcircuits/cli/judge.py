@@ -33,7 +33,7 @@ from .options import (
     check_writable,
     config_of,
     err,
-    load_with_prompts,
+    load_all,
     out,
     warnings_as_lines,
 )
@@ -179,7 +179,7 @@ class _Asked:
         """The objective under an ablation, on the model or on its reset network; and its record."""
         key = jax.random.key(self.seed)
         change = (lambda model: reset_network(model, key)) if reset else None
-        objective, pairs, run = load_with_prompts(self.options, self.seed, change)
+        objective, run, pairs, _ = load_all(self.options, self.seed, change)
         return ablated(objective, pairs=pairs, **ablation), run
 
 

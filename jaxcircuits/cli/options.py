@@ -103,16 +103,22 @@ class PromptOptions(NamedTuple):
     cache: Path | None
 
 
+class Loaded(NamedTuple):
+    """What the options name; `run` is what of them goes into the record."""
+
+    objective: Objective
+    run: dict[str, Any]
+    pairs: PromptPairs
+    checkpoint: checkpoints.Checkpoint
+
+
 def load(prompts: PromptOptions, seed: int) -> tuple[Objective, dict[str, Any]]:
     """The objective that the options name, and what of them goes into the record."""
-    objective, _, run = load_with_prompts(prompts, seed)
-    return objective, run
+    return load_all(prompts, seed)[:2]
 
 
-def load_with_prompts(
-    prompts: PromptOptions, seed: int, change: Callable[[Any], Any] | None = None
-) -> tuple[Objective, PromptPairs, dict[str, Any]]:
-    """The objective, its prompts, and what of the options goes into the record; `change` makes another model of it."""
+def load_all(prompts: PromptOptions, seed: int, change: Callable[[Any], Any] | None = None) -> Loaded:
+    """The objective that the options name, and what it was made of; `change` makes another model of the loaded one."""
     metric_by_name(prompts.metric)
     dtype = _dtype(prompts.dtype)
     if prompts.cache is not None:
@@ -125,7 +131,7 @@ def load_with_prompts(
     with compile_clock() as clock:
         objective = Objective(model, pairs, prompts.metric, prompts.reference, **options)
     run = {"task": named, "model": loaded.source, "seed": seed, "seconds_compiling_objective": clock.seconds}
-    return objective, pairs, run
+    return Loaded(objective, run, pairs, loaded)
 
 
 def prompts_of(task: str, loaded: checkpoints.Checkpoint, size: int | None, seed: int) -> tuple[PromptPairs, str]:

@@ -27,6 +27,8 @@ from .hypotheses import independence as independence
 from .hypotheses import minimality as minimality
 from .hypotheses import partial_necessity as partial_necessity
 from .hypotheses import sufficiency as sufficiency
+from .inspection import Inspection as Inspection
+from .inspection import inspect_circuit as inspect_circuit
 from .random_circuits import random_circuits as random_circuits
 from .records import Record as Record
 from .records import Spread as Spread

@@ -18,6 +18,7 @@ What the rest of the library asks of a model (an `eqx.Module`):
 - `model.unembed(residual, columns)`: that value to logits, position by position; of some tokens alone if asked.
 - `model.node_run(tokens, node_mask, reference)`: that value when a mask scales the outputs of queries, keys, values and
   MLPs; `model.node_values(reference)`: these outputs when all nodes read reference values.
+- `model.attention_patterns(tokens)`: what each position of the clean run reads of each other, in every head.
 - For live evaluation (without it ACDC evaluates whole masks): `model.receiver_streams(tokens)`, what each half-layer
   reads in the clean run, and single nodes by traced layer and head: `model.head_projection`, `model.head_output`,
   `model.mlp_output`.

@@ -494,6 +494,18 @@ class GPT2(eqx.Module):
             last, streams = jax.lax.scan(step, self.embeddings(tokens).sum(0), (self.blocks, self._scales()))
         return jnp.concatenate([streams.reshape(-1, *last.shape), last[None]])
 
+    def attention_patterns(self, tokens: Tokens) -> Float[Array, "layer head position position"]:
+        """How much each position of the clean run reads of each earlier one, in every head."""
+
+        def pattern(block, scale, x):
+            x = block.attention_input(x)
+            query, key, _ = block.attention.project(x, x, x)
+            return block.attention.pattern(query, key, scale)
+
+        streams = self.receiver_streams(tokens)[:-1:2]
+        with jax.default_matmul_precision(self.precision):
+            return jax.vmap(pattern)(self.blocks, self._scales(), streams)
+
     def head_projection(
         self, kv: int, layer: Int[Array, ""], head: Int[Array, ""], x: Float[Array, "position width"]
     ) -> Float[Array, "position key"]:

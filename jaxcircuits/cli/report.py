@@ -1,0 +1,140 @@
+"""`report`: a page, a picture or a text of a finished result."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .. import checkpoints
+from ..circuit import Circuit
+from ..evaluation import Inspection, inspect_circuit
+from ..files import write_whole
+from ..objective import Objective
+from ..report import plot, to_dot, to_markdown, write_page
+from .options import Config, Context, PromptOptions, check_writable, load_all, out, warnings_as_lines
+
+PICTURES = (".png", ".svg", ".pdf")
+TEXTS = {".dot": to_dot, ".md": to_markdown}
+PROMPTS_SHOWN = 8
+
+
+def report(
+    ctx: Context,
+    files: Annotated[list[Path], typer.Argument(help="a circuit, scores, or the circuits of a sweep: JSON files")],
+    out_file: Annotated[Path, typer.Option("--out", help="a page .html, a picture .svg .png .pdf, a text .dot .md")],
+    inspection: Annotated[Path | None, typer.Option(help="what an earlier report kept with --keep")] = None,
+    evaluation: Annotated[Path | None, typer.Option(help="the JSON of an evaluation, whose curve is drawn")] = None,
+    model: Annotated[bool, typer.Option(help="run the model for prompts, attention and effects on them")] = True,
+    effects: Annotated[bool, typer.Option(help="run the circuit once without each of its edges")] = True,
+    prompts: Annotated[int, typer.Option(help="so many of the prompts")] = PROMPTS_SHOWN,
+    keep: Annotated[Path | None, typer.Option(help="write what the model was run for to this JSON file")] = None,
+    config: Config = None,
+) -> None:
+    """Draws results: a self-contained page for .html, one circuit as a picture or text for other endings."""
+    check_writable(out_file)
+    check_writable(keep)
+    if len(files) > 1 and (keep or inspection):
+        raise ValueError("--keep and --inspection: expected one FILE, as an inspection is of one circuit")
+    circuits = [Circuit.load(file) for file in files]
+    circuits.sort(key=lambda circuit: -float(circuit.run.get("threshold", 0)))
+    if out_file.suffix != ".html":
+        _write_one(out_file, circuits)
+    else:
+        evaluated = None if evaluation is None else _read_json(evaluation)
+        inspections = []
+        if inspection is not None:
+            inspections = [Inspection.load(inspection)]
+        elif model:
+            with warnings_as_lines():
+                inspections = _inspect_again(circuits, prompts, effects)
+        if keep is not None and inspections:
+            inspections[0].save(keep)
+        write_page(out_file, circuits, inspections=inspections, evaluation=evaluated)
+    out.print(f"written to {out_file}", markup=False)
+
+
+def write_report(
+    path: Path, circuits: Sequence[Circuit], objective: Objective, checkpoint: checkpoints.Checkpoint
+) -> None:
+    """The page of circuits that were found just now."""
+    write_page(path, circuits, inspections=_inspect(circuits, objective, checkpoint))
+    out.print(f"report written to {path}", markup=False)
+
+
+def check_page(path: Path | None) -> None:
+    """Raises ValueError, before anything is computed, for a report that could not be written."""
+    check_writable(path)
+    if path is not None and path.suffix != ".html":
+        raise ValueError(f"--report: expected a page ending in .html, got {path}")
+
+
+def _inspect(
+    circuits: Sequence[Circuit],
+    objective: Objective,
+    checkpoint: checkpoints.Checkpoint,
+    prompts: int = PROMPTS_SHOWN,
+    effects: bool = True,
+) -> list[Inspection]:
+    """One inspection a circuit; edges of scores, which choose none, are not tried one by one."""
+    has_tokenizer = (checkpoint.folder / "tokenizer_config.json").is_file()
+    tokenizer = checkpoint.tokenizer if has_tokenizer else None
+    return [
+        inspect_circuit(
+            objective,
+            circuit,
+            tokenizer,
+            prompts=prompts,
+            effects=effects and circuit.num_edges < circuit.graph.num_edges,
+        )
+        for circuit in circuits
+    ]
+
+
+def _inspect_again(circuits: Sequence[Circuit], prompts: int, effects: bool) -> list[Inspection]:
+    """With the prompts and the model that the record of the run names."""
+    run: dict[str, Any] = circuits[0].run
+    typed = run.get("config", {})
+    if missing := [name for name in ("task", "model", "metric", "reference") if name not in (run | typed)]:
+        raise ValueError(
+            f"the record names no {' and no '.join(missing)}, so the model cannot be run for the report: "
+            "use --no-model or --inspection"
+        )
+    values = run | {name: typed[name] for name in ("task", "model") if name in typed}
+    options = PromptOptions(
+        task=values["task"],
+        model=values["model"].removeprefix("bundled ").removeprefix("hub "),
+        metric=values["metric"],
+        reference=values["reference"],
+        dtype=run.get("dtype", "float32"),
+        size=typed.get("size", run.get("prompts")),
+        average=run.get("average", "together"),
+        devices=1,
+        cache=None,
+    )
+    loaded = load_all(options, run.get("seed", 0))
+    return _inspect(circuits, loaded.objective, loaded.checkpoint, prompts, effects)
+
+
+def _write_one(path: Path, circuits: Sequence[Circuit]) -> None:
+    if path.suffix not in (*PICTURES, *TEXTS):
+        raise ValueError(f"--out: expected a file ending in .html, {', '.join((*PICTURES, *TEXTS))}, got {path}")
+    if len(circuits) != 1:
+        raise ValueError(f"--out: {path.suffix} shows one circuit, got {len(circuits)}; a .html page shows several")
+    if path.suffix in TEXTS:
+        text = TEXTS[path.suffix](circuits[0])
+        write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    else:
+        figure = plot(circuits[0])
+        write_whole(path, lambda temporary: figure.savefig(temporary, format=path.suffix[1:], dpi=200))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"--evaluation: cannot read {path}: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"--evaluation: expected {path} to hold a JSON object")
+    return value

@@ -1,0 +1,104 @@
+"use strict";
+// What the page is about, what is chosen in it, and the two builders of elements. Text is only ever set as text.
+
+const data = JSON.parse(document.getElementById("data").textContent);
+const { graph, circuits, prompts } = data;
+const MOST_DRAWN = 1000; // edges; more of them are a felt, not a picture
+
+const parseReceiver = (name) => {
+  const head = /^(.+)<([qkv])>$/.exec(name);
+  if (head) return { node: head[1], kind: head[2] };
+  return { node: name, kind: name === "logits" ? "logits" : "mlp" };
+};
+const edges = data.edges.sender.map((sender, id) => {
+  const receiver = graph.receivers[data.edges.receiver[id]];
+  const from = graph.senders[sender];
+  return { id, sender: from, receiver, ...parseReceiver(receiver), name: `${from}->${receiver}` };
+});
+
+// --- what is chosen ---------------------------------------------------------------------------
+
+const isScores = data.ranking !== null && circuits[0].kept.length === graph.numEdges;
+const state = {
+  circuit: 0, // which of a sweep's
+  best: null, // how many of the best edges, or null: the circuit as it is
+  show: "score", // what width and colour stand for: "score" or "effect"
+  kinds: new Set(["q", "k", "v", "mlp", "logits"]),
+  node: null,
+  edge: null,
+  prompt: 0,
+  query: "",
+};
+const listeners = [];
+const update = (change) => {
+  Object.assign(state, change);
+  if (Object.keys(change).some((key) => ["circuit", "best", "show", "kinds"].includes(key))) view = currentView();
+  for (const listener of listeners) listener(change);
+};
+
+const ranked = data.ranking === null ? [] : (() => {
+  const size = data.ranking === "absolute" ? Math.abs : (score) => score;
+  const { scores } = circuits[0];
+  return edges.map((edge) => edge.id).sort((a, b) => size(scores[b]) - size(scores[a]) || a - b);
+})();
+
+// The edges in view, each with its score and, where the record has them, its effects on single prompts.
+function currentView() {
+  const circuit = circuits[state.circuit];
+  const place = new Map(circuit.kept.map((id, i) => [id, i]));
+  const ids = state.best === null ? circuit.kept : ranked.slice(0, state.best);
+  const shown = ids.map((id) => {
+    const effects = circuit.effects && place.has(id) ? circuit.effects[place.get(id)] : null;
+    const score = circuit.scores[id];
+    const effect = effects && mean(effects);
+    return { ...edges[id], score, effects, effect, value: state.show === "effect" && effect !== null ? effect : score };
+  });
+  const drawn = shown.filter((edge) => state.kinds.has(edge.kind));
+  const nodes = new Set(shown.flatMap((edge) => [edge.sender, edge.node]));
+  return { circuit, shown, drawn, nodes, most: Math.max(...shown.map((edge) => Math.abs(edge.value)), 0) };
+}
+const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
+const deviation = (values) => {
+  const middle = mean(values);
+  return Math.sqrt(mean(values.map((value) => (value - middle) ** 2)));
+};
+const startOfScores = Math.min(50, edges.length);
+if (isScores) state.best = startOfScores;
+if (!isScores && circuits.length > 1) state.circuit = circuits.length >> 1;
+let view = currentView();
+
+// --- words ------------------------------------------------------------------------------------
+
+const number = (value) => {
+  if (value === null || value === undefined) return "–";
+  const size = Math.abs(value);
+  if (size !== 0 && (size < 1e-3 || size >= 1e5)) return value.toExponential(1).replace("-", "−").replace("e+", "e");
+  return String(Number(value.toPrecision(3))).replace("-", "−");
+};
+const signed = (value) => (value > 0 ? "+" : "") + number(value);
+const count = (value) => value.toLocaleString("en");
+const counted = (value, word) => `${count(value)} ${word}${value === 1 ? "" : "s"}`;
+const arrow = (edge) => `${edge.sender} → ${edge.receiver}`;
+const describeNode = (name) => {
+  const head = /^a(\d+)\.h(\d+)$/.exec(name);
+  if (head) return `attention head ${head[2]} of layer ${head[1]}`;
+  if (/^m\d+$/.test(name)) return `MLP of layer ${name.slice(1)}`;
+  return name === "logits" ? "the model's output" : "the token and position embeddings";
+};
+const spread = (effects) => `${signed(Math.min(...effects))} to ${signed(Math.max(...effects))}`;
+
+// --- elements ---------------------------------------------------------------------------------
+
+const byId = (id) => document.getElementById(id);
+const fill = (element, attributes, children) => {
+  for (const [name, value] of Object.entries(attributes ?? {})) {
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (value === true) element.setAttribute(name, "");
+    else if (value !== false && value !== null && value !== undefined) element.setAttribute(name, value);
+  }
+  element.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined));
+  return element;
+};
+const el = (tag, attributes, ...children) => fill(document.createElement(tag), attributes, children);
+const svg = (tag, attributes, ...children) =>
+  fill(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);

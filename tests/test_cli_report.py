@@ -1,0 +1,99 @@
+import json
+import sys
+
+import numpy as np
+import pytest
+from conftest import micro_model, micro_pairs
+from test_page import data_of
+
+import jaxcircuits as jc
+from jaxcircuits.cli import main
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs the command line in this process: (exit code, stdout, stderr)."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["jaxcircuits", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        printed = capsys.readouterr()
+        return end.value.code or 0, printed.out, printed.err
+
+    return call
+
+
+@pytest.fixture
+def micro(tmp_path):
+    """A micro model's folder and a task file for it."""
+    jc.save(micro_model("gpt2"), tmp_path / "micro")
+    micro_pairs().save(tmp_path / "micro.npz")
+    return tmp_path
+
+
+def test_discover_draws_what_it_finds_and_report_draws_it_again(run, micro):
+    page, again, out, kept = (micro / name for name in ("page.html", "again.html", "circuit.json", "inspection.json"))
+    command = ["discover", micro / "micro.npz", "--model", micro / "micro", "--threshold", 0.01, "--batch", 4]
+    code, printed, _ = run(*command, "--size", 3, "--out", out, "--report", page)
+    assert code == 0 and f"report written to {page}" in printed
+    data, circuit = data_of(page.read_text()), jc.Circuit.load(out)
+    assert len(data["prompts"]) == 3 and len(data["circuits"][0]["effects"]) == circuit.num_edges > 0
+    assert data["prompts"][0]["tokens"] == [str(token) for token in micro_pairs().clean[0]]
+
+    code, printed, _ = run("report", out, "--out", again, "--keep", kept)
+    assert code == 0 and f"written to {again}" in printed
+    same = data_of(again.read_text())
+    assert same["patterns"] == data["patterns"]
+    np.testing.assert_allclose(same["circuits"][0]["effects"], data["circuits"][0]["effects"], rtol=1e-3, atol=1e-6)
+    assert jc.Inspection.load(kept).edges == circuit.edges
+    assert run("report", out, "--out", page, "--inspection", kept)[0] == 0
+    assert len(data_of(page.read_text())["prompts"]) == 3
+
+
+def test_a_sweep_is_one_page(run, micro):
+    page, out = micro / "page.html", micro / "sweep"
+    command = ["sweep", micro / "micro.npz", "--model", micro / "micro", "--batch", 4, "--thresholds", "1,0.01"]
+    assert run(*command, "--size", 3, "--out", out, "--report", page)[0] == 0
+    kept = [len(circuit["kept"]) for circuit in data_of(page.read_text())["circuits"]]
+    files = sorted(out.glob("*.json"))
+    assert sorted(kept) == sorted(jc.Circuit.load(file).num_edges for file in files) and len(kept) == 2
+    assert run("report", *files, "--out", page, "--no-model")[0] == 0
+    data = data_of(page.read_text())
+    assert [circuit["run"]["threshold"] for circuit in data["circuits"]] == [1, 0.01] and data["prompts"] == []
+    code, _, error = run("report", *files, "--out", micro / "circuit.svg")
+    assert code == 1 and "shows one circuit" in error
+
+
+def test_pictures_texts_and_evaluations(run, tmp_path):
+    graph = jc.Graph(2, 2)
+    mask = graph.mask_of(["input->m1", "m1->logits"])
+    file, evaluation = tmp_path / "circuit.json", tmp_path / "evaluation.json"
+    jc.Circuit(graph, mask, mask.astype(float), {}).save(file)
+    for ending, start in ((".svg", b"<?xml"), (".pdf", b"%PDF"), (".dot", b"digraph"), (".md", b"# Circuit")):
+        assert run("report", file, "--out", tmp_path / f"out{ending}")[0] == 0
+        assert (tmp_path / f"out{ending}").read_bytes().startswith(start)
+    evaluation.write_text(json.dumps({"curve": {"edges": [0, 2], "faithfulness": [0, 1]}}))
+    page = tmp_path / "page.html"
+    assert run("report", file, "--out", page, "--no-model", "--evaluation", evaluation)[0] == 0
+    assert len(data_of(page.read_text())["curve"]) == 2
+
+
+def test_wrong_use_ends_with_one_line(run, tmp_path):
+    graph = jc.Graph(2, 2)
+    file, page = tmp_path / "circuit.json", tmp_path / "page.html"
+    jc.Circuit(graph, graph.valid, np.zeros(graph.shape), {"task": "ioi"}).save(file)
+    wrong = {
+        "names no model": [file, "--out", page],
+        "expected a file ending": [file, "--out", tmp_path / "page.txt"],
+        "no circuit file": [tmp_path / "nothing.json", "--out", page],
+        "expected one file": [file, file, "--out", page, "--keep", tmp_path / "kept.json"],
+        "cannot read": [file, "--out", page, "--no-model", "--evaluation", tmp_path / "nothing.json"],
+        "does not exist": [file, "--out", tmp_path / "nowhere" / "page.html"],
+    }
+    for said, arguments in wrong.items():
+        code, _, error = run("report", *arguments)
+        assert code == 1 and said in error.lower() and error.count("\n") == 1, error
+    code, _, error = run("discover", "ioi", "--report", tmp_path / "page.pdf")
+    assert code == 1 and "ending in .html" in error
+    assert not page.exists()
