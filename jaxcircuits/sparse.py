@@ -25,7 +25,7 @@ from .types import Model
 
 KINDS = ("<q>", "<k>", "<v>")
 
-Rows = Float[Array, "row batch position width"]
+Rows = Float[Array, "_ batch position width"]
 Edges = tuple[Int[np.ndarray, " edge"], Int[np.ndarray, " edge"]]
 """The row that each edge reads, and the input that it leads to."""
 
@@ -236,12 +236,12 @@ def _losses(objective: Objective, rows: Rows, base: Array, into: Any, count: int
     return jax.vmap(lambda residual: each(residual, objective.weights, objective.labels))(x)
 
 
-def _mlp(model: Model, layer: Array, x: Float[Array, "node batch position width"]) -> Array:
+def _mlp(model: Model, layer: Array, x: Float[Array, "_ batch position width"]) -> Array:
     with jax.default_matmul_precision(model.precision):
         return model.mlp_output(layer, x.reshape(-1, x.shape[-1])).reshape(x.shape)
 
 
-def _scored(objective: Objective, rows: Rows) -> Float[Array, "row batch scored width"]:
+def _scored(objective: Objective, rows: Rows) -> Float[Array, "_ batch scored width"]:
     prompts = jnp.arange(objective.num_prompts)[:, None]
     return rows[:, prompts, objective.scored]
 

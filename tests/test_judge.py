@@ -50,7 +50,7 @@ def test_a_circuit_is_judged_where_its_file_says(run, micro, tmp_path):
     assert record["kind"] == "evaluation" and record["random"]["circuits"] == 5
     assert record["run"]["metric"] == "kl" and record["run"]["seed"] == 3 and record["run"]["prompts"] == 5
     assert record["run"]["config"]["command"] == "evaluate"
-    assert record["reset"]["method"] == "random" and record["reset"]["on_reset"]["edges"] > 0
+    assert record["reset"]["method"] == "random" and record["reset"]["on_reset"]["loss"]["count"] == 5
     objective = jc.Objective(micro_model("gpt2"), micro_pairs(), "kl")
     expected = jc.faithfulness(objective, jc.Circuit.load(micro / "circuit.json")).value
     assert record["faithfulness"]["value"] == pytest.approx(expected, rel=1e-5)
@@ -64,7 +64,7 @@ def test_a_foreign_circuit_needs_a_task_and_a_model(run, micro, tmp_path):
     del value["run"], value["format"]
     (tmp_path / "foreign.json").write_text(json.dumps(value))
     code, _, error = run("evaluate", tmp_path / "foreign.json")
-    assert code == 1 and "give --task and --model" in error and error.count("\n") == 2  # with the missing method
+    assert code == 1 and "give --task and --model" in error and error.count("\n") == 1
     named = ["--task", micro / "task.npz", "--model", micro / "model", "--metric", "kl"]
     parts = ["--direction", "restore", "--granularity", "node", "--set", "complement", "--component", "heads"]
     out = tmp_path / "evaluation.json"

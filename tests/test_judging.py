@@ -12,10 +12,10 @@ import jaxcircuits as jc
 
 
 def behaving(model):
-    """24 prompts that the model gets right: the answer is its own best token, the wrong one its second best."""
+    """24 prompts that the model gets right: the answer is its own best token, the wrong one its worst."""
     pairs = micro_pairs(width=5, batch=24)
     best = np.argsort(np.asarray(jax.vmap(model)(pairs.clean))[:, -1])
-    return jc.PromptPairs(clean=pairs.clean, corrupt=pairs.corrupt, answer=best[:, -1], wrong=best[:, -2])
+    return jc.PromptPairs(clean=pairs.clean, corrupt=pairs.corrupt, answer=best[:, -1], wrong=best[:, 0])
 
 
 @pytest.fixture(scope="module")

@@ -4,13 +4,12 @@ import dataclasses
 from typing import Any, ClassVar
 
 import numpy as np
-from jaxtyping import Bool
 
 from ..circuit import Circuit
 from ..graph import Graph
 from ..objective import Objective
 from ..types import EdgeBools
-from .ablation import Ablated, ablated, masks_of
+from .ablation import Ablated, Masks, ablated, masks_of
 from .hypotheses import Outcome, distance, equivalence, independence, minimality, partial_necessity, sufficiency
 from .random_circuits import random_circuits, random_walks
 from .records import Record
@@ -63,9 +62,30 @@ def hypothesis_tests(
         raise ValueError("hypothesis tests: expected a circuit with edges, got an empty one")
     if random < 1 or not 0 < level < 1 or not 0 < share < 1:
         raise ValueError(f"expected random >= 1, level and share in (0, 1); got {random}, {level} and {share}")
+    parts = _parts(graph, mask, random, seed)
+    losses = judged.losses(np.concatenate(list(parts.values())))
+    sizes = np.cumsum([len(part) for part in parts.values()])
+    s = dict(zip(parts, np.split(losses, sizes[:-1]), strict=True))
+    names = graph.names_of(mask)
+    effects = distance(s["without_edge"], s["circuit"]), distance(s["inflated"], s["reduced"])
+    near = float(distance(s["circuit"], s["model"])[0]), distance(s["random"], s["model"])
+    far = float(distance(s["complement"], s["model"])[0]), distance(s["without_random"], s["model"])
+    outcomes = (
+        equivalence(s["circuit"][0], s["model"][0], epsilon=epsilon, level=level),
+        independence(s["complement"][0], s["model"][0], permutations=permutations, seed=seed, level=level),
+        minimality(*effects, names, share=share, level=level),
+        sufficiency(*near, share=share, level=level),
+        partial_necessity(*far, share=share, level=level),
+    )
+    run = {**judged.describe(), "circuit": circuit.run, "seed_of_tests": seed, "random_circuits": "walks"}
+    return HypothesisTests(outcomes, int(mask.sum()), len(losses), run)
+
+
+def _parts(graph: Graph, mask: EdgeBools, random: int, seed: int) -> dict[str, Masks]:
+    """Every circuit that the tests compare, by its role."""
     drawn = random_circuits(graph, int(mask.sum()), random, seed=seed)
     inflated, reduced = _inflated(graph, mask, random, np.random.default_rng(seed))
-    parts = {
+    return {
         "model": graph.valid[None],
         "circuit": mask[None],
         "complement": (graph.valid & ~mask)[None],
@@ -75,34 +95,9 @@ def hypothesis_tests(
         "inflated": inflated,
         "reduced": reduced,
     }
-    sizes = np.cumsum([len(part) for part in parts.values()])
-    losses = judged.losses(np.concatenate(list(parts.values())))
-    s = dict(zip(parts, np.split(losses, sizes[:-1]), strict=True))
-    outcomes = (
-        equivalence(s["circuit"][0], s["model"][0], epsilon=epsilon, level=level),
-        independence(s["complement"][0], s["model"][0], permutations=permutations, seed=seed, level=level),
-        minimality(
-            distance(s["without_edge"], s["circuit"]),
-            distance(s["inflated"], s["reduced"]),
-            graph.names_of(mask),
-            share=share,
-            level=level,
-        ),
-        sufficiency(
-            float(distance(s["circuit"], s["model"])[0]), distance(s["random"], s["model"]), share=share, level=level
-        ),
-        partial_necessity(
-            float(distance(s["complement"], s["model"])[0]),
-            distance(s["without_random"], s["model"]),
-            share=share,
-            level=level,
-        ),
-    )
-    run = {**judged.describe(), "circuit": circuit.run, "seed_of_tests": seed, "random_circuits": "walks"}
-    return HypothesisTests(outcomes, int(mask.sum()), len(losses), run)
 
 
-def _without_each_edge(mask: EdgeBools) -> Bool[np.ndarray, "edge sender receiver"]:
+def _without_each_edge(mask: EdgeBools) -> Masks:
     """The circuit without one of its edges, for each, in edge order."""
     edges = np.argwhere(mask)
     masks = np.repeat(mask[None], len(edges), 0)
@@ -110,9 +105,7 @@ def _without_each_edge(mask: EdgeBools) -> Bool[np.ndarray, "edge sender receive
     return masks
 
 
-def _inflated(
-    graph: Graph, mask: EdgeBools, count: int, random: np.random.Generator
-) -> tuple[Bool[np.ndarray, "circuit sender receiver"], Bool[np.ndarray, "circuit sender receiver"]]:
+def _inflated(graph: Graph, mask: EdgeBools, count: int, random: np.random.Generator) -> tuple[Masks, Masks]:
     """The circuit with a random walk from an embedding to `logits` added, and that without one of the added edges.
 
     None where the walks add nothing, as to the whole graph.
