@@ -52,7 +52,11 @@ class Checkpoint:
         try:
             import transformers
 
-            return transformers.AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
+            named = json.loads((self.folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+            loader: Any = transformers.AutoTokenizer
+            if named.get("tokenizer_class") == "TokenizersBackend":  # which asks for no model that transformers knows
+                loader = transformers.PreTrainedTokenizerFast
+            return loader.from_pretrained(self.folder, local_files_only=True)
         finally:
             quiet.removeFilter(_is_not_about_torch)
 

@@ -122,7 +122,7 @@ class Circuit:
         if graph != Graph(graph.num_layers, graph.num_heads, mlps=graph.mlps, embeddings=graph.embeddings):
             raise ValueError("the circuit format holds graphs of transformers with ungrouped heads only")
         kept = set(self.nodes) | {*graph.embeddings, "logits"}
-        special = {} if all(graph.has_mlp) else {"mlps": list(graph.has_mlp)}
+        special: dict[str, list] = {} if all(graph.has_mlp) else {"mlps": list(graph.has_mlp)}
         if graph.embeddings != ("input",):
             special["embeddings"] = list(graph.embeddings)
         value = {

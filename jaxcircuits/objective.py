@@ -416,7 +416,7 @@ def _reference(
     mesh: Mesh | None,
 ) -> Float[Array, "sender batch position width"]:
     if isinstance(reference, eqx.Module):
-        if reference.graph != model.graph:
+        if getattr(reference, "graph", None) != model.graph:
             raise ValueError("reference: expected a model with the same graph as the objective's")
         model = batching.place_weights(reference, mesh)
     elif not isinstance(reference, str):

@@ -65,7 +65,7 @@ class SparseEvaluator:
     def _chunk(self, masks: np.ndarray, width: int) -> Float[np.ndarray, "circuit batch"]:
         kept = self._heard(masks & self.graph.valid)
         everywhere = self._read_everywhere(kept)
-        live = kept.any(2)
+        live = np.asarray(kept.any(2))
         live[:, self.embeddings] = False
         nodes = sorted(np.argwhere(live).tolist(), key=lambda node: (self.graph.sender_times[node[1]], node))
         row_of = np.zeros(live.shape, np.int32)  # of each circuit's senders in the buffer
@@ -89,7 +89,7 @@ class SparseEvaluator:
         heard = np.tile(~self.reads.any(1), (len(kept), 1))  # receivers that reach logits: at first these alone
         for row in reversed(range(len(self.graph.senders))):
             kept[:, row] &= heard
-            heard[:, self.reads[:, row]] |= kept[:, row].any(1)[:, None]
+            heard[:, self.reads[:, row]] |= np.any(kept[:, row], 1, keepdims=True)
         return kept
 
     def _read_everywhere(self, kept: np.ndarray) -> Bool[np.ndarray, "circuit sender"]:

@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "evaluation": BASE | {"graph", "scores", "objective", "batching", "circuit"},
     "report": BASE | {"graph", "scores", "circuit", "evaluation"},
 }
-EVERYTHING = {"cli", "__init__"}
+EVERYTHING = {"cli", "reproduce", "__init__"}
 
 
 def imported(path):

@@ -11,6 +11,7 @@ from .judge import compare, evaluate_circuit, test_circuit
 from .lists import list_methods, list_models, show
 from .options import err
 from .report import report
+from .reproduce import reproduce
 from .scores import prune, score
 from .tasks import tasks_command
 
@@ -30,7 +31,7 @@ def _about() -> None:
     """Finds the circuit behind a behaviour of a language model."""
 
 
-for command in (discover, sweep, score, prune, show, compare, report):
+for command in (discover, sweep, score, prune, show, compare, report, reproduce):
     app.command()(command)
 app.command(name="evaluate")(evaluate_circuit)
 app.command(name="test")(test_circuit)

@@ -36,6 +36,7 @@ from .options import (
     err,
     load_all,
     out,
+    thresholds_of,
     warnings_as_lines,
 )
 from .report import check_page, write_report
@@ -111,7 +112,7 @@ def sweep(
     out_folder: Annotated[Path | None, typer.Option("--out", help="write circuits, table and plot here")] = None,
 ) -> None:
     """Finds the circuits of several thresholds, sharing the work, and prints a table."""
-    values = _thresholds(thresholds)
+    values = thresholds_of(thresholds)
     check_page(report)
     if out_folder is not None and out_folder.exists() and not out_folder.is_dir():
         raise ValueError(f"--out: {out_folder} is a file: expected the name of a folder")
@@ -159,13 +160,6 @@ def _run(
             results = acdc_sweep(loaded.objective, thresholds, on_progress=show, within=mask, **options)
     width = loaded.objective.model.config.n_embd
     return [Circuit.of(result, d_model=width, config=config, **loaded.run) for result in results], loaded
-
-
-def _thresholds(text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(f"--thresholds: expected numbers separated by commas, got {text!r}") from None
 
 
 @contextmanager

@@ -82,7 +82,8 @@ def evaluate_circuit(
     check_writable(out_file)
     circuit = Circuit.load(file)
     asked = _Asked(circuit, (task, model, metric, reference), (dtype, size, seed, average, devices, cache))
-    parts = {"granularity": granularity, "component": component, "direction": direction, "set": ablated_set}
+    parts: dict[str, Any] = {"granularity": granularity, "component": component, "direction": direction}
+    parts["set"] = ablated_set
     method = _method_of(circuit) if controls else None
     if controls and method is None:
         err.print("warning: the file does not say which method to run on a reset network: no such control")
@@ -163,7 +164,8 @@ class _Asked:
 
     def __init__(self, circuit: Circuit, named: tuple[str | None, ...], options: tuple) -> None:
         run = circuit.run
-        typed = run.get("config") if isinstance(run.get("config"), dict) else {}
+        config = run.get("config")
+        typed = config if isinstance(config, dict) else {}
         task, model, metric, reference = named
         dtype, size, seed, average, devices, cache = options
         self.seed = int(run.get("seed", 0)) if seed is None else seed

@@ -120,7 +120,7 @@ def load(prompts: PromptOptions, seed: int) -> tuple[Objective, dict[str, Any]]:
 def load_all(prompts: PromptOptions, seed: int, change: Callable[[Any], Any] | None = None) -> Loaded:
     """The objective that the options name, and what it was made of; `change` makes another model of the loaded one."""
     metric_by_name(prompts.metric)
-    dtype = _dtype(prompts.dtype)
+    dtype = dtype_of(prompts.dtype)
     if prompts.cache is not None:
         use_compilation_cache(prompts.cache)
     loaded = checkpoints.load(prompts.model, dtype=dtype)
@@ -146,13 +146,22 @@ def prompts_of(task: str, loaded: checkpoints.Checkpoint, size: int | None, seed
     return known.generate(loaded.tokenizer, seed=seed, **({} if size is None else {"size": size})), task
 
 
-def _dtype(name: str) -> Literal["float32", "float64"]:
+def dtype_of(name: str) -> Literal["float32", "float64"]:
+    """A dtype by its name; float64 is switched on."""
     if name == "float64":
         jax.config.update("jax_enable_x64", True)
         return "float64"
     if name != "float32":
         raise ValueError(f"--dtype: expected float32 or float64, got {name!r}")
     return "float32"
+
+
+def thresholds_of(text: str) -> list[float]:
+    """The numbers of `1,0.1,0.01`."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--thresholds: expected numbers separated by commas, got {text!r}") from None
 
 
 def check_writable(path: Path | None) -> None:

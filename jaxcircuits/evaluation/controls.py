@@ -111,8 +111,7 @@ def random_curve(
     if all(point.value is not None for point in points):
         table = np.array([point.value for point in points], np.float64).reshape(len(sizes), count)
         values = tuple(Spread.of(row) for row in table)
-        cpr = Spread.of(np.trapezoid(table, curve.shares, axis=0))
-        cmd = Spread.of(np.trapezoid(np.abs(1 - table), curve.shares, axis=0))
+        cpr, cmd = (Spread.of(np.asarray(np.trapezoid(y, curve.shares, axis=0))) for y in (table, np.abs(1 - table)))
     return RandomCurve(curve.shares, tuple(sizes), values, cpr, cmd, count, kind, seed)
 
 

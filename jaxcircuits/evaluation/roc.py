@@ -139,5 +139,5 @@ def _insides(graph: Graph, mask: EdgeBools) -> tuple[np.ndarray, np.ndarray, np.
     heads = [row for row, name in enumerate(graph.senders) if name.startswith("a")]
     columns = [int(column) for row in heads for column in graph.inputs(graph.senders[row])]
     owners = [row for row in heads for _ in graph.inputs(graph.senders[row])]
-    fed, sends = mask.any(0)[columns], mask.any(1)
+    fed, sends = np.asarray(mask.any(0))[columns], np.asarray(mask.any(1))
     return fed, fed & sends[owners], sends[heads]

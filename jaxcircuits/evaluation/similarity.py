@@ -85,7 +85,8 @@ def rank_correlation(first: Scores | Circuit, second: Scores | Circuit, *, rank:
         return None
     from scipy import stats
 
-    return float(stats.spearmanr(one, other).statistic)
+    correlation: Any = stats.spearmanr(one, other)
+    return float(correlation.statistic)
 
 
 def _ranked(scores: Scores | Circuit, rank: str) -> np.ndarray:

@@ -52,15 +52,13 @@ class TracrConfig(GPT2Config):
 class Tracr(GPT2):
     """A compiled transformer on one prompt; its logits are the residual stream along `config.outputs`."""
 
-    unembedding: Float[Array, "output width"]
-    config: TracrConfig = eqx.field(static=True)
-
     @property
     def graph(self) -> Graph:
         return dataclasses.replace(super().graph, embeddings=("tok", "pos"))
 
     def embeddings(self, tokens: Tokens) -> Float[Array, "embedding position width"]:
         """What `tok` and `pos` write."""
+        assert self.position_embedding is not None
         return jnp.stack([self.token_embedding[tokens], self.position_embedding[: tokens.shape[0]]])
 
 
@@ -70,12 +68,11 @@ def permute_positions(model: GPT2, order: Sequence[int]) -> GPT2:
     As another model whose run is the reference (`Objective(model, pairs, reference=permuted)`) it destroys what a
     circuit knows of positions, which the corrupt prompts alone leave intact, as they have the same.
 
-    Raises ValueError for what is no order of the first positions.
+    Raises ValueError for what is no order of the first positions, and for a model without a position embedding.
     """
-    order = np.asarray(order)
-    if order.ndim != 1 or not 0 < len(order) <= model.max_positions or set(order.tolist()) != set(range(len(order))):
-        raise ValueError(
-            f"order: expected 0..n-1 in another order, n up to {model.max_positions}, got {order.tolist()}"
-        )
-    table = model.position_embedding.at[: len(order)].set(model.position_embedding[order])
+    if not 0 < len(order) <= model.max_positions or sorted(order) != list(range(len(order))):
+        raise ValueError(f"order: expected 0..n-1 in another order, n up to {model.max_positions}, got {list(order)}")
+    if (positions := model.position_embedding) is None:
+        raise ValueError("permute_positions: this model has no position embedding that it could take elsewhere")
+    table = positions.at[: len(order)].set(positions[np.array(order)])
     return cast(GPT2, eqx.tree_at(lambda model: model.position_embedding, model, table))

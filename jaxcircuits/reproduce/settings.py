@@ -22,7 +22,7 @@ class Settings:
 
     - `folder`: where circuits are kept and the table is written. `model`: None takes the paper's.
     - `task`: of `roc`. `size`: prompts; None takes the paper's number. `thresholds`: of ACDC; None: the paper's.
-    - `steps`: of Subnetwork Probing. `on_step`: told, in words, what is done next.
+    - `steps`: of Subnetwork Probing. `config`: what was asked for, for the record. `on_step`: told what is done next.
     """
 
     folder: Path
@@ -32,6 +32,7 @@ class Settings:
     thresholds: tuple[float, ...] | None = None
     steps: int = 3000
     seed: int = 0
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)
     on_step: Callable[[str], None] = lambda text: None
 
     def load(self, paper: str) -> checkpoints.Checkpoint:

@@ -33,11 +33,11 @@ def generate(tokenizer: Any = None, *, seed: int = 0, size: int | None = None, g
     if gate not in INPUTS:
         raise ValueError(f"gate: expected one of {', '.join(INPUTS)}, got {gate!r}")
     every = 2 ** INPUTS[gate]
-    size = every if size is None else size
-    if not 2 <= size <= every:
+    count = every if size is None else size
+    if not 2 <= count <= every:
         raise ValueError(f"size: {gate} has {every} inputs, expected 2 to {every} of them, got {size}")
-    clean = np.arange(size, dtype=np.int32)[:, None]
-    return PromptPairs(clean=clean, corrupt=clean[derangement(np.random.default_rng(seed), size)])
+    clean = np.arange(count, dtype=np.int32)[:, None]
+    return PromptPairs(clean=clean, corrupt=clean[derangement(np.random.default_rng(seed), count)])
 
 
 def circuit(graph: Graph) -> tuple[str, ...]:

@@ -1,0 +1,76 @@
+"""`reproduce`: the ACDC paper's tables, published beside computed."""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table as RichTable
+
+from .. import reproduce as tables
+from ..batching import use_compilation_cache
+from ..reproduce import Settings, Table
+from .options import (
+    Cache,
+    Config,
+    Context,
+    DtypeName,
+    Seed,
+    config_of,
+    dtype_of,
+    err,
+    out,
+    thresholds_of,
+    warnings_as_lines,
+)
+
+
+def reproduce(
+    ctx: Context,
+    table: Annotated[str, typer.Argument(help=f"one of {', '.join(tables.TABLES)}")],
+    task: Annotated[str | None, typer.Option(help="of roc: ioi, greater_than or docstring")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="default: the paper's; or a folder with its weights, or a bundled one to rehearse"),
+    ] = None,
+    size: Annotated[int | None, typer.Option(help="prompts; default: the paper's number")] = None,
+    thresholds: Annotated[str | None, typer.Option(help="of ACDC, as 1,0.1; default: the paper's")] = None,
+    steps: Annotated[int, typer.Option(help="of Subnetwork Probing's training")] = 3000,
+    dtype: DtypeName = "float32",
+    seed: Seed = 0,
+    cache: Cache = None,
+    config: Config = None,
+    out_folder: Annotated[
+        Path | None, typer.Option("--out", help="keep circuits, table and plot here; default: reproduced/TABLE")
+    ] = None,
+) -> None:
+    """Computes a table of the ACDC paper and prints it beside the published one; goes on where it was interrupted."""
+    compute = tables.by_name(table)
+    folder = out_folder or Path("reproduced") / table
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--out: {folder} is a file: expected the name of a folder")
+    dtype_of(dtype)
+    if cache is not None:
+        use_compilation_cache(cache)
+    began = time.perf_counter()
+
+    def tell(step: str) -> None:
+        err.print(f"{time.perf_counter() - began:7.1f} s  {step}", markup=False)
+
+    chosen = None if thresholds is None else tuple(thresholds_of(thresholds))
+    settings = Settings(folder, model, task, size, chosen, steps, seed, config_of(ctx), tell)
+    with warnings_as_lines():
+        result = compute(settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = result.save(folder)
+    _print(result)
+    out.print(f"written to {', '.join(map(str, paths))}", markup=False)
+
+
+def _print(result: Table) -> None:
+    head, *rows = result.cells()
+    table = RichTable(*head, title=result.title, box=None)
+    for row in rows:
+        table.add_row(*row)
+    out.print(table, markup=False)
+    out.print(f"published: {result.source}", markup=False)
