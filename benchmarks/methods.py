@@ -13,8 +13,9 @@ Each part runs in a process of its own, so that its peak of memory is its own; `
 - edge-pruning: steps on all prompts under KL, beside one masked gradient.
 - exact: a seeded sample of the chunks of edges that exact patching evaluates, beside one plain forward pass an edge.
 - package: the public EAP-IG, only with `--eap-ig`. A gate of its own first: the same scores of all edges on the tiny
-  model in float64. Then seconds and peak memory of its `attribute` and of this library's functions. CHECKOUT is a clone
-  of github.com/hannamw/EAP-IG, PYTHON that of an environment with torch, transformer-lens, einops and safetensors.
+  model in float64. Then seconds of its `attribute` and of this library's functions, and the peak of its process (this
+  library's are those of eap and eap-ig). CHECKOUT is a clone of github.com/hannamw/EAP-IG, PYTHON that of an
+  environment with torch, transformer-lens, einops and safetensors (that of peers.py will do).
 
 What is compared is timed in turns, warm; a `ratio` is that of the first to this one. Memory, in GiB: `peak` of the
 process, compiling included; `peak_before`, with the model and its references but before the part; `bound`, what the
@@ -34,7 +35,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from common import SIZES, compared, emit, in_turns, machine, matmul_ceiling, peak, seconds_of
+from common import compared, emit, in_turns, machine, matmul_ceiling, peak, seconds_of
 from jaxtyping import Array, Float, Int
 from peer_gates import ask, tiny
 from peers import commit_of, problem
@@ -208,7 +209,7 @@ def time_exact(options: argparse.Namespace) -> None:
         return _without_edges(objective, clean, model.place(receiver), jnp.asarray(senders, jnp.int32), every)
 
     for chunk in chunks:
-        evaluate(*chunk)
+        evaluate(*chunk).block_until_ready()
     after = peak()  # the logits at all positions would raise it
     edges, seconds = len(sampled_edges(objective.graph, options.edges)), []
     for chunk in [chunks[0], *chunks]:
@@ -226,20 +227,24 @@ def time_exact(options: argparse.Namespace) -> None:
     )
 
 
-def time_package(options: argparse.Namespace) -> None:
-    """The public package: its scores must be ours; then both are timed, ours before and after."""
-    job = {"threads": os.cpu_count(), "checkout": options.eap_ig, "points": POINTS}
+def gate_package(python: str, job: dict[str, Any]) -> None:
+    """The public package's score of every edge is this library's."""
     with jax.enable_x64(True):
         objective, pairs = tiny("logit_diff")
-        scores = {}
+        valid, scores = objective.graph.valid, {}
+        names = objective.graph.names_of(valid)
         for method, ours in PACKAGE.items():
-            theirs = ask(options.python, "peer_eap_ig.py", objective, pairs, what="gate", method=method, **job)
-            names = objective.graph.names_of(objective.graph.valid)
-            expected = ours(objective).values[objective.graph.valid]
-            scores[method] = [theirs["scores"].pop(name) for name in names], expected
-            if theirs["scores"]:
-                raise SystemExit(f"the package has other edges: {list(theirs['scores'])[:5]}")
+            theirs = ask(python, "peer_eap_ig.py", objective, pairs, what="gate", method=method, **job)["scores"]
+            if set(theirs) != set(names):
+                raise SystemExit(f"the package has other edges: {sorted(set(theirs) ^ set(names))[:5]}")
+            scores[method] = [theirs[name] for name in names], ours(objective).values[valid]
         check("gate of the package", **scores)
+
+
+def time_package(options: argparse.Namespace) -> None:
+    """The public package in its own process, this library before and after it."""
+    job = {"threads": os.cpu_count(), "checkout": options.eap_ig, "points": POINTS}
+    gate_package(options.python, job)
     objective, pairs = start_problem(options)
     for method, ours in PACKAGE.items():
         seconds = in_turns(TURNS, ours=lambda ours=ours: ours(objective).values)["ours"]
@@ -267,7 +272,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], None]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", default="small", choices=tuple(SIZES))
+    parser.add_argument("--size", default="small", choices=("small", "tiny"))
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--length", type=int, default=16)
     parser.add_argument("--edges", type=int, default=500, help="of exact patching, at least so many")
