@@ -1,10 +1,13 @@
-"""What the benchmarks share: the seeded model, the prompts, the matmul ceiling, JSON lines."""
+"""What the benchmarks share: the seeded model, the prompts, clocks, peak memory, the matmul ceiling, JSON lines."""
 
 import json
 import os
 import platform
+import resource
 import subprocess
 import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -55,6 +58,35 @@ def best_of(run, times: int = 5) -> tuple[float, float]:
         jax.block_until_ready(run())
         seconds.append(time.perf_counter() - start)
     return min(seconds), float(np.median(seconds))
+
+
+def seconds_of(run: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    jax.block_until_ready(run())
+    return time.perf_counter() - start
+
+
+def in_turns(times: int, **runs: Callable[[], Any]) -> dict[str, list[float]]:
+    """Seconds of each run, one after the other and again, after one turn that compiles."""
+    turns = [[seconds_of(run) for run in runs.values()] for _ in range(times + 1)]
+    return dict(zip(runs, map(list, zip(*turns[1:], strict=True)), strict=True))
+
+
+def compared(seconds: dict[str, Sequence[float]]) -> dict[str, dict[str, float]]:
+    """Least and median of each, and the ratio of the first's to every other's."""
+    first = next(iter(seconds.values()))
+    row = {}
+    for name, values in seconds.items():
+        row[name] = {"min": round(min(values), 4), "median": round(float(np.median(values)), 4)}
+        if values is not first:
+            ratios = min(first) / min(values), np.median(first) / np.median(values)
+            row[name] |= {"ratio_min": round(ratios[0], 3), "ratio_median": round(float(ratios[1]), 3)}
+    return row
+
+
+def peak() -> float:
+    """GiB that the process held at most so far."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
 
 
 def matmul_ceiling() -> float:
