@@ -35,8 +35,8 @@ from .options import (
     config_of,
     err,
     load_all,
+    numbers_of,
     out,
-    thresholds_of,
     warnings_as_lines,
 )
 from .report import check_page, write_report
@@ -112,7 +112,7 @@ def sweep(
     out_folder: Annotated[Path | None, typer.Option("--out", help="write circuits, table and plot here")] = None,
 ) -> None:
     """Finds the circuits of several thresholds, sharing the work, and prints a table."""
-    values = thresholds_of(thresholds)
+    values = numbers_of(thresholds)
     check_page(report)
     if out_folder is not None and out_folder.exists() and not out_folder.is_dir():
         raise ValueError(f"--out: {out_folder} is a file: expected the name of a folder")

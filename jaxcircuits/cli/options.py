@@ -156,12 +156,12 @@ def dtype_of(name: str) -> Literal["float32", "float64"]:
     return "float32"
 
 
-def thresholds_of(text: str) -> list[float]:
+def numbers_of(text: str) -> list[float]:
     """The numbers of `1,0.1,0.01`."""
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
-        raise ValueError(f"--thresholds: expected numbers separated by commas, got {text!r}") from None
+        raise ValueError(f"expected numbers separated by commas, got {text!r}") from None
 
 
 def check_writable(path: Path | None) -> None:

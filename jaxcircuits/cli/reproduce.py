@@ -19,8 +19,8 @@ from .options import (
     config_of,
     dtype_of,
     err,
+    numbers_of,
     out,
-    thresholds_of,
     warnings_as_lines,
 )
 
@@ -35,6 +35,7 @@ def reproduce(
     ] = None,
     size: Annotated[int | None, typer.Option(help="prompts; default: the paper's number")] = None,
     thresholds: Annotated[str | None, typer.Option(help="of ACDC, as 1,0.1; default: the paper's")] = None,
+    strengths: Annotated[str | None, typer.Option(help="of Subnetwork Probing's penalty, as 0.1,1,10")] = None,
     steps: Annotated[int, typer.Option(help="of Subnetwork Probing's training")] = 3000,
     dtype: DtypeName = "float32",
     seed: Seed = 0,
@@ -57,8 +58,18 @@ def reproduce(
     def tell(step: str) -> None:
         err.print(f"{time.perf_counter() - began:7.1f} s  {step}", markup=False)
 
-    chosen = None if thresholds is None else tuple(thresholds_of(thresholds))
-    settings = Settings(folder, model, task, size, chosen, steps, seed, config_of(ctx), tell)
+    settings = Settings(
+        folder,
+        model=model,
+        task=task,
+        size=size,
+        thresholds=None if thresholds is None else tuple(numbers_of(thresholds)),
+        strengths=None if strengths is None else tuple(numbers_of(strengths)),
+        steps=steps,
+        seed=seed,
+        config=config_of(ctx),
+        on_step=tell,
+    )
     with warnings_as_lines():
         result = compute(settings)
     folder.mkdir(parents=True, exist_ok=True)

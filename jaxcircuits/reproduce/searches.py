@@ -44,7 +44,7 @@ def probed_circuits(settings: Settings, name: str, objective: Objective) -> list
         find = functools.partial(subnetwork_probing, objective, strength, steps=steps, seed=seed)
         return settings.kept(f"{name}-sp-{strength:g}", find, **run)
 
-    return [probed(strength) for strength in STRENGTHS]
+    return [probed(strength) for strength in settings.strengths or STRENGTHS]
 
 
 def hisp_circuits(settings: Settings, name: str, objective: Objective) -> list[Circuit] | None:

@@ -22,7 +22,8 @@ class Settings:
 
     - `folder`: where circuits are kept and the table is written. `model`: None takes the paper's.
     - `task`: of `roc`. `size`: prompts; None takes the paper's number. `thresholds`: of ACDC; None: the paper's.
-    - `steps`: of Subnetwork Probing. `config`: what was asked for, for the record. `on_step`: told what is done next.
+    - `strengths`, `steps`: of Subnetwork Probing's penalty (None: the paper's range) and training.
+    - `config`: what was asked for, for the record. `on_step`: told what is done next.
     """
 
     folder: Path
@@ -30,6 +31,7 @@ class Settings:
     task: str | None = None
     size: int | None = None
     thresholds: tuple[float, ...] | None = None
+    strengths: tuple[float, ...] | None = None
     steps: int = 3000
     seed: int = 0
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
