@@ -22,6 +22,13 @@ settings.load_profile("shapes are compiled once")
 GOLDEN = Path(__file__).parent / "golden"
 
 
+@pytest.fixture(autouse=True, scope="module")
+def compiled_programs_go():
+    """A process may map only so much memory at once: programs are dropped after each file."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def x64():
     """Float64 inside one test."""
