@@ -13,6 +13,7 @@
 | `key`      | k      | one head's query, key or value                                       |
 | `neuron`   | n      | hidden unit of an MLP                                                |
 | `vocab`    | v      | token id                                                             |
+| `output`   |        | one of a model's logits: a token, or what a compiled program writes   |
 | `batch`    | b      | prompt                                                               |
 | `scored`   | p      | token position at which logits are read                              |
 | `circuit`  | m      | one of many masks                                                    |

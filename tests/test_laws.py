@@ -11,7 +11,7 @@ import jaxcircuits as jc
 from jaxcircuits.metrics import METRICS
 
 AXES = {
-    "model": ["gpt2", "gpt2-untied-relu", "attention-only", "no-norm", "shortformer"],
+    "model": ["gpt2", "gpt2-untied-relu", "shortformer", "no-norm"],
     "prompts": ["last", "positions", "lengths"],
     "metric": list(METRICS),
     "reference": ["resample", "zero", "mean"],

@@ -52,7 +52,8 @@ def test_prompts_have_the_same_length_and_no_bos(task):
 
 
 def test_every_task_is_tested():
-    assert LENGTHS.keys() == jc.tasks.TASKS.keys()
+    elsewhere = {"tracr_reverse", "tracr_proportion", "logic_gates"}  # test_compiled_tasks.py, test_gates.py
+    assert LENGTHS.keys() | elsewhere == jc.tasks.TASKS.keys()
 
 
 @pytest.mark.parametrize("task", LENGTHS)

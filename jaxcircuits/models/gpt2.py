@@ -270,8 +270,8 @@ class GPT2(eqx.Module):
     position_embedding: Float[Array, "max_position width"] | None
     blocks: Block
     final_norm: LayerNorm | None
-    unembedding: Float[Array, "vocab width"] | None
-    unembedding_bias: Float[Array, " vocab"] | None
+    unembedding: Float[Array, "output width"] | None
+    unembedding_bias: Float[Array, " output"] | None
     config: GPT2Config = eqx.field(static=True)
     precision: str = eqx.field(static=True, default="highest")
 
