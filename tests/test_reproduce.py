@@ -26,6 +26,7 @@ def tracr(tmp_path_factory):
     return TABLES["tracr"](Settings(folder, **FEW, on_step=steps.append)), folder, steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", ["tracr-reverse", "tracr-proportion"])
 def test_acdc_finds_the_compiled_programs(tracr, program):
     table, _, _ = tracr
@@ -37,11 +38,13 @@ def test_acdc_finds_the_compiled_programs(tracr, program):
     assert 0 <= computed(table, f"{program}-zero", "SP", "edge area") <= 1
 
 
+@pytest.mark.slow
 def test_a_quantity_that_is_not_defined_is_no_number(tracr):
     rows = [row for row in tracr[0].rows if row.method == "HISP"]
     assert rows and all(row.computed is None and "no slope" in row.note for row in rows)
 
 
+@pytest.mark.slow
 def test_what_was_found_is_not_searched_again(tracr):
     table, folder, steps = tracr
     assert len(steps) == 4 * (2 + 1)
@@ -53,6 +56,7 @@ def test_what_was_found_is_not_searched_again(tracr):
         TABLES["tracr"](Settings(folder, **FEW, seed=1))
 
 
+@pytest.mark.slow
 def test_a_table_is_written_as_text_numbers_record_and_picture(tracr, tmp_path):
     table, _, _ = tracr
     paths = table.save(tmp_path)

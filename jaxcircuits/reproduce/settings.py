@@ -97,6 +97,6 @@ class Settings:
         return {**values, "folder": str(self.folder)}
 
 
-def powers(low: float, high: float, count: int) -> tuple[float, ...]:
+def powers(low: int, high: int, count: int) -> tuple[float, ...]:
     """`count` thresholds from 10^low to 10^high, even in their logarithm, as the paper states them."""
     return tuple(float(f"{threshold:.4g}") for threshold in np.logspace(low, high, count))

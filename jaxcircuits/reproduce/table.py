@@ -20,8 +20,8 @@ class Row:
     system: str
     method: str
     quantity: str
-    published: float | None
-    computed: float | None
+    published: float | int | None
+    computed: float | int | None
     note: str = ""
 
 
