@@ -48,10 +48,8 @@ class SparseEvaluator:
             self.reads[column, self.graph.readers(column)] = True
         self.is_head = np.array([name.startswith("a") for name in names]) & ~np.isin(names, self.graph.embeddings)
 
-    def per_example_many(
-        self, masks: Bool[np.ndarray, "circuit sender receiver"], width: int = 32
-    ) -> Float[np.ndarray, "circuit batch"]:
-        """The loss of each circuit on each prompt, `width` circuits at a time.
+    def per_example_many(self, masks: np.ndarray, width: int = 32) -> Float[np.ndarray, "circuit batch"]:
+        """The loss of each circuit (bool [circuit, sender, receiver]) on each prompt, `width` circuits at a time.
 
         Raises ValueError for masks of another shape, masks that are not bool, and a width below 1.
         """

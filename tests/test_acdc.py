@@ -145,6 +145,7 @@ def test_speculation_gives_the_sequential_answer_decision_by_decision(
     np.testing.assert_allclose(result.metric_final, final, rtol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guesses", ["all_removed", "history"])
 def test_a_shortformer_is_live_evaluated_as_it_is_dense(guesses, x64):
     """Queries at scored positions alone, and at all: each gets the positions that are its own."""
@@ -208,7 +209,7 @@ def test_a_predictor_changes_the_cost_only(guess, x64):
         assert guided.evaluations_wasted == 0 and guided.device_calls == -(-guided.evaluations // 16)
 
 
-@pytest.mark.parametrize("reference", ["resample", "zero"])
+@pytest.mark.parametrize("reference", ["resample", pytest.param("zero", marks=pytest.mark.slow)])
 def test_a_search_within_a_circuit_tries_only_its_edges(reference, x64):
     objective = jc.Objective(micro_model("gpt2", dtype=jnp.float64), micro_pairs(), "kl", reference)
     graph = objective.graph

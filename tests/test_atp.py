@@ -21,7 +21,7 @@ def one_layer(model):
     return dataclasses.replace(model, blocks=blocks, config=dataclasses.replace(model.config, n_layer=1))
 
 
-@pytest.mark.parametrize("reference", ["resample", "zero"])
+@pytest.mark.parametrize("reference", ["resample", pytest.param("zero", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["no-norm", "shortformer"])
 def test_the_qk_fix_is_exact_where_only_the_pattern_is_not_linear(name, reference, x64):
     """One layer, no norm, logit difference: the loss is linear in what heads write, and EAP errs only in q and k."""

@@ -38,6 +38,7 @@ def test_the_largest_batch_that_fits_is_halved_until_it_does():
         largest_that_fits(lambda size: 10 * memory_limit(), 10)
 
 
+@pytest.mark.slow
 def test_the_microbatch_follows_the_compiled_program(monkeypatch):
     """With less memory than all prompts take at once, fewer are computed at once; the values stay."""
     model, pairs = micro_model("gpt2"), micro_pairs(batch=6)

@@ -22,7 +22,9 @@ def circuits_of(graph, count=5):
     return masks
 
 
-@pytest.mark.parametrize("reference", ["resample", "zero", "mean"])
+@pytest.mark.parametrize(
+    "reference", ["resample", *(pytest.param(name, marks=pytest.mark.slow) for name in ("zero", "mean"))]
+)
 def test_many_circuits_equal_a_loop_of_single_ones(reference, x64):
     objective = jc.Objective(micro_model("gpt2", dtype=jnp.float64), micro_pairs(), "kl", reference)
     masks = circuits_of(objective.graph)

@@ -10,6 +10,7 @@ import jaxcircuits as jc
 from jaxcircuits.discovery.methods import METHODS, by_name
 
 
+@pytest.mark.slow
 def test_every_method_of_the_table_scores():
     objective = jc.Objective(micro_model("gpt2"), micro_pairs(), "logit_diff")
     for name, method in METHODS.items():

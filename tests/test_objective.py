@@ -28,7 +28,9 @@ def test_masks_with_one_zero_equal_published_edge_patching(x64_reference):
     np.testing.assert_allclose(effects, [scores[name] for name in some], atol=1e-10)
 
 
-@pytest.mark.parametrize("batch, microbatch", [(5, 1), (5, 2), (5, 3), (5, 5), (5, 9)])
+@pytest.mark.parametrize(
+    "batch, microbatch", [(5, 2), *(pytest.param(5, size, marks=pytest.mark.slow) for size in (1, 3, 5, 9))]
+)
 def test_microbatches_do_not_change_the_value(batch, microbatch, x64):
     model, pairs = micro_model("gpt2", dtype=jnp.float64), micro_pairs(batch=batch)
     mask = random_mask(model.graph, 3)

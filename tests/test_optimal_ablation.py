@@ -9,6 +9,7 @@ import jaxcircuits as jc
 from jaxcircuits.discovery.optimal_ablation import OptimalAblation
 
 
+@pytest.mark.slow
 def test_its_losses_are_below_those_of_mean_ablation(x64):
     model, pairs = micro_model("gpt2", dtype=jnp.float64), micro_pairs()
     objective = jc.Objective(model, pairs, "kl")

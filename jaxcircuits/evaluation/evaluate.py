@@ -62,7 +62,7 @@ def evaluate(
         curve=curve,
         completeness=completeness(judged, circuit, seed=seed) if is_part else None,
         random=random_control(judged, circuit, count=random, seed=seed) if random and is_part else None,
-        random_curve=random_curve(judged, curve, seed=seed) if random and curve else None,
+        random_curve=random_curve(judged, curve, count=min(random, 10), seed=seed) if random and curve else None,
         reset=None if reset is None or method is None else reset_control(judged, circuit, reset, method),
         run=own.run,
     )
