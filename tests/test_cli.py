@@ -278,7 +278,7 @@ WRONG = {
     "nothing to check": (["tasks", "check"], "expected a built-in task or a .npz"),
     "two tasks": (["tasks", "ioi", "induction"], "only check takes a second name"),
     "nothing to show": (["tasks", "ioi", "--show", "0"], "at least 1, got 0"),
-    "a task in other words": (["tasks", "gendered_pronoun"], "the model's tokenizer has 0 of"),
+    "a task in other words": (["tasks", "gendered_pronoun"], "the model's tokenizer does not know 'So'"),
     "a missing circuit": (["show", "nothing.json"], "no circuit file"),
     "no file": (["show"], "FILE"),
     "an unknown method": (["score", "ioi", "--method", "acd"], "unknown method 'acd'"),

@@ -71,7 +71,7 @@ def test_a_foreign_circuit_needs_a_task_and_a_model(run, micro, tmp_path):
     code, printed, error = run(
         "evaluate", tmp_path / "foreign.json", *named, *parts, "--no-controls", "--size", 3, "--out", out
     )
-    assert code == 0 and "random" not in printed and error == ""
+    assert code == 0 and "random circuits" not in printed and "random:" not in printed and error == ""
     ablation = jc.read_record(out)["run"]["ablation"]
     assert (ablation["direction"], ablation["granularity"], ablation["set"]) == ("restore", "node", "complement")
     assert ablation["component"] == "heads" and ablation["value"] == "clean prompts"

@@ -65,7 +65,7 @@ def test_graphs_have_two_embeddings():
         "tracr-reverse": 94,
         "tracr-proportion": 32,
         "tracr-sort": 32,
-        "tracr-balance": 58,
+        "tracr-balance": 61,
     }
     assert all(graph.senders[:2] == ("tok", "pos") and graph.embeddings == ("tok", "pos") for graph in graphs.values())
 

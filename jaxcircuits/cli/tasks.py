@@ -111,7 +111,7 @@ def _check(pairs: PromptPairs, named: str, loaded: checkpoints.Checkpoint) -> No
     clean, corrupt = _both(loaded, pairs, metric)
     better = corrupt - clean
     out.print(f"{metric} (a loss: lower is better): {_mean(clean)} on clean, {_mean(corrupt)} on corrupt prompts")
-    right = [-values.mean() for values in _both(loaded, pairs, "accuracy")]
+    right = [0 - values.mean() for values in _both(loaded, pairs, "accuracy")]
     out.print(f"the most likely token is an answer: {right[0]:.1%} on clean, {right[1]:.1%} on corrupt prompts")
     if len(pairs) > 1 and better.mean() < 2 * _error(better):
         err.print(f"warning: by {metric} the model does no better on clean than on corrupt prompts", markup=False)
