@@ -26,8 +26,8 @@ from .types import Model
 KINDS = ("<q>", "<k>", "<v>")
 
 Rows = Float[Array, "_ batch position width"]
-Edges = tuple[Int[np.ndarray, " edge"], Int[np.ndarray, " edge"]]
-"""The row that each edge reads, and the input that it leads to."""
+Edges = tuple[Int[np.ndarray, " edge"], Int[np.ndarray, " edge"], Int[np.ndarray, ""]]
+"""The row that each edge reads, the input that it leads to, and how many edges there are; the rest is padding."""
 
 
 class SparseEvaluator:
@@ -76,7 +76,7 @@ class SparseEvaluator:
         for step in steps:
             rows = self._run(step, rows, edges, row_of)
         to_logits = edges[edges[:, 2] == len(self.graph.receivers) - 1]
-        into = _padded(row_of[to_logits[:, 0], to_logits[:, 1]], to_logits[:, 0], width)
+        into = _padded(row_of[to_logits[:, 0], to_logits[:, 1]], to_logits[:, 0])
         return np.asarray(_losses(self.objective, rows, self.base[-1], into, width))[: len(masks)]
 
     def _heard(self, kept: np.ndarray) -> Bool[np.ndarray, "circuit sender receiver"]:
@@ -116,19 +116,20 @@ class SparseEvaluator:
     def _run(self, step: "_Step", rows: Rows, edges: np.ndarray, row_of: np.ndarray) -> Rows:
         """Writes what the step's nodes write, minus the reference."""
         circuits, senders = step.nodes[:, 0], step.nodes[:, 1]
-        each = 3 if self.is_head[senders[0]] else 1
         place = np.full(row_of.shape, -1, np.int32)  # of a node among the step's
         place[circuits, senders] = np.arange(len(senders))
         at, reader = np.nonzero(self.reads[edges[:, 2]] & (place[edges[:, 0]] >= 0))
         chosen = edges[at]
-        target = place[chosen[:, 0], reader] * each + (self.kind[chosen[:, 2]] if each == 3 else 0)
+        sources, targets = row_of[chosen[:, 0], chosen[:, 1]], place[chosen[:, 0], reader]
         size = _rounded(len(senders))
-        into = _padded(row_of[chosen[:, 0], chosen[:, 1]], target, size * each)
         nodes = np.concatenate([senders, np.repeat(senders[:1], size - len(senders))])
-        layer = np.int32((step.time - 1) // 2)
-        run = _heads if each == 3 else (_mlps if step.is_everywhere else _scored_mlps)
-        inputs = self.objective, self.base[step.time - 1], into, (nodes, layer, np.int32(step.first))
-        return run(inputs, rows)
+        place_of_step = nodes, np.int32((step.time - 1) // 2), np.int32(step.first)
+        inputs = self.objective, self.base[step.time - 1]
+        if not self.is_head[senders[0]]:
+            run = _mlps if step.is_everywhere else _scored_mlps
+            return run((*inputs, _padded(sources, targets), place_of_step), rows)
+        changed, targets = _changed_inputs(targets, self.kind[chosen[:, 2]], size)
+        return _heads((*inputs, _padded(sources, targets), changed, place_of_step), rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,10 +148,24 @@ def _rounded(count: int) -> int:
     return size * 3 // 4 if count <= size * 3 // 4 else size
 
 
-def _padded(sources: np.ndarray, targets: np.ndarray, end: int) -> Edges:
-    """Edges, padded with some that lead to `end`, which is no input."""
-    more = _rounded(len(sources)) - len(sources)
-    return np.pad(sources, (0, more)).astype(np.int32), np.pad(targets, (0, more), constant_values=end).astype(np.int32)
+def _padded(sources: np.ndarray, targets: np.ndarray) -> Edges:
+    """Edges in arrays of a rounded size."""
+    more = (0, _rounded(len(sources)) - len(sources))
+    count = np.array(len(sources), np.int32)
+    return np.pad(sources, more).astype(np.int32), np.pad(targets, more).astype(np.int32), count
+
+
+def _changed_inputs(
+    nodes: Int[np.ndarray, " edge"], kinds: Int[np.ndarray, " edge"], size: int
+) -> tuple[Int[np.ndarray, "kv input"], Int[np.ndarray, " edge"]]:
+    """Which nodes' queries, keys and values an edge leads to (padded with `size`), and each edge's place among them."""
+    found = [np.unique(nodes[kinds == kind]) for kind in range(3)]
+    changed = np.full((3, _rounded(max(map(len, found)))), size, np.int32)
+    targets = np.zeros(len(nodes), np.int32)
+    for kind, own in enumerate(found):
+        changed[kind, : len(own)] = own
+        targets[kinds == kind] = kind * changed.shape[1] + np.searchsorted(own, nodes[kinds == kind])
+    return changed, targets
 
 
 # --- compiled ------------------------------------------------------------------------------------
@@ -179,25 +194,32 @@ def _start_rows(start: Rows, count: int) -> Rows:
 
 def _read(rows: Rows, base: Float[Array, "batch ..."], into: Any, count: int) -> Rows:
     """`base + sum of the rows that lead there`, for each of `count` inputs."""
-    sources, targets = into
-    x = jnp.broadcast_to(base[None], (count, *base.shape))
-    return x.at[targets].add(rows[sources], mode="drop")
+    sources, targets, edges = into
+
+    def add(e, x):
+        return jax.lax.dynamic_update_index_in_dim(x, x[targets[e]] + rows[sources[e]], targets[e], 0)
+
+    return jax.lax.fori_loop(0, edges, add, jnp.broadcast_to(base[None], (count, *base.shape)))
 
 
 @eqx.filter_jit(donate="all-except-first")
 def _heads(inputs: tuple, rows: Rows) -> Rows:
-    objective, base, into, (senders, layer, first) = inputs
+    """Queries, keys and values that no edge leads to are those of `base`, once for all circuits."""
+    objective, base, into, changed, (senders, layer, first) = inputs
     model, graph = objective.model, objective.graph
-    x = _read(rows, base, into, 3 * len(senders)).reshape(-1, 3, *base.shape)
+    x = _read(rows, base, into, changed.size).reshape(*changed.shape, *base.shape)
     heads = jnp.asarray(_head_numbers(graph))[senders]
     positions = jnp.arange(base.shape[1], dtype=jnp.int32)
 
-    def one(head: Array, x: Float[Array, "kv position width"]) -> Array:
-        query, key, value = (model.head_projection(kv, layer, head, x[kv]) for kv in range(3))
-        return model.head_output(layer, head, query, key, value, positions)
+    def projected(kv: int) -> Float[Array, "node batch position key"]:
+        run = jax.vmap(partial(model.head_projection, kv, layer), (None, 0))
+        unchanged = jax.vmap(run, (0, None))(jnp.arange(graph.num_heads, dtype=jnp.int32), base)[heads]
+        own = heads[jnp.minimum(changed[kv], len(senders) - 1)]
+        return unchanged.at[changed[kv]].set(jax.vmap(run)(own, x[kv]), mode="drop")
 
     with jax.default_matmul_precision(model.precision):
-        written = jax.vmap(jax.vmap(one, (None, 1)))(heads, x)
+        write = jax.vmap(jax.vmap(model.head_output, (None, None, 0, 0, 0, None)), (None, 0, 0, 0, 0, None))
+        written = write(layer, heads, *(projected(kv) for kv in range(3)), positions)
     written = written - objective.reference[senders]
     return jax.lax.dynamic_update_slice_in_dim(rows, written, first, 0)
 
