@@ -18,7 +18,10 @@ def one_by_one(objective, masks):
     return np.asarray(objective.many(np.stack(masks))) - float(objective(objective.graph.valid))
 
 
-@pytest.mark.parametrize("model", ["gpt2", "gpt2-untied-relu", "attention-only", "no-norm", "shortformer", "one-head"])
+OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("gpt2-untied-relu", "attention-only", "one-head")]
+
+
+@pytest.mark.parametrize("model", ["gpt2", "no-norm", "shortformer", *OTHERS])
 def test_exact_is_a_loop_over_masks_with_one_zero(model, x64):
     objective = micro(model, reference="zero" if model == "no-norm" else "resample")
     graph = objective.graph

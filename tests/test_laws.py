@@ -45,7 +45,13 @@ def test_the_cover_is_small_and_covers_every_pair():
             assert any(set(pair) <= set(combination) for combination in COVER)
 
 
-@pytest.fixture(params=COVER, ids="-".join)
+def as_parameter(combination):
+    """A combination under its name; those of one model run with the slow tests."""
+    marks = [pytest.mark.slow] if combination[0] == "gpt2-untied-relu" else []
+    return pytest.param(combination, marks=marks, id="-".join(combination))
+
+
+@pytest.fixture(params=[as_parameter(combination) for combination in COVER])
 def objective(request, x64):
     model, prompts, metric, reference = request.param
     return jc.Objective(micro_model(model, dtype=jnp.float64), micro_pairs(kind=prompts), metric, reference)
