@@ -11,6 +11,8 @@ import jaxcircuits as jc
 from jaxcircuits.reproduce import TABLES, Settings, by_name
 from jaxcircuits.reproduce.settings import powers
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*prompts do not differ")  # the original's permuted rows
+
 FEW = {"thresholds": (0.001, 0.01), "strengths": (1.0,), "steps": 3}
 
 
