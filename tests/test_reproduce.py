@@ -64,7 +64,7 @@ def test_a_table_is_written_as_text_numbers_record_and_picture(tracr, tmp_path):
     paths = table.save(tmp_path)
     assert [path.name for path in paths] == ["tracr.md", "tracr.csv", "tracr.json", "tracr.png"]
     assert "| tracr-reverse-zero | ACDC | edge area | 1 | 1 |" in paths[0].read_text()
-    rows = list(csv.DictReader(paths[1].open()))
+    rows = list(csv.DictReader(paths[1].read_text().splitlines()))
     assert len(rows) == len(table.rows) and rows[0].keys() >= {"published", "computed"}
     record = json.loads(paths[2].read_text())
     assert record["format"] == "jaxcircuits-table/1" and record["run"]["settings"]["steps"] == 3
