@@ -4,6 +4,7 @@ import csv
 import json
 
 import jax
+import numpy as np
 import pytest
 from conftest import gpt2_tokenizer
 
@@ -97,6 +98,17 @@ def test_a_bundled_model_rehearses(name, task, title, tmp_path):
     table = TABLES[name](settings)
     assert table.title.startswith(title) and all(row.published is None for row in table.rows)
     assert any(row.computed is not None for row in table.rows) and len(table.save(tmp_path)) == 4
+
+
+def test_what_was_found_on_another_model_is_not_taken(tmp_path):
+    graph = jc.Graph(1, 1)
+    found = jc.Circuit(graph, graph.valid, np.zeros(graph.shape), {})
+    first, second = (Settings(tmp_path, model=f"{folder}/gpt2") for folder in ("one", "other"))
+    assert first.kept("search", lambda: found, threshold=0.1).edges == found.edges
+    assert first.kept("search", lambda: pytest.fail("searched again"), threshold=0.1).edges == found.edges
+    for settings, threshold in ((second, 0.1), (first, 0.2)):
+        with pytest.raises(ValueError, match="was made with .* take another --out"):
+            settings.kept("search", lambda: found, threshold=threshold)
 
 
 def test_thresholds_are_even_powers_of_ten():

@@ -77,7 +77,7 @@ class Settings:
 
         Raises ValueError for a file that was made with another configuration.
         """
-        config = plain({"search": name, "seed": self.seed, **config})
+        config = plain({"search": name, "model": self.model, "seed": self.seed, **config})
         path = self.folder / "circuits" / f"{name}.json"
         if path.exists():
             circuit = Circuit.load(path)
