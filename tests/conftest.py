@@ -2,6 +2,7 @@
 
 import json
 import string
+import sys
 from pathlib import Path
 
 import equinox as eqx
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import settings
 
 import jaxcircuits as jc
+from jaxcircuits.cli import main
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -27,6 +29,20 @@ def compiled_programs_go():
     """A process may map only so much memory at once: programs are dropped after each file."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs the command line in this process: (exit code, stdout, stderr)."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["jaxcircuits", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        printed = capsys.readouterr()
+        return end.value.code or 0, printed.out, printed.err
+
+    return call
 
 
 @pytest.fixture

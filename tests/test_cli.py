@@ -10,23 +10,8 @@ import pytest
 from conftest import GOLDEN, expected, micro_model, micro_pairs
 
 import jaxcircuits as jc
-from jaxcircuits.cli import main
 
 REFERENCE = str(GOLDEN / "ref-4l")
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs the command line in this process: (exit code, stdout, stderr)."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["jaxcircuits", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            main()
-        printed = capsys.readouterr()
-        return end.value.code or 0, printed.out, printed.err
-
-    return call
 
 
 @pytest.fixture
