@@ -1,33 +1,39 @@
-"""The same `f` for small circuits, at the cost of their live nodes only; many circuits share every matrix product.
+"""The same `f` for small circuits, at the cost of their live nodes only.
 
 In a circuit of few edges most nodes reach nothing: what they write is never read. With `delta_s = z_s - ref_s`,
 
     x_r = base_r + sum over kept edges s->r of delta_s,       base_r = constants + sum_s ref_s
 
-so a node is computed only if a kept edge leads from it to `logits`, from a handful of `delta`s, and one that is read at
-the scored positions alone (through `logits`, and through queries and MLPs of such nodes) only there if it is an MLP.
-Circuits are taken `width` at a time, layer by layer: the live heads of all of them in one product, then their MLPs.
-The host decides which nodes these are; three compiled programs compute them, in shapes rounded up to few sizes.
+so a node is computed only if kept edges lead from it to `logits`, from a handful of `delta`s; a query, key or value
+that no edge leads to is that of `base`, once for all circuits. The plan (`sparse_plan.py`) says which nodes these are
+and where they stand; here are the compiled programs that compute them, some nodes at once.
 """
 
-import dataclasses
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int
 
+from .graph import Graph
 from .objective import Objective, sender_values
-from .types import Model
+from .sparse_plan import Planner, Reads, Step
 
-KINDS = ("<q>", "<k>", "<v>")
+POSITIONS_AT_ONCE = {"cpu": 256}
+"""By platform, else `MANY`: on a CPU so few that what nodes read and write stays in its caches."""
 
-Rows = Float[Array, "_ batch position width"]
-Edges = tuple[Int[np.ndarray, " edge"], Int[np.ndarray, " edge"], Int[np.ndarray, ""]]
-"""The row that each edge reads, the input that it leads to, and how many edges there are; the rest is padding."""
+MANY = 1 << 15
+
+
+class Rows(NamedTuple):
+    """What nodes wrote minus the reference: all of them at the scored positions, wide ones at every position."""
+
+    scored: Float[Array, "_ batch scored width"]
+    wide: Float[Array, "_ batch position width"] | None
 
 
 class SparseEvaluator:
@@ -35,145 +41,42 @@ class SparseEvaluator:
 
     def __init__(self, objective: Objective):
         """Runs the clean prompts once."""
-        self.objective, self.graph = objective, objective.graph
+        self.objective = objective
+        self.planner = Planner(objective.graph, fed_only=objective.reference_name == "resample")
         self.base = _base(objective)
-        names, receivers = self.graph.senders, self.graph.receivers
-        self.embeddings = [row for row, name in enumerate(names) if name in self.graph.embeddings]
-        self.start = objective.reference[np.array(self.embeddings)]
-        self.start = _embedded(objective)[np.array(self.embeddings)] - self.start
-        kinds = [next((kind for kind, end in enumerate(KINDS) if name.endswith(end)), 0) for name in receivers]
-        self.kind = np.array(kinds)
-        self.reads = np.zeros((len(receivers), len(names)), bool)  # whether a sender's node reads through a receiver
-        for column in range(len(receivers)):
-            self.reads[column, self.graph.readers(column)] = True
-        self.is_head = np.array([name.startswith("a") for name in names]) & ~np.isin(names, self.graph.embeddings)
+        self.projections = _projections(objective, self.base)
 
     def per_example_many(self, masks: np.ndarray, width: int = 32) -> Float[np.ndarray, "circuit batch"]:
         """The loss of each circuit (bool [circuit, sender, receiver]) on each prompt, `width` circuits at a time.
 
         Raises ValueError for masks of another shape, masks that are not bool, and a width below 1.
         """
-        if masks.ndim != 3 or masks.shape[1:] != self.graph.shape or masks.dtype != bool:
-            raise ValueError(f"masks: expected bool (circuits, *{self.graph.shape}), got {masks.dtype} {masks.shape}")
+        shape = self.objective.graph.shape
+        if masks.ndim != 3 or masks.shape[1:] != shape or masks.dtype != bool:
+            raise ValueError(f"masks: expected bool (circuits, *{shape}), got {masks.dtype} {masks.shape}")
         if width < 1:
             raise ValueError(f"width: expected at least 1, got {width}")
-        chunks = [self._chunk(masks[first : first + width], width) for first in range(0, len(masks), width)]
-        return np.concatenate([np.asarray(chunk)[: len(masks)] for chunk in chunks])[: len(masks)]
+        plans = [self.planner.plan(masks[first : first + width]) for first in range(0, len(masks), width)]
+        scored, wide = (64 * -(-size // 64) for size in np.max([plan.rows for plan in plans], 0, initial=1).tolist())
+        rows = _first_rows(self.objective, jnp.asarray(self.planner.embeddings), scored, wide)
+        losses = [np.zeros((0, self.objective.num_prompts), self.objective.model.dtype)]
+        for plan in plans:
+            for step in plan.steps:
+                rows = self._run(step, rows)
+            values = _losses(self.objective, rows.scored, self.base[-1], plan.logits)
+            losses.append(np.asarray(values)[: plan.logits.used])
+        return np.concatenate(losses)
 
-    def _chunk(self, masks: np.ndarray, width: int) -> Float[np.ndarray, "circuit batch"]:
-        kept = self._heard(masks & self.graph.valid)
-        everywhere = self._read_everywhere(kept)
-        live = np.asarray(kept.any(2))
-        live[:, self.embeddings] = False
-        nodes = sorted(np.argwhere(live).tolist(), key=lambda node: (self.graph.sender_times[node[1]], node))
-        row_of = np.zeros(live.shape, np.int32)  # of each circuit's senders in the buffer
-        row_of[:, self.embeddings] = np.arange(len(self.embeddings))
-        steps = self._steps(nodes, everywhere, row_of)
-        count = len(self.embeddings) + sum(len(step.nodes) for step in steps)
-        slack = max((_rounded(len(step.nodes)) for step in steps), default=0)
-        rows = _start_rows(self.start, 64 * -(-(count + slack) // 64))
-        edges = np.argwhere(kept).astype(np.int32)
-        for step in steps:
-            rows = self._run(step, rows, edges, row_of)
-        to_logits = edges[edges[:, 2] == len(self.graph.receivers) - 1]
-        into = _padded(row_of[to_logits[:, 0], to_logits[:, 1]], to_logits[:, 0])
-        return np.asarray(_losses(self.objective, rows, self.base[-1], into, width))[: len(masks)]
-
-    def _heard(self, kept: np.ndarray) -> Bool[np.ndarray, "circuit sender receiver"]:
-        """Without edges to nodes that reach no `logits`; with corrupt values also those that no embedding reaches."""
-        kept = kept.copy()
-        if self.objective.reference_name == "resample":
-            return np.stack([self.graph.drop_dead_ends(mask) for mask in kept])
-        heard = np.tile(~self.reads.any(1), (len(kept), 1))  # receivers that reach logits: at first these alone
-        for row in reversed(range(len(self.graph.senders))):
-            kept[:, row] &= heard
-            heard[:, self.reads[:, row]] |= np.any(kept[:, row], 1, keepdims=True)
-        return kept
-
-    def _read_everywhere(self, kept: np.ndarray) -> Bool[np.ndarray, "circuit sender"]:
-        """Whether a kept edge leads to a key or value, or to a node that is itself read everywhere."""
-        everywhere = np.zeros(kept.shape[:2], bool)
-        columns = np.tile(self.kind > 0, (len(kept), 1))
-        for row in reversed(range(kept.shape[1])):
-            everywhere[:, row] = (kept[:, row] & columns).any(1)
-            columns[:, self.reads[:, row]] |= everywhere[:, row, None]
-        return everywhere
-
-    def _steps(self, nodes: list, everywhere: np.ndarray, row_of: np.ndarray) -> "list[_Step]":
-        """Live nodes that are computed at once, in order; gives each its row."""
-        groups: dict[tuple[int, bool], list] = {}
-        for circuit, sender in nodes:
-            is_everywhere = bool(self.is_head[sender] or everywhere[circuit, sender])
-            groups.setdefault((int(self.graph.sender_times[sender]), is_everywhere), []).append((circuit, sender))
-        steps, first = [], len(self.embeddings)
-        for (time, is_everywhere), members in sorted(groups.items()):
-            table = np.array(members, np.int32)
-            row_of[table[:, 0], table[:, 1]] = first + np.arange(len(table))
-            steps.append(_Step(time, is_everywhere, table, first))
-            first += len(table)
-        return steps
-
-    def _run(self, step: "_Step", rows: Rows, edges: np.ndarray, row_of: np.ndarray) -> Rows:
-        """Writes what the step's nodes write, minus the reference."""
-        circuits, senders = step.nodes[:, 0], step.nodes[:, 1]
-        place = np.full(row_of.shape, -1, np.int32)  # of a node among the step's
-        place[circuits, senders] = np.arange(len(senders))
-        at, reader = np.nonzero(self.reads[edges[:, 2]] & (place[edges[:, 0]] >= 0))
-        chosen = edges[at]
-        sources, targets = row_of[chosen[:, 0], chosen[:, 1]], place[chosen[:, 0], reader]
-        size = _rounded(len(senders))
-        nodes = np.concatenate([senders, np.repeat(senders[:1], size - len(senders))])
-        place_of_step = nodes, np.int32((step.time - 1) // 2), np.int32(step.first)
-        inputs = self.objective, self.base[step.time - 1]
-        if not self.is_head[senders[0]]:
-            run = _mlps if step.is_everywhere else _scored_mlps
-            return run((*inputs, _padded(sources, targets), place_of_step), rows)
-        changed, targets = _changed_inputs(targets, self.kind[chosen[:, 2]], size)
-        return _heads((*inputs, _padded(sources, targets), changed, place_of_step), rows)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Step:
-    """Nodes (circuit, sender) of one time, read everywhere or at the scored positions only; their first row."""
-
-    time: int
-    is_everywhere: bool
-    nodes: Int[np.ndarray, "node 2"]
-    first: int
-
-
-def _rounded(count: int) -> int:
-    """The next power of two, or three quarters of one: few shapes to compile."""
-    size = 1 << max(2, (count - 1).bit_length())
-    return size * 3 // 4 if count <= size * 3 // 4 else size
-
-
-def _padded(sources: np.ndarray, targets: np.ndarray) -> Edges:
-    """Edges in arrays of a rounded size."""
-    more = (0, _rounded(len(sources)) - len(sources))
-    count = np.array(len(sources), np.int32)
-    return np.pad(sources, more).astype(np.int32), np.pad(targets, more).astype(np.int32), count
-
-
-def _changed_inputs(
-    nodes: Int[np.ndarray, " edge"], kinds: Int[np.ndarray, " edge"], size: int
-) -> tuple[Int[np.ndarray, "kv input"], Int[np.ndarray, " edge"]]:
-    """Which nodes' queries, keys and values an edge leads to (padded with `size`), and each edge's place among them."""
-    found = [np.unique(nodes[kinds == kind]) for kind in range(3)]
-    changed = np.full((3, _rounded(max(map(len, found)))), size, np.int32)
-    targets = np.zeros(len(nodes), np.int32)
-    for kind, own in enumerate(found):
-        changed[kind, : len(own)] = own
-        targets[kinds == kind] = kind * changed.shape[1] + np.searchsorted(own, nodes[kinds == kind])
-    return changed, targets
+    def _run(self, step: Step, rows: Rows) -> Rows:
+        """Writes the rows of a step's nodes."""
+        layer = np.int32(step.time // 2)
+        inputs = self.objective, self.base[step.time], layer, step._replace(time=0)
+        if not step.is_head:
+            return _mlps(inputs, rows)
+        return _heads((*inputs, jax.tree.map(lambda x: x[layer], self.projections)), rows)
 
 
 # --- compiled ------------------------------------------------------------------------------------
-
-
-@eqx.filter_jit
-def _embedded(objective: Objective) -> Rows:
-    return sender_values(objective.model, objective.clean, objective.microbatch)
 
 
 @eqx.filter_jit
@@ -182,90 +85,158 @@ def _base(objective: Objective) -> Float[Array, "time batch position width"]:
     graph = objective.graph
     streams = jax.vmap(objective.model.receiver_streams)(objective.clean)
     before = graph.sender_times[None, :] <= np.arange(streams.shape[1])[:, None]
-    delta = _embedded(objective) - objective.reference
+    delta = sender_values(objective.model, objective.clean, objective.microbatch) - objective.reference
     with jax.default_matmul_precision(objective.model.precision):
         return jnp.moveaxis(streams, 1, 0) - jnp.einsum("es,sbtd->ebtd", jnp.asarray(before, delta.dtype), delta)
 
 
-@partial(jax.jit, static_argnums=1)
-def _start_rows(start: Rows, count: int) -> Rows:
-    return jnp.concatenate([start, jnp.zeros((count - start.shape[0], *start.shape[1:]), start.dtype)])
+@eqx.filter_jit
+def _projections(
+    objective: Objective, base: Float[Array, "time batch position width"]
+) -> list[Float[Array, "layer head batch position key"]]:
+    """Queries, keys and values that no edge leads to."""
+    model, heads = objective.model, jnp.arange(objective.graph.num_heads, dtype=jnp.int32)
+
+    def of_layer(kv: int, layer: Int[Array, ""]) -> Array:
+        run = jax.vmap(partial(model.head_projection, kv, layer), (None, 0))
+        return jax.vmap(run, (0, None))(heads, base[2 * layer])
+
+    layers = jnp.arange(objective.graph.num_layers, dtype=jnp.int32)
+    with jax.default_matmul_precision(model.precision):
+        return [jax.lax.map(partial(of_layer, kv), layers) for kv in range(3)]
 
 
-def _read(rows: Rows, base: Float[Array, "batch ..."], into: Any, count: int) -> Rows:
-    """`base + sum of the rows that lead there`, for each of `count` inputs."""
-    sources, targets, edges = into
+@eqx.filter_jit
+def _first_rows(objective: Objective, embeddings: Int[Array, " embedding"], scored: int, wide: int) -> Rows:
+    """Room for so many rows; the first are those of the embeddings."""
+    written = sender_values(objective.model, objective.clean, objective.microbatch)
+    first = written[embeddings] - objective.reference[embeddings]
 
-    def add(e, x):
-        return jax.lax.dynamic_update_index_in_dim(x, x[targets[e]] + rows[sources[e]], targets[e], 0)
+    def with_room(x: Array, count: int) -> Array:
+        return jnp.concatenate([x, jnp.zeros((count, *x.shape[1:]), x.dtype)])
 
-    return jax.lax.fori_loop(0, edges, add, jnp.broadcast_to(base[None], (count, *base.shape)))
+    return Rows(with_room(_at_scored(objective, first), scored), with_room(first, wide))
 
 
 @eqx.filter_jit(donate="all-except-first")
 def _heads(inputs: tuple, rows: Rows) -> Rows:
-    """Queries, keys and values that no edge leads to are those of `base`, once for all circuits."""
-    objective, base, into, changed, (senders, layer, first) = inputs
-    model, graph = objective.model, objective.graph
-    x = _read(rows, base, into, changed.size).reshape(*changed.shape, *base.shape)
-    heads = jnp.asarray(_head_numbers(graph))[senders]
-    positions = jnp.arange(base.shape[1], dtype=jnp.int32)
+    objective, base, layer, step, projections = inputs
+    model, heads = objective.model, jnp.asarray(_head_numbers(objective.graph))[step.senders]
+    everywhere = step.is_wide, True, True  # queries, keys, values
+    positions = jnp.broadcast_to(jnp.arange(base.shape[1], dtype=jnp.int32), base.shape[:2])
+    positions = positions if step.is_wide else objective.scored
 
-    def projected(kv: int) -> Float[Array, "node batch position key"]:
-        run = jax.vmap(partial(model.head_projection, kv, layer), (None, 0))
-        unchanged = jax.vmap(run, (0, None))(jnp.arange(graph.num_heads, dtype=jnp.int32), base)[heads]
-        own = heads[jnp.minimum(changed[kv], len(senders) - 1)]
-        return unchanged.at[changed[kv]].set(jax.vmap(run)(own, x[kv]), mode="drop")
+    def projected(kv: int) -> Float[Array, "input batch position key"]:
+        reads, value = step.reads[kv], _reader(objective, base, rows, step.reads[kv], everywhere[kv])
+
+        def one(index: Array) -> Array:
+            run = partial(model.head_projection, kv, layer, heads[reads.nodes[index]])
+            return jax.vmap(run)(value(index))
+
+        shape = jax.eval_shape(one, jnp.int32(0)).shape
+        return _each(one, reads.used, jnp.zeros((reads.nodes.size, *shape), base.dtype), 0, reads.nodes.size)
+
+    def written(node: Array) -> Array:
+        def of(kv: int) -> Array:
+            same, place = projections[kv][heads[node]], step.inputs[kv, node]
+            same = same if everywhere[kv] else _at_scored(objective, same)
+            return jnp.where(place < 0, same, changed[kv][place])
+
+        run = partial(model.head_output, layer, heads[node])
+        return jax.vmap(run)(*(of(kv) for kv in range(3)), positions)
 
     with jax.default_matmul_precision(model.precision):
-        write = jax.vmap(jax.vmap(model.head_output, (None, None, 0, 0, 0, None)), (None, 0, 0, 0, 0, None))
-        written = write(layer, heads, *(projected(kv) for kv in range(3)), positions)
-    written = written - objective.reference[senders]
-    return jax.lax.dynamic_update_slice_in_dim(rows, written, first, 0)
+        changed = [projected(kv) for kv in range(3)]
+        return _write(objective, step, rows, written)
 
 
 @eqx.filter_jit(donate="all-except-first")
 def _mlps(inputs: tuple, rows: Rows) -> Rows:
-    objective, base, into, (senders, layer, first) = inputs
-    x = _read(rows, base, into, len(senders))
-    written = _mlp(objective.model, layer, x) - objective.reference[senders]
-    return jax.lax.dynamic_update_slice_in_dim(rows, written, first, 0)
+    objective, base, layer, step = inputs
+    model, value = objective.model, _reader(objective, base, rows, step.reads[0], step.is_wide)
+    size, shape = step.senders.size, jax.eval_shape(value, jnp.int32(0)).shape
+    x = _each(value, step.used, jnp.zeros((size, *shape), base.dtype), 0, size)  # all are read before any is written
 
+    def written(node: Array) -> Array:
+        return model.mlp_output(layer, x[node].reshape(-1, shape[-1])).reshape(shape)
 
-@eqx.filter_jit(donate="all-except-first")
-def _scored_mlps(inputs: tuple, rows: Rows) -> Rows:
-    """`_mlps` at the scored positions; elsewhere nobody reads what they write, and 0 stands there."""
-    objective, base, into, (senders, layer, first) = inputs
-    x = _read(_scored(objective, rows), _scored(objective, base[None])[0], into, len(senders))
-    reference = objective.reference[senders]
-    written = _mlp(objective.model, layer, x) - _scored(objective, reference)
-    prompts = jnp.arange(objective.num_prompts)[:, None]
-    written = jnp.zeros_like(reference).at[:, prompts, objective.scored].set(written)
-    return jax.lax.dynamic_update_slice_in_dim(rows, written, first, 0)
+    with jax.default_matmul_precision(model.precision):
+        return _write(objective, step, rows, written)
 
 
 @eqx.filter_jit
-def _losses(objective: Objective, rows: Rows, base: Array, into: Any, count: int) -> Float[Array, "circuit batch"]:
-    x = _read(_scored(objective, rows), _scored(objective, base[None])[0], into, count)
+def _losses(objective: Objective, rows: Array, base: Array, reads: Reads) -> Float[Array, "circuit batch"]:
+    value = _reader(objective, base, Rows(rows, None), reads, False)
 
     def one(residual: Array, weights: Array, labels: Any) -> Array:
         values = jax.vmap(objective.metric)(objective.model.unembed(residual), labels)
         return jnp.sum(jnp.where(weights > 0, values * weights, 0))
 
-    each = jax.vmap(one)
-    return jax.vmap(lambda residual: each(residual, objective.weights, objective.labels))(x)
+    def of_circuit(index: Array) -> Array:
+        return jax.vmap(one)(value(index), objective.weights, objective.labels)
+
+    return jax.vmap(of_circuit)(jnp.arange(reads.nodes.size, dtype=jnp.int32))
 
 
-def _mlp(model: Model, layer: Array, x: Float[Array, "_ batch position width"]) -> Array:
-    with jax.default_matmul_precision(model.precision):
-        return model.mlp_output(layer, x.reshape(-1, x.shape[-1])).reshape(x.shape)
+def _reader(
+    objective: Objective, base: Float[Array, "batch position width"], rows: Rows, reads: Reads, everywhere: bool
+) -> Callable[[Int[Array, ""]], Float[Array, "batch _ width"]]:
+    """A function: what the i-th of these inputs reads, at every position or at the scored ones."""
+    table: Any = rows.wide if everywhere else rows.scored
+    start = base if everywhere else _at_scored(objective, base)
+
+    def value(index: Array) -> Array:
+        add = lambda edge, x: x + table[reads.sources[edge]]  # noqa: E731
+        return jax.lax.fori_loop(reads.first[index], reads.last[index], add, start)
+
+    return value
 
 
-def _scored(objective: Objective, rows: Rows) -> Float[Array, "_ batch scored width"]:
-    prompts = jnp.arange(objective.num_prompts)[:, None]
-    return rows[:, prompts, objective.scored]
+def _write(objective: Objective, step: Step, rows: Rows, written: Callable[[Array], Array]) -> Rows:
+    """The rows with what each node of the step writes, minus the reference."""
+
+    def one(node: Array) -> Rows:
+        reference = objective.reference[step.senders[node]]
+        if step.is_wide:
+            delta = written(node) - reference
+            return Rows(_at_scored(objective, delta), delta)
+        return Rows(written(node) - _at_scored(objective, reference), None)
+
+    first = Rows(step.rows[0], step.rows[1] if step.is_wide else None)
+    into = rows if step.is_wide else Rows(rows.scored, None)
+    into = _each(one, step.used, into, first, step.senders.size)
+    return into if step.is_wide else Rows(into.scored, rows.wide)
 
 
-def _head_numbers(graph: Any) -> Int[np.ndarray, " sender"]:
+def _each(one: Callable[[Array], Any], count: ArrayLike, into: Any, first: Any, size: int) -> Any:
+    """`into` with `one(i)` at `first + i` for every i below `count`, and some more behind, up to `size`.
+
+    `one` gives [batch, position, ...] for each leaf of `into`; POSITIONS_AT_ONCE says how many are computed at once.
+    """
+    batch, positions = jax.tree.leaves(jax.eval_shape(one, jnp.int32(0)))[-1].shape[:2]
+    limit = POSITIONS_AT_ONCE.get(jax.default_backend(), MANY)
+    at_once = min(size, 1 << max(0, (limit // (batch * positions)).bit_length() - 1))  # both are powers of two
+
+    def some(i: Array) -> Any:
+        if at_once == 1:
+            return jax.tree.map(lambda x: x[None], one(i))
+        return jax.vmap(one)(i + jnp.arange(at_once, dtype=jnp.int32))
+
+    def step(number: Array, into: Any) -> Any:
+        i = number * jnp.int32(at_once)
+        put = lambda x, values, row: jax.lax.dynamic_update_slice_in_dim(x, values, row + i, 0)  # noqa: E731
+        return jax.tree.map(put, into, some(i), first)
+
+    return jax.lax.fori_loop(0, -(-jnp.asarray(count) // at_once), step, into)
+
+
+def _at_scored(
+    objective: Objective, x: Float[Array, "*rows batch position width"]
+) -> Float[Array, "*rows batch scored width"]:
+    """The scored positions of each prompt."""
+    return jnp.take_along_axis(x, objective.scored[(None,) * (x.ndim - 3) + (..., None)], -2)
+
+
+def _head_numbers(graph: Graph) -> Int[np.ndarray, " sender"]:
     """The head of each sender in its layer; 0 of others."""
     return np.array([int(name.split(".h")[1]) if ".h" in name else 0 for name in graph.senders], np.int32)
