@@ -13,7 +13,7 @@ from ..evaluation import Inspection, inspect_circuit
 from ..files import write_whole
 from ..objective import Objective
 from ..report import plot, to_dot, to_markdown, write_page
-from .options import Config, Context, PromptOptions, check_writable, load_all, out, warnings_as_lines
+from .options import Config, Context, PromptOptions, check_writable, load, out, warnings_as_lines
 
 PICTURES = (".png", ".svg", ".pdf")
 TEXTS = {".dot": to_dot, ".md": to_markdown}
@@ -103,17 +103,15 @@ def _inspect_again(circuits: Sequence[Circuit], prompts: int, effects: bool) -> 
         )
     values = run | {name: typed[name] for name in ("task", "model") if name in typed}
     options = PromptOptions(
-        task=values["task"],
         model=values["model"].removeprefix("bundled ").removeprefix("hub "),
         metric=values["metric"],
         reference=values["reference"],
         dtype=run.get("dtype", "float32"),
         size=typed.get("size", run.get("prompts")),
+        seed=run.get("seed", 0),
         average=run.get("average", "together"),
-        devices=1,
-        cache=None,
     )
-    loaded = load_all(options, run.get("seed", 0))
+    loaded = load(values["task"], options)
     return _inspect(circuits, loaded.objective, loaded.checkpoint, prompts, effects)
 
 
