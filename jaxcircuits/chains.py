@@ -17,7 +17,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from . import batching, metrics
 from .batching import CANDIDATES, PROMPTS, constrain
-from .objective import Objective, sender_values
+from .objective import Objective
+from .references import sender_values
 from .types import Mask
 
 AnyArray = Array | np.ndarray

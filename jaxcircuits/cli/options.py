@@ -18,7 +18,8 @@ from ..batching import compile_clock, device_mesh, use_compilation_cache
 from ..data import PromptPairs
 from ..metrics import METRICS
 from ..metrics import by_name as metric_by_name
-from ..objective import REFERENCES, Objective
+from ..objective import Objective
+from ..references import REFERENCES
 
 if TYPE_CHECKING:
     from typer import Context
