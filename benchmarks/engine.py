@@ -55,31 +55,13 @@ def compare_sweep(objective: jc.Objective, least: float, width: int | None) -> N
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", default="small")
-    parser.add_argument("--metric", default="kl")
-    parser.add_argument("--threshold", type=float, default=0.005)
-    parser.add_argument("--prompts", type=int, default=10)
-    parser.add_argument("--length", type=int, default=16)
-    parser.add_argument("--width", type=int)
-    parser.add_argument("--rounds", type=int, default=2, help="rounds of the dense evaluator")
-    parser.add_argument("--no-gate", action="store_true")
-    parser.add_argument("--sweep", action="store_true", help="also 13 thresholds at once, against the dearest alone")
-    options = parser.parse_args()
-    warnings.simplefilter("ignore")
-    if not options.no_gate:
-        gate()
-    ceiling = matmul_ceiling()
-    emit(what="machine", **machine(), matmul_gflops=round(ceiling / 1e9, 1))
-
-    model = random_model(SIZES[options.size])
-    pairs = random_pairs(options.prompts, options.length, model.vocab_size)
-    objective = jc.Objective(model, pairs, options.metric)
-    runs = []
+def run_twice(objective: jc.Objective, options: argparse.Namespace) -> float:
+    """The whole live run, cold and warm; seconds that an evaluation of the warm one takes."""
+    seconds = 0.0
     for name in ("cold", "warm"):
-        runs.append(result := jc.acdc(objective, options.threshold, width=options.width))
+        result = jc.acdc(objective, options.threshold, width=options.width)
         tried = result.evaluations + result.evaluations_wasted
+        seconds = result.seconds_warm / result.evaluations
         emit(
             what=f"live {name}",
             metric=options.metric,
@@ -91,32 +73,61 @@ def main() -> None:
             evaluations=result.evaluations,
             useful_share=round(result.evaluations / tried, 3),
             device_calls=result.device_calls,
-            ms_per_evaluation=round(1e3 * result.seconds_warm / result.evaluations, 2),
+            ms_per_evaluation=round(1e3 * seconds, 2),
             evaluations_per_second=round(result.evaluations / result.seconds_warm, 1),
             undecided=len(result.undecided),
             noise=result.noise,
             peak_gib=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
         )
-    warm = runs[-1]
-    per_evaluation = warm.seconds_warm / warm.evaluations
+    return seconds
 
-    if options.sweep:
-        compare_sweep(objective, options.threshold, options.width)
+
+def compare_dense(objective: jc.Objective, live: float, rounds: int, ceiling: float) -> None:
+    """Dense evaluations, in batches and one by one, against `live` seconds of a live one."""
     forward = flops_of_a_forward(objective)
     single = best_of(lambda: objective(objective.graph.valid), 3)[0]
     width = 8
     masks = np.repeat(objective.graph.valid[None], width, 0)
-    dense = best_of(lambda: objective.many(masks, width), options.rounds)[0] / width
+    dense = best_of(lambda: objective.many(masks, width), rounds)[0] / width
     emit(
         what="per evaluation",
-        live_ms=round(1e3 * per_evaluation, 2),
+        live_ms=round(1e3 * live, 2),
         dense_batched_ms=round(1e3 * dense, 1),
         dense_single_ms=round(1e3 * single, 1),
-        live_over_dense=round(dense / per_evaluation, 1),
-        live_over_single=round(single / per_evaluation, 1),
-        gemm_equivalent_gflops=round(forward / per_evaluation / 1e9, 1),
-        share_of_ceiling=round(forward / per_evaluation / ceiling, 2),
+        live_over_dense=round(dense / live, 1),
+        live_over_single=round(single / live, 1),
+        gemm_equivalent_gflops=round(forward / live / 1e9, 1),
+        share_of_ceiling=round(forward / live / ceiling, 2),
     )
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", default="small")
+    parser.add_argument("--metric", default="kl")
+    parser.add_argument("--threshold", type=float, default=0.005)
+    parser.add_argument("--prompts", type=int, default=10)
+    parser.add_argument("--length", type=int, default=16)
+    parser.add_argument("--width", type=int)
+    parser.add_argument("--rounds", type=int, default=2, help="rounds of the dense evaluator")
+    parser.add_argument("--no-gate", action="store_true")
+    parser.add_argument("--sweep", action="store_true", help="also 13 thresholds at once, against the dearest alone")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parsed()
+    warnings.simplefilter("ignore")
+    if not options.no_gate:
+        gate()
+    ceiling = matmul_ceiling()
+    emit(what="machine", **machine(), matmul_gflops=round(ceiling / 1e9, 1))
+    model = random_model(SIZES[options.size])
+    objective = jc.Objective(model, random_pairs(options.prompts, options.length, model.vocab_size), options.metric)
+    live = run_twice(objective, options)
+    if options.sweep:
+        compare_sweep(objective, options.threshold, options.width)
+    compare_dense(objective, live, options.rounds, ceiling)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from . import batching, chains
+from . import batching, chains, programs
 from .batching import place
 from .objective import Objective
 from .types import EdgeBools, Model
@@ -146,9 +146,9 @@ class LiveEvaluator:
 
     def _program(
         self, steps: Sequence[Edges], guesses: Sequence[bool], after: EdgeBools, touched: Sequence[int], width: int
-    ) -> chains.Program:
+    ) -> programs.Program:
         slots, dtype = self._num_slots, np.dtype(self.objective.model.dtype)
-        program: Any = chains.empty_program(len(self.graph.senders), slots, width, dtype)
+        program: Any = programs.empty_program(len(self.graph.senders), slots, width, dtype)
         index = {column: number + 1 for number, column in enumerate(touched)}
         for number, (edges, is_removed) in enumerate(zip(steps, guesses, strict=True)):
             present = edges[self.mask[edges[:, 0], edges[:, 1]]]
@@ -174,7 +174,7 @@ class LiveEvaluator:
     def _instruct(self, program: Any, n: int, row: int, sources: list[list[int]], touched: list[int]) -> None:
         """Instruction n: recompute the node of this sender row."""
         nodes = self._nodes
-        program.kind[n] = chains.MLP if nodes.is_mlp[row] else chains.HEAD
+        program.kind[n] = programs.MLP if nodes.is_mlp[row] else programs.HEAD
         program.layer[n], program.head[n], program.slot[n] = nodes.layer[row], nodes.head[row], self.slots[row]
         for c, (slots, at) in enumerate(zip(sources, touched, strict=True)):
             program.sources[n, c, : len(slots)] = slots
@@ -191,7 +191,7 @@ class _Chain:
     """What `commit` needs of the last chain."""
 
     steps: list[Edges]
-    program: chains.Program
+    program: programs.Program
     changes: chains.Values
     removed: chains.Values
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import platform
+from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
@@ -12,15 +13,16 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Float, Int, Shaped
 
-from . import batching, metrics
+from . import batching, gradients, metrics
 from .batching import CANDIDATES, PROMPTS, constrain, place
 from .data import PromptPairs
+from .gradients import Spans
 from .graph import Graph
+from .labels import check_metric, labels_of
 from .metrics import Labels, Metric
-from .models import Held
+from .models import Held as Held
+from .references import REFERENCES, name_of, reference_values
 from .types import Mask, Model
-
-REFERENCES = ("resample", "zero", "mean")
 
 
 class Objective(eqx.Module):
@@ -75,27 +77,18 @@ class Objective(eqx.Module):
         pairs.check_against(model.vocab_size, model.max_positions)
         self.metric = metrics.by_name(metric)
         self.metric_name = getattr(self.metric, "__name__", type(self.metric).__name__)
-        if average not in ("together", "per_prompt"):
-            raise ValueError(f"average: expected 'together' or 'per_prompt', got {average!r}")
-        if isinstance(reference, str) and reference not in REFERENCES:
-            raise ValueError(f"unknown reference {reference!r}: expected {', '.join(REFERENCES)}, or an array")
-        if microbatch is not None and microbatch < 1:
-            raise ValueError(f"microbatch: expected at least 1 prompt, got {microbatch}")
-        if mesh is not None and mesh.axis_names != (CANDIDATES, PROMPTS):
-            raise ValueError(f"mesh: expected the axes {CANDIDATES} and {PROMPTS}, got {mesh.axis_names}")
-        if mesh is not None and len(pairs) % mesh.shape[PROMPTS]:
-            raise ValueError(f"mesh: expected prompts in multiples of {mesh.shape[PROMPTS]} devices, got {len(pairs)}")
+        _check_options(reference, average, microbatch, mesh, len(pairs))
         self.mesh, self.average = mesh, average
         self.model = model = batching.place_weights(model, mesh)
-        self.reference_name = _name_of(reference)
+        self.reference_name = name_of(reference)
         self.clean = place(pairs.clean, mesh, PROMPTS)
         scored, counts = pairs.scored()
         self.scored = place(scored.astype(np.int32), mesh, PROMPTS)
         per_prompt = counts.sum(1, keepdims=True) if average == "per_prompt" else counts.sum() / len(pairs)
         self.weights = place((counts / per_prompt).astype(np.dtype(model.dtype)), mesh, PROMPTS)
         prompt = jax.ShapeDtypeStruct(pairs.clean.shape[1:], jnp.int32)
-        labels = _labels(pairs, scored, jax.eval_shape(model, prompt), mesh)
-        _check_metric(self.metric, labels)
+        labels = labels_of(pairs, scored, jax.eval_shape(model, prompt), mesh)
+        check_metric(self.metric, labels)
 
         senders = len(model.graph.senders)
         shape = (senders, *pairs.clean.shape, jax.eval_shape(model.residual, prompt).shape[-1])
@@ -104,8 +97,7 @@ class Objective(eqx.Module):
         self.microbatch = microbatch or self._microbatch_that_fits()
         full = _scored_logits(model, self.clean, self.scored, self.microbatch)
         self.labels = eqx.tree_at(lambda labels: labels.full, labels, full)
-        if not isinstance(reference, str) or reference != "zero":
-            self.reference = _reference(reference, model, pairs, shape, self.microbatch, mesh)
+        self.reference = reference_values(reference, model, pairs, zeros, size=self.microbatch, mesh=mesh)
 
     @property
     def graph(self) -> Graph:
@@ -277,7 +269,7 @@ class Objective(eqx.Module):
             raise ValueError(f"width: expected at least 1, got {width}")
         return masks, self._rounded(width)
 
-    def _cast_spans(self, spans: ArrayLike | None) -> Float[Array, "span position"] | None:
+    def _cast_spans(self, spans: ArrayLike | None) -> Spans:
         if spans is None:
             return None
         spans = jnp.asarray(spans)
@@ -292,6 +284,21 @@ class Objective(eqx.Module):
     def _score(self, residual: Float[Array, "position width"], scored, weights, labels) -> Float[Array, ""]:
         values = jax.vmap(self.metric)(self.model.unembed(residual[scored]), labels)
         return jnp.sum(jnp.where(weights > 0, values * weights, 0))
+
+
+def _check_options(
+    reference: str | ArrayLike | Model, average: str, microbatch: int | None, mesh: Mesh | None, prompts: int
+) -> None:
+    if average not in ("together", "per_prompt"):
+        raise ValueError(f"average: expected 'together' or 'per_prompt', got {average!r}")
+    if isinstance(reference, str) and reference not in REFERENCES:
+        raise ValueError(f"unknown reference {reference!r}: expected {', '.join(REFERENCES)}, or an array")
+    if microbatch is not None and microbatch < 1:
+        raise ValueError(f"microbatch: expected at least 1 prompt, got {microbatch}")
+    if mesh is not None and mesh.axis_names != (CANDIDATES, PROMPTS):
+        raise ValueError(f"mesh: expected the axes {CANDIDATES} and {PROMPTS}, got {mesh.axis_names}")
+    if mesh is not None and prompts % mesh.shape[PROMPTS]:
+        raise ValueError(f"mesh: expected prompts in multiples of {mesh.shape[PROMPTS]} devices, got {prompts}")
 
 
 @eqx.filter_jit
@@ -328,59 +335,29 @@ def _many(
 
 
 @eqx.filter_jit
-def _value_and_gradient(
-    objective: Objective, mask: Mask, spans: Float[Array, "span position"] | None
-) -> tuple[Float[Array, ""], Array]:
-    def one(prompt):
-        tokens, reference, *rest = prompt
-
-        def loss(offsets):
-            residual, delta = objective.model.masked_run(tokens, mask, reference, offsets)
-            return objective._score(residual, *rest), delta
-
-        zeros = jnp.zeros((mask.shape[1], *reference.shape[1:]), mask.dtype)
-        (value, delta), slopes = jax.value_and_grad(loss, has_aux=True)(zeros)
-        return value, _contract(objective.model, delta, slopes, spans)
-
-    values, gradients = batching.chunked_vmap(one, objective._prompts(), objective.microbatch)
-    return constrain(values.mean(), objective.mesh), _mean_gradient(objective, gradients)
+def _value_and_gradient(objective: Objective, mask: Mask, spans: Spans) -> tuple[Float[Array, ""], Array]:
+    values, each = _of_each(objective, gradients.at_mask, mask, spans)
+    return constrain(values.mean(), objective.mesh), _mean_gradient(objective, each)
 
 
 @eqx.filter_jit
-def _clean_gradient(objective: Objective, spans: Float[Array, "span position"] | None) -> Array:
-    def one(prompt):
-        tokens, reference, *rest = prompt
-        written, slopes = objective.model.receiver_slopes(tokens, lambda x: objective._score(x, *rest))
-        return _contract(objective.model, written - reference, slopes, spans)
-
-    return _mean_gradient(objective, batching.chunked_vmap(one, objective._prompts(), objective.microbatch))
+def _clean_gradient(objective: Objective, spans: Spans) -> Array:
+    return _mean_gradient(objective, _of_each(objective, gradients.at_clean_run, spans))
 
 
 @eqx.filter_jit
-def _displacement_gradient(objective: Objective, points: tuple, spans: Float[Array, "span position"] | None) -> Array:
+def _displacement_gradient(objective: Objective, points: tuple, spans: Spans) -> Array:
+    return _mean_gradient(objective, _of_each(objective, gradients.at_held_runs, points, spans))
+
+
+def _of_each(objective: Objective, gradient: Callable, *arguments: Any) -> Any:
+    """What a function of `gradients` gives of every prompt."""
+
     def one(prompt):
         tokens, reference, *rest = prompt
-        delta = objective.model.sender_values(tokens) - reference
+        return gradient(objective.model, lambda x: objective._score(x, *rest), (tokens, reference), *arguments)
 
-        def add_point(total, point):
-            held, alpha = point
-            run = Held(held, reference + alpha * delta)
-            _, slopes = objective.model.receiver_slopes(tokens, lambda x: objective._score(x, *rest), run)
-            return total + slopes, None
-
-        zeros = jnp.zeros((objective.graph.shape[1], *reference.shape[1:]), reference.dtype)
-        total, _ = jax.lax.scan(add_point, zeros, points)
-        return _contract(objective.model, delta, total / points[1].shape[0], spans)
-
-    return _mean_gradient(objective, batching.chunked_vmap(one, objective._prompts(), objective.microbatch))
-
-
-def _contract(model: Model, delta: Array, slopes: Array, spans: Float[Array, "span position"] | None) -> Array:
-    """`<delta_s, slope_r>` of every pair, over all positions or those of each span."""
-    with jax.default_matmul_precision(model.precision):
-        if spans is None:
-            return jnp.einsum("std,rtd->sr", delta, slopes)
-        return jax.lax.map(lambda span: jnp.einsum("std,rtd->sr", delta * span[None, :, None], slopes), spans)
+    return batching.chunked_vmap(one, objective._prompts(), objective.microbatch)
 
 
 def _mean_gradient(objective: Objective, each: Float[Array, "batch *span sender receiver"]) -> Array:
@@ -393,79 +370,3 @@ def _scored_logits(model: Model, tokens, scored, size: int) -> Float[Array, "bat
         return model.unembed(model.residual(prompt[0])[prompt[1]])
 
     return batching.chunked_vmap(one, (tokens, scored), size)
-
-
-@eqx.filter_jit
-def sender_values(model: Model, tokens: Int[Array, "batch position"], size: int) -> Float[Array, "sender batch ..."]:
-    """What every node of the clean run writes, [sender, batch, position, width]; `size` prompts at a time."""
-    return jnp.moveaxis(batching.chunked_vmap(model.sender_values, tokens, size), 0, 1)
-
-
-def _name_of(reference: str | ArrayLike | Model) -> str:
-    if isinstance(reference, str):
-        return reference
-    return "resample from another model" if isinstance(reference, eqx.Module) else "array"
-
-
-def _reference(
-    reference: str | ArrayLike | Model,
-    model: Model,
-    pairs: PromptPairs,
-    shape: tuple[int, ...],
-    size: int,
-    mesh: Mesh | None,
-) -> Float[Array, "sender batch position width"]:
-    if isinstance(reference, eqx.Module):
-        if getattr(reference, "graph", None) != model.graph:
-            raise ValueError("reference: expected a model with the same graph as the objective's")
-        model = batching.place_weights(reference, mesh)
-    elif not isinstance(reference, str):
-        values = place(reference, None).astype(model.dtype)
-        if values.shape != shape:
-            raise ValueError(f"reference: expected shape {shape} (sender, batch, position, width), got {values.shape}")
-        return place(values, mesh, None, PROMPTS)
-    values = sender_values(model, place(pairs.corrupt, mesh, PROMPTS), size)
-    if isinstance(reference, str) and reference == "mean":
-        return _mean_reference(values, place(pairs.inside(), mesh, PROMPTS), mesh)
-    return values
-
-
-@eqx.filter_jit
-def _mean_reference(values: Array, inside: Array, mesh: Mesh | None) -> Float[Array, "sender batch position width"]:
-    """For every prompt, the mean of all prompts at each position; padding does not count."""
-    inside = inside[None, :, :, None]
-    counts = jnp.maximum(inside.sum(1, keepdims=True), 1).astype(values.dtype)
-    mean = jnp.where(inside, values, 0).sum(1, keepdims=True) / counts
-    return constrain(jnp.broadcast_to(mean, values.shape), mesh, None, PROMPTS)
-
-
-def _labels(pairs: PromptPairs, scored: np.ndarray, logits: jax.ShapeDtypeStruct, mesh: Mesh | None) -> Labels:
-    """Labels at the scored positions, [batch, scored, ...]; `full` still empty. `logits`: those of one prompt."""
-    batch, several = scored.shape
-
-    def spread(value: np.ndarray | None) -> Array | None:
-        if value is None:
-            return None
-        if value.ndim == 3:  # each position has its own
-            return place(np.take_along_axis(value, scored[..., None], 1), mesh, PROMPTS)
-        return place(np.broadcast_to(value[:, None], (batch, several, *value.shape[1:])), mesh, PROMPTS)
-
-    digits = None if pairs.digits is None else np.broadcast_to(pairs.digits, (batch, *pairs.digits.shape))
-    return Labels(
-        full=place(np.zeros((batch, several, logits.shape[-1]), np.dtype(logits.dtype)), mesh, PROMPTS),
-        answer=spread(pairs.answer),
-        wrong=spread(pairs.wrong),
-        target=None if pairs.target is None else spread(pairs.target.astype(np.dtype(logits.dtype))),
-        year=spread(pairs.year),
-        digits=spread(digits),
-    )
-
-
-def _check_metric(metric: Metric, labels: Labels) -> None:
-    """Calls the metric on shapes alone, so that what it misses is said before any compute."""
-    if labels.target is not None and labels.target.shape != labels.full.shape:
-        raise ValueError(f"target: expected {labels.full.shape[-1]} values a position, got {labels.target.shape[-1]}")
-    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[2:], x.dtype), labels)
-    value = eqx.filter_eval_shape(metric, one.full, one)
-    if getattr(value, "shape", None) != ():
-        raise ValueError(f"metric: expected a function that gives one number, got {value}")

@@ -20,7 +20,8 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from .graph import Graph
-from .objective import Objective, sender_values
+from .objective import Objective
+from .references import sender_values
 from .sparse_plan import Planner, Reads, Step
 
 POSITIONS_AT_ONCE = {"cpu": 256}

@@ -10,7 +10,7 @@ import pytest
 from conftest import GOLDEN, MICRO, micro_model, random_mask
 
 import jaxcircuits as jc
-from jaxcircuits.models.gpt2 import ACTIVATIONS
+from jaxcircuits.models.gpt2_config import ACTIVATIONS
 
 TOKENS = np.array([3, 1, 4, 1, 5, 9], np.int32)
 

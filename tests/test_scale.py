@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxcircuits as jc
-from jaxcircuits import chains, live
+from jaxcircuits import chains, live, programs
 from jaxcircuits.discovery.schedule import Walk, all_steps
 
 XL = jc.GPT2Config(n_embd=1600, n_layer=48, n_head=25)
@@ -46,7 +46,7 @@ def test_the_plan_of_a_chain_on_gpt2_xl_is_within_20_gib():
         return objective, constants, current, changes
 
     objective, constants, current, changes = eqx.filter_eval_shape(chain, model)
-    program = chains.empty_program(len(objective.graph.senders), slots, width, np.dtype(model.dtype))
+    program = programs.empty_program(len(objective.graph.senders), slots, width, np.dtype(model.dtype))
     inputs = (objective, constants, current, program), changes
     is_abstract = lambda leaf: eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)  # noqa: E731
     arrays, rest = eqx.partition(inputs, is_abstract)

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import typer
@@ -29,111 +29,116 @@ from .options import (
     Config,
     Context,
     Devices,
+    DtypeName,
     PromptOptions,
     check_writable,
     config_of,
     err,
-    load_all,
+    load,
     out,
+    takes_groups,
     warnings_as_lines,
 )
 
 File = Annotated[Path, typer.Argument(help="a circuit or scores: JSON of this library, MIB or EAP-IG")]
-Task = Annotated[str | None, typer.Option(help="a built-in task or a file of prompts; default: the circuit's")]
-Model = Annotated[str | None, typer.Option(help="a bundled model, a folder, or a hub name; default: the circuit's")]
-Metric = Annotated[str | None, typer.Option(help="default: the circuit's, or logit_diff")]
-Reference = Annotated[str | None, typer.Option(help="what absent edges carry; default: the circuit's, or resample")]
-Dtype = Annotated[str, typer.Option(help="float32 or float64")]
-Size = Annotated[int | None, typer.Option(help="prompts; default: the circuit's")]
-Seed = Annotated[int | None, typer.Option(help="of the prompts and of what is drawn; default: the circuit's")]
 Random = Annotated[int, typer.Option(help="random circuits of the same size to compare with")]
 Width = Annotated[int, typer.Option(help="circuits evaluated at once")]
 Out = Annotated[Path | None, typer.Option("--out", help="write the record to this JSON file")]
+
+
+class JudgedOptions(NamedTuple):
+    """`PromptOptions` with a task, all by default as the circuit's record says."""
+
+    task: Annotated[str | None, typer.Option(help="a built-in task or a file of prompts; default: the circuit's")] = (
+        None
+    )
+    model: Annotated[
+        str | None, typer.Option(help="a bundled model, a folder, or a hub name; default: the circuit's")
+    ] = None
+    metric: Annotated[str | None, typer.Option(help="default: the circuit's, or logit_diff")] = None
+    reference: Annotated[
+        str | None, typer.Option(help="what absent edges carry; default: the circuit's, or resample")
+    ] = None
+    dtype: DtypeName = "float32"
+    size: Annotated[int | None, typer.Option(help="prompts; default: the circuit's")] = None
+    seed: Annotated[int | None, typer.Option(help="of the prompts and of what is drawn; default: the circuit's")] = None
+    average: Average = "together"
+    devices: Devices = 1
+    cache: Cache = None
 
 
 def _choice(part: str) -> Any:
     return typer.Option(help=f"of the ablation: {', '.join(CHOICES[part])}")
 
 
+class AblationOptions(NamedTuple):
+    """What is replaced in a judged circuit's run."""
+
+    granularity: Annotated[str, _choice("granularity")] = "edge"
+    component: Annotated[str, _choice("component")] = "all"
+    direction: Annotated[str, _choice("direction")] = "ablate"
+    ablated_set: Annotated[str, typer.Option("--set", help="what runs: circuit, complement")] = "circuit"
+
+
+class TestOptions(NamedTuple):
+    """What `hypothesis_tests` takes."""
+
+    level: Annotated[float, typer.Option(help="of each test")] = 0.05
+    epsilon: Annotated[float, typer.Option(help="of equivalence: how far from 1/2 counts as the same")] = 0.1
+    share: Annotated[float, typer.Option(help="of random circuits that the circuit must beat")] = 0.9
+    random: Random = 100
+    permutations: Annotated[int, typer.Option(help="of the test of independence")] = 1000
+
+
+@takes_groups(ablation="dtype", controls="dtype", random="dtype", width="dtype")
 def evaluate_circuit(
     ctx: Context,
     file: File,
-    task: Task = None,
-    model: Model = None,
-    metric: Metric = None,
-    reference: Reference = None,
-    granularity: Annotated[str, _choice("granularity")] = "edge",
-    component: Annotated[str, _choice("component")] = "all",
-    direction: Annotated[str, _choice("direction")] = "ablate",
-    ablated_set: Annotated[str, typer.Option("--set", help="what runs: circuit, complement")] = "circuit",
+    options: JudgedOptions = JudgedOptions(),
+    ablation: AblationOptions = AblationOptions(),
     controls: Annotated[bool, typer.Option(help="random circuits, and the method on a reset network")] = True,
     random: Random = 100,
     width: Width = 16,
-    dtype: Dtype = "float32",
-    size: Size = None,
-    seed: Seed = None,
-    average: Average = "together",
-    devices: Devices = 1,
-    cache: Cache = None,
     config: Config = None,
     out_file: Out = None,
 ) -> None:
     """Judges a circuit, or scores: faithfulness, its curve, completeness, with controls beside them."""
     check_writable(out_file)
     circuit = Circuit.load(file)
-    asked = _Asked(circuit, (task, model, metric, reference), (dtype, size, seed, average, devices, cache))
-    parts: dict[str, Any] = {"granularity": granularity, "component": component, "direction": direction}
-    parts["set"] = ablated_set
+    asked = _Asked(circuit, options)
+    parts = ablation._asdict()
+    parts["set"] = parts.pop("ablated_set")
     method = _method_of(circuit) if controls else None
     if controls and method is None:
         err.print("warning: the file does not say which method to run on a reset network: no such control")
     with warnings_as_lines():
         judged, run = asked.objective(width=width, **parts)
         reset = None if method is None else asked.objective(reset=True, width=width, **parts)[0]
-        record = evaluate(judged, circuit, random=random * controls, reset=reset, method=method, seed=asked.seed)
+        record = evaluate(
+            judged, circuit, random=random * controls, reset=reset, method=method, seed=asked.options.seed
+        )
     record = dataclasses.replace(record, run={**record.run, **run, "config": config_of(ctx)})
     _print_evaluation(record)
     _save(record, out_file)
 
 
+@takes_groups(tests="dtype", width="dtype")
 def test_circuit(
     ctx: Context,
     file: File,
-    task: Task = None,
-    model: Model = None,
-    metric: Metric = None,
-    reference: Reference = None,
-    level: Annotated[float, typer.Option(help="of each test")] = 0.05,
-    epsilon: Annotated[float, typer.Option(help="of equivalence: how far from 1/2 counts as the same")] = 0.1,
-    share: Annotated[float, typer.Option(help="of random circuits that the circuit must beat")] = 0.9,
-    random: Random = 100,
-    permutations: Annotated[int, typer.Option(help="of the test of independence")] = 1000,
+    options: JudgedOptions = JudgedOptions(),
+    tests: TestOptions = TestOptions(),
     width: Width = 16,
-    dtype: Dtype = "float32",
-    size: Size = None,
-    seed: Seed = None,
-    average: Average = "together",
-    devices: Devices = 1,
-    cache: Cache = None,
     config: Config = None,
     out_file: Out = None,
 ) -> None:
     """Tests five hypotheses about a circuit (Shi et al., 2410.13032)."""
     check_writable(out_file)
     circuit = Circuit.load(file)
-    asked = _Asked(circuit, (task, model, metric, reference), (dtype, size, seed, average, devices, cache))
+    asked = _Asked(circuit, options)
     with warnings_as_lines():
         judged, run = asked.objective(width=width)
-        record = hypothesis_tests(
-            judged,
-            circuit,
-            level=level,
-            epsilon=epsilon,
-            share=share,
-            random=random,
-            permutations=permutations,
-            seed=asked.seed,
-        )
+        record = hypothesis_tests(judged, circuit, seed=asked.options.seed, **tests._asdict())
     record = dataclasses.replace(record, run={**record.run, **run, "config": config_of(ctx)})
     _print_tests(record)
     _save(record, out_file)
@@ -162,26 +167,32 @@ def compare(
 class _Asked:
     """The objective that options and a circuit's record name together; what is typed goes first."""
 
-    def __init__(self, circuit: Circuit, named: tuple[str | None, ...], options: tuple) -> None:
+    def __init__(self, circuit: Circuit, options: JudgedOptions) -> None:
         run = circuit.run
         config = run.get("config")
         typed = config if isinstance(config, dict) else {}
-        task, model, metric, reference = named
-        dtype, size, seed, average, devices, cache = options
-        self.seed = int(run.get("seed", 0)) if seed is None else seed
-        task, model = task or typed.get("task", run.get("task")), model or typed.get("model", run.get("model"))
+        task = options.task or typed.get("task", run.get("task"))
+        model = options.model or typed.get("model", run.get("model"))
         if not task or not model:
             raise ValueError("the file does not say which task and model it is about: give --task and --model")
-        metric = metric or run.get("metric", "logit_diff")
-        reference = reference or run.get("reference", "resample")
-        size = size or run.get("prompts")
-        self.options = PromptOptions(task, model, metric, reference, dtype, size, average, devices, cache)
+        self.task: str = task
+        self.options = PromptOptions(
+            model,
+            metric=options.metric or run.get("metric", "logit_diff"),
+            reference=options.reference or run.get("reference", "resample"),
+            dtype=options.dtype,
+            size=options.size or run.get("prompts"),
+            seed=int(run.get("seed", 0)) if options.seed is None else options.seed,
+            average=options.average,
+            devices=options.devices,
+            cache=options.cache,
+        )
 
     def objective(self, *, reset: bool = False, **ablation: Any) -> tuple[Ablated, dict[str, Any]]:
         """The objective under an ablation, on the model or on its reset network; and its record."""
-        key = jax.random.key(self.seed)
+        key = jax.random.key(self.options.seed)
         change = (lambda model: reset_network(model, key)) if reset else None
-        objective, run, pairs, _ = load_all(self.options, self.seed, change)
+        objective, run, pairs, _ = load(self.task, self.options, change)
         return ablated(objective, pairs=pairs, **ablation), run
 
 

@@ -1,11 +1,13 @@
 """What several commands share: their options, the prompts and the model that these name, the two consoles."""
 
+import functools
+import inspect
 import json
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_type_hints
 
 import jax
 import typer
@@ -16,7 +18,8 @@ from ..batching import compile_clock, device_mesh, use_compilation_cache
 from ..data import PromptPairs
 from ..metrics import METRICS
 from ..metrics import by_name as metric_by_name
-from ..objective import REFERENCES, Objective
+from ..objective import Objective
+from ..references import REFERENCES
 
 if TYPE_CHECKING:
     from typer import Context
@@ -38,18 +41,33 @@ def read_config(ctx: Context, path: Path | None) -> Path | None:
         return None
     import yaml
 
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"--config: cannot read {path}: {error}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"--config: expected {path} to hold names and values, as 'metric: kl'")
+    values = read_mapping("--config", path, yaml.safe_load, "names and values, as 'metric: kl'", yaml.YAMLError)
     names = {spelt: str(param.name) for param in ctx.command.params for spelt in _spellings(param)}
     if unknown := [str(name) for name in values if str(name).replace("-", "_") not in names]:
         known = ", ".join(sorted(name for name in names if name not in ("config", "help")))
         raise ValueError(f"--config: {path} has unknown names {', '.join(unknown)}; expected some of {known}")
     ctx.default_map = {names[str(name).replace("-", "_")]: _as_typed(value) for name, value in values.items()}
     return path
+
+
+def read_mapping(
+    option: str,
+    path: Path,
+    parse: Callable[[str], Any],
+    expected: str,
+    failure: type[Exception] = ValueError,
+) -> dict[str, Any]:
+    """The mapping in an option's file; raises ValueError for a file that cannot be read or holds something else.
+
+    - `parse`: from the text, raises `failure`. `expected`: what the file should hold, in words.
+    """
+    try:
+        values = parse(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, failure) as error:
+        raise ValueError(f"{option}: cannot read {path}: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{option}: expected {path} to hold {expected}")
+    return values
 
 
 def _spellings(param: Any) -> set[str]:
@@ -75,8 +93,6 @@ def config_of(ctx: Context) -> dict[str, Any]:
 
 TaskName = Annotated[str, typer.Argument(help="a built-in task, or a .npz, .jsonl or .csv file of prompts")]
 ModelName = Annotated[str, typer.Option(help="a bundled model, a folder, or a name on the hub")]
-MetricName = Annotated[str, typer.Option(help=f"one of {', '.join(METRICS)}")]
-ReferenceName = Annotated[str, typer.Option(help=f"what absent edges carry: {', '.join(REFERENCES)}")]
 DtypeName = Annotated[str, typer.Option(help="float32 or float64")]
 Size = Annotated[int | None, typer.Option(help="prompts; default 32, or all of a file's")]
 Seed = Annotated[int, typer.Option(help="of the prompts and of random orders")]
@@ -89,18 +105,55 @@ Config = Annotated[
 ]
 
 
-class PromptOptions(NamedTuple):
-    """What makes the objective."""
+def takes_groups(**before: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Lets a command take groups of options: parameters whose default is a NamedTuple of typer's options.
 
-    task: str
-    model: str
-    metric: str
-    reference: str
-    dtype: str
-    size: int | None
-    average: str
-    devices: int
-    cache: Path | None
+    Typer is shown the fields in the group's place, with that default's values; the command gets the group again.
+
+    - `before`: for a parameter, or one field of a group, the option that it stands before in the help; the others
+      stand in the order in which they are declared.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        shown: list[inspect.Parameter] = []
+        groups: dict[str, Any] = {}
+        for name, parameter in inspect.signature(command).parameters.items():
+            options = [parameter]
+            if hasattr(parameter.default, "_fields"):
+                group = groups[name] = type(parameter.default)
+                types, defaults = get_type_hints(group, include_extras=True), parameter.default._asdict()
+                options = [parameter.replace(name=f, annotation=types[f], default=defaults[f]) for f in group._fields]
+            for option in options:
+                next_one = before.get(option.name, before.get(name))
+                names = [other.name for other in shown]
+                shown.insert(names.index(next_one) if next_one else len(shown), option)
+
+        @functools.wraps(command)
+        def gathered(**values: Any) -> None:
+            for name, group in groups.items():
+                values[name] = group(**{field: values.pop(field) for field in group._fields})
+            command(**values)
+
+        keyword_only = [option.replace(kind=inspect.Parameter.KEYWORD_ONLY) for option in shown]
+        gathered.__signature__ = inspect.Signature(keyword_only)  # type: ignore[attr-defined]
+        gathered.__annotations__ = {option.name: option.annotation for option in shown}
+        return gathered
+
+    return decorate
+
+
+class PromptOptions(NamedTuple):
+    """What makes the objective of a task."""
+
+    model: ModelName = DEFAULT_MODEL
+    metric: Annotated[str, typer.Option(help=f"one of {', '.join(METRICS)}")] = "kl"
+    reference: Annotated[str, typer.Option(help=f"what absent edges carry: {', '.join(REFERENCES)}")] = "resample"
+    dtype: DtypeName = "float32"
+    size: Size = None
+    seed: Seed = 0
+    average: Average = "together"
+    devices: Devices = 1
+    cache: Cache = None
 
 
 class Loaded(NamedTuple):
@@ -112,25 +165,20 @@ class Loaded(NamedTuple):
     checkpoint: checkpoints.Checkpoint
 
 
-def load(prompts: PromptOptions, seed: int) -> tuple[Objective, dict[str, Any]]:
-    """The objective that the options name, and what of them goes into the record."""
-    return load_all(prompts, seed)[:2]
-
-
-def load_all(prompts: PromptOptions, seed: int, change: Callable[[Any], Any] | None = None) -> Loaded:
+def load(task: str, prompts: PromptOptions, change: Callable[[Any], Any] | None = None) -> Loaded:
     """The objective that the options name, and what it was made of; `change` makes another model of the loaded one."""
     metric_by_name(prompts.metric)
     dtype = dtype_of(prompts.dtype)
     if prompts.cache is not None:
         use_compilation_cache(prompts.cache)
     loaded = checkpoints.load(prompts.model, dtype=dtype)
-    pairs, named = prompts_of(prompts.task, loaded, prompts.size, seed)
+    pairs, named = prompts_of(task, loaded, prompts.size, prompts.seed)
     mesh = None if prompts.devices == 1 else device_mesh(len(pairs), prompts.devices or None)
     options = {"average": prompts.average, "mesh": mesh}
     model = loaded.model if change is None else change(loaded.model)
     with compile_clock() as clock:
         objective = Objective(model, pairs, prompts.metric, prompts.reference, **options)
-    run = {"task": named, "model": loaded.source, "seed": seed, "seconds_compiling_objective": clock.seconds}
+    run = {"task": named, "model": loaded.source, "seed": prompts.seed, "seconds_compiling_objective": clock.seconds}
     return Loaded(objective, run, pairs, loaded)
 
 

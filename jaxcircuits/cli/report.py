@@ -13,7 +13,7 @@ from ..evaluation import Inspection, inspect_circuit
 from ..files import write_whole
 from ..objective import Objective
 from ..report import plot, to_dot, to_markdown, write_page
-from .options import Config, Context, PromptOptions, check_writable, load_all, out, warnings_as_lines
+from .options import Config, Context, PromptOptions, check_writable, load, out, read_mapping, warnings_as_lines
 
 PICTURES = (".png", ".svg", ".pdf")
 TEXTS = {".dot": to_dot, ".md": to_markdown}
@@ -42,7 +42,9 @@ def report(
     if out_file.suffix != ".html":
         _write_one(out_file, circuits)
     else:
-        evaluated = None if evaluation is None else _read_json(evaluation)
+        evaluated = None
+        if evaluation is not None:
+            evaluated = read_mapping("--evaluation", evaluation, json.loads, "a JSON object")
         inspections = []
         if inspection is not None:
             inspections = [Inspection.load(inspection)]
@@ -103,17 +105,15 @@ def _inspect_again(circuits: Sequence[Circuit], prompts: int, effects: bool) -> 
         )
     values = run | {name: typed[name] for name in ("task", "model") if name in typed}
     options = PromptOptions(
-        task=values["task"],
         model=values["model"].removeprefix("bundled ").removeprefix("hub "),
         metric=values["metric"],
         reference=values["reference"],
         dtype=run.get("dtype", "float32"),
         size=typed.get("size", run.get("prompts")),
+        seed=run.get("seed", 0),
         average=run.get("average", "together"),
-        devices=1,
-        cache=None,
     )
-    loaded = load_all(options, run.get("seed", 0))
+    loaded = load(values["task"], options)
     return _inspect(circuits, loaded.objective, loaded.checkpoint, prompts, effects)
 
 
@@ -128,13 +128,3 @@ def _write_one(path: Path, circuits: Sequence[Circuit]) -> None:
     else:
         figure = plot(circuits[0])
         write_whole(path, lambda temporary: figure.savefig(temporary, format=path.suffix[1:], dpi=200))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"--evaluation: cannot read {path}: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"--evaluation: expected {path} to hold a JSON object")
-    return value

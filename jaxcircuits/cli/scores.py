@@ -10,37 +10,27 @@ from ..circuit import RANKS, Circuit
 from ..discovery import methods
 from .lists import print_circuit
 from .options import (
-    DEFAULT_MODEL,
-    Average,
-    Cache,
     Config,
     Context,
-    Devices,
-    DtypeName,
-    MetricName,
-    ModelName,
     PromptOptions,
-    ReferenceName,
-    Seed,
-    Size,
     TaskName,
     check_writable,
     config_of,
     load,
     out,
+    takes_groups,
     warnings_as_lines,
 )
 
 SHOWN = 10  # edges that `score` prints
 
 
+@takes_groups(method="model", steps="dtype", option="dtype", positions="dtype")
 def score(
     ctx: Context,
     task: TaskName,
+    prompts: PromptOptions = PromptOptions(metric="logit_diff"),
     method: Annotated[str, typer.Option(help="see `jaxcircuits methods`")] = "eap",
-    model: ModelName = DEFAULT_MODEL,
-    metric: MetricName = "logit_diff",
-    reference: ReferenceName = "resample",
     steps: Annotated[int | None, typer.Option(help="points of a path, for the methods that have one")] = None,
     option: Annotated[
         list[str] | None, typer.Option(help="NAME=VALUE of a method's hyperparameter; repeatable")
@@ -48,12 +38,6 @@ def score(
     positions: Annotated[
         str | None, typer.Option(help="score edges at one token position, as 3, or a span before 7, as 3:7")
     ] = None,
-    dtype: DtypeName = "float32",
-    size: Size = None,
-    seed: Seed = 0,
-    average: Average = "together",
-    devices: Devices = 1,
-    cache: Cache = None,
     config: Config = None,
     out_file: Annotated[Path | None, typer.Option("--out", help="write the scores to this JSON file")] = None,
 ) -> None:
@@ -63,12 +47,11 @@ def score(
     options = [*(option or []), *([] if steps is None else [f"steps={steps}"])]
     hyperparameters = chosen.read(options)
     if "seed" in chosen.defaults:
-        hyperparameters.setdefault("seed", seed)
+        hyperparameters.setdefault("seed", prompts.seed)
     if positions is not None:
         hyperparameters["positions"] = [_span(positions, chosen)]
-    prompts = PromptOptions(task, model, metric, reference, dtype, size, average, devices, cache)
     with warnings_as_lines():
-        objective, run = load(prompts, seed)
+        objective, run, *_ = load(task, prompts)
         scores: Any = chosen.run(objective, **hyperparameters)
     if positions is not None:
         scores = scores.at(0)

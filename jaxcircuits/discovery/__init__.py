@@ -1,10 +1,10 @@
 """Methods of circuit discovery: each takes an `Objective` and gives a mask or scores."""
 
-from .acdc import ACDCResult as ACDCResult
-from .acdc import Decision as Decision
-from .acdc import Progress as Progress
 from .acdc import acdc as acdc
 from .acdc import acdc_sweep as acdc_sweep
+from .acdc_result import ACDCResult as ACDCResult
+from .acdc_result import Decision as Decision
+from .acdc_result import Progress as Progress
 from .atp import atp_nodes as atp_nodes
 from .atp import atp_star as atp_star
 from .attribution import clean_corrupted as clean_corrupted

@@ -6,7 +6,6 @@ once, each under the guess that those before it come out as predicted. All up to
 sequential algorithm would have decided: a wrong guess costs time, never correctness.
 """
 
-import dataclasses
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -17,90 +16,14 @@ import numpy as np
 from jaxtyping import ArrayLike
 
 from ..batching import CompileClock, compile_clock
-from ..graph import Graph
 from ..live import LiveEvaluator
 from ..objective import Objective
 from ..types import EdgeBools, EdgeScores
+from .acdc_result import ACDCResult, Decision, Progress, scores_of
 from .evaluators import DenseEvaluator, Evaluator
 from .predictors import Predictor, predictor_of
 from .schedule import Step, Walk, all_steps
 from .width import WIDTHS, FixedWidth, MeasuredWidth, bucket
-
-
-@dataclasses.dataclass(frozen=True)
-class Decision:
-    """One trial: an edge, or a group named by its receiver; the metric before and without it; whether it went."""
-
-    name: str
-    before: float
-    after: float
-    removed: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class Progress:
-    """What a progress callback gets after every round."""
-
-    edges_done: int
-    edges_total: int
-    edges_kept: int
-    evaluations: int
-    metric: float
-    seconds: float
-
-
-@dataclasses.dataclass(frozen=True)
-class ACDCResult:
-    """The circuit, every decision that led to it, and what it cost.
-
-    - `evaluations`: trials whose decision counted; `evaluations_wasted`: tried behind a wrong guess.
-    - `device_calls_by_width`: batches evaluated, of each width. `memory_planned`: bytes of the largest of them.
-    - `smallest_margin`: least distance of an increment to the threshold. `noise`: float error of the metric as
-      measured in the run; `undecided`: trials whose margin is below twice the noise.
-    - `scores`: the increment of each edge's own trial, 0 where it was never tried alone.
-    """
-
-    graph: Graph
-    mask: EdgeBools
-    scores: EdgeScores
-    decisions: tuple[Decision, ...]
-    kept_groups: tuple[str, ...]
-    metric_full: float
-    metric_final: float
-    evaluations: int
-    evaluations_wasted: int
-    device_calls: int
-    device_calls_by_width: dict[int, int]
-    memory_planned: int
-    smallest_margin: float | None
-    noise: float
-    undecided: tuple[str, ...]
-    seconds: float
-    seconds_compiling: float
-    options: dict[str, Any]
-
-    @property
-    def seconds_warm(self) -> float:
-        """The run without what JAX spent tracing and compiling."""
-        return self.seconds - self.seconds_compiling
-
-    @property
-    def run(self) -> dict[str, Any]:
-        """The record of the run, as it stands in a circuit file."""
-        taken = ("graph", "mask", "scores", "options", "decisions", "undecided", "kept_groups")
-        return {
-            "method": "acdc",
-            "signed": True,
-            **self.options,
-            **{field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in taken},
-            "seconds_warm": self.seconds_warm,
-            "edges_total": self.graph.num_edges,
-            "edges_kept": int(self.mask.sum()),
-            "groups_kept": len(self.kept_groups),
-            "kept_groups": list(self.kept_groups),
-            "undecided": list(self.undecided),
-            "decisions": [list(dataclasses.astuple(decision)) for decision in self.decisions],
-        }
 
 
 def acdc(objective: Objective, threshold: float, **options: Any) -> ACDCResult:
@@ -299,7 +222,7 @@ class _Search:
         return ACDCResult(
             graph=graph,
             mask=self.walk.mask.copy(),
-            scores=_scores(graph, self.decisions),
+            scores=scores_of(graph, self.decisions),
             decisions=tuple(self.decisions),
             kept_groups=tuple(d.name for d in self.decisions if "->" not in d.name and not d.removed),
             metric_full=metric_full,
@@ -329,15 +252,6 @@ def _warn_of_noise(result: ACDCResult) -> None:
             f"the threshold, first {result.undecided[0]}: another device may decide them otherwise; use float64",
             stacklevel=3,
         )
-
-
-def _scores(graph: Graph, decisions: Sequence[Decision]) -> EdgeScores:
-    scores = np.zeros(graph.shape)
-    for decision in decisions:
-        increment = decision.after - decision.before
-        if "->" in decision.name and np.isfinite(increment):
-            scores[graph.edge_index(decision.name)] = increment
-    return scores
 
 
 def _noise(objective: Objective, mask: EdgeBools, metric_full: float, metric_final: float) -> float:

@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .. import batching
-from ..objective import Objective, sender_values
+from ..objective import Objective
+from ..references import sender_values
 from ..scores import Scores
 from .measure import Positions, scored, spans_of, whole
 

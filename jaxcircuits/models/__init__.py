@@ -27,7 +27,7 @@ What the rest of the library asks of a model (an `eqx.Module`):
 from .gates import Gates as Gates
 from .gates import gate as gate
 from .gpt2 import GPT2 as GPT2
-from .gpt2 import GPT2Config as GPT2Config
+from .gpt2_config import GPT2Config as GPT2Config
 from .gpt2_slopes import Held as Held
 from .reset import reset_network as reset_network
 from .tracr import Tracr as Tracr

@@ -14,7 +14,6 @@ In a shortformer positions are added to what queries and keys project, after the
 the residual stream, so the sender `input` is the token alone and values know no position.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
@@ -28,235 +27,8 @@ from jaxtyping import Array, DTypeLike, Float, Int, PRNGKeyArray
 from ..graph import Graph
 from ..types import Mask, NodeMask, ReceiverValues, SenderValues, Tokens
 from . import gpt2_displaced, gpt2_slopes
-
-ACTIVATIONS: dict[str, Callable] = {
-    "gelu": partial(jax.nn.gelu, approximate=False),
-    "gelu_new": jax.nn.gelu,
-    "gelu_fast": jax.nn.gelu,
-    "gelu_pytorch_tanh": jax.nn.gelu,
-    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
-    "relu": jax.nn.relu,
-    "relu2": lambda x: jax.nn.relu(x) ** 2,
-    "silu": jax.nn.silu,
-    "swish": jax.nn.silu,
-    "sigmoid": jax.nn.sigmoid,
-    "tanh": jnp.tanh,
-    "linear": lambda x: x,
-}
-
-POSITIONAL = ("standard", "shortformer")
-
-
-@dataclasses.dataclass(frozen=True)
-class GPT2Config:
-    """Sizes and choices of a GPT-2, named as in a Hugging Face `config.json`.
-
-    Six fields are this library's: `attn_only` (blocks without MLPs), `layer_norm` (False: no norms at all), `causal`
-    (False: every position reads all others), `n_key` (width of a head's queries; default `n_embd / n_head`),
-    `positional` ("standard", or "shortformer": positions are added to queries' and keys' inputs) and
-    `unembedding_bias`. Raises ValueError for an unsupported value.
-    """
-
-    vocab_size: int = 50257
-    n_positions: int = 1024
-    n_embd: int = 768
-    n_layer: int = 12
-    n_head: int = 12
-    n_inner: int | None = None
-    activation_function: str = "gelu_new"
-    layer_norm_epsilon: float = 1e-5
-    scale_attn_weights: bool = True
-    scale_attn_by_inverse_layer_idx: bool = False
-    tie_word_embeddings: bool = True
-    attn_only: bool = False
-    layer_norm: bool = True
-    causal: bool = True
-    n_key: int | None = None
-    positional: str = "standard"
-    unembedding_bias: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_key"):
-            value = getattr(self, name)
-            if (value is not None or name != "n_key") and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"config: {name} must be a positive whole number, got {value!r}")
-        if self.n_key is None and self.n_embd % self.n_head:
-            raise ValueError(f"config: n_embd {self.n_embd} must be a multiple of n_head {self.n_head}")
-        if self.positional not in POSITIONAL:
-            raise ValueError(f"config: positional must be one of {', '.join(POSITIONAL)}, got {self.positional!r}")
-        if self.activation_function not in ACTIVATIONS:
-            raise ValueError(
-                f"config: activation_function {self.activation_function!r} is not supported; "
-                f"expected one of {', '.join(sorted(ACTIVATIONS))}"
-            )
-
-    @property
-    def head_width(self) -> int:
-        return self.n_key or self.n_embd // self.n_head
-
-    @property
-    def num_neurons(self) -> int:
-        return self.n_inner or 4 * self.n_embd
-
-    @property
-    def num_outputs(self) -> int:
-        """Logits at a position."""
-        return self.vocab_size
-
-    @property
-    def attention_scales(self) -> tuple[float, ...]:
-        """What each layer multiplies its query-key products with."""
-        scale = 1 / math.sqrt(self.head_width) if self.scale_attn_weights else 1.0
-        return tuple(
-            scale / (layer + 1) if self.scale_attn_by_inverse_layer_idx else scale for layer in range(self.n_layer)
-        )
-
-
-class LayerNorm(eqx.Module):
-    """`(x - mean) / sqrt(var + epsilon) * weight + bias`, of one vector."""
-
-    weight: Float[Array, "*layer width"]
-    bias: Float[Array, "*layer width"]
-    epsilon: float = eqx.field(static=True)
-
-    def __call__(self, x: Float[Array, " width"]) -> Float[Array, " width"]:
-        centred = x - x.mean()
-        return centred * jax.lax.rsqrt((centred**2).mean() + self.epsilon) * self.weight + self.bias
-
-
-class Attention(eqx.Module):
-    """Attention; what it returns excludes `output_bias`, which belongs to no head.
-
-    `positions` (a shortformer's; None elsewhere) are added to what queries and keys project.
-    """
-
-    query: Float[Array, "*layer head width key"]
-    key: Float[Array, "*layer head width key"]
-    value: Float[Array, "*layer head width key"]
-    query_bias: Float[Array, "*layer head key"]
-    key_bias: Float[Array, "*layer head key"]
-    value_bias: Float[Array, "*layer head key"]
-    output: Float[Array, "*layer head key width"]
-    output_bias: Float[Array, "*layer width"]
-    positions: Float[Array, "*layer max_position width"] | None = None
-    causal: bool = eqx.field(static=True, default=True)
-
-    def mix(
-        self,
-        x_query: Float[Array, "*head position width"],
-        x_key: Float[Array, "*head position width"],
-        x_value: Float[Array, "*head position width"],
-        scale: Float[Array, ""],
-    ) -> Float[Array, "heads position key"]:
-        """Values averaged by the attention pattern. Inputs: one for all heads, or one a head."""
-        query, key, value = self.project(x_query, x_key, x_value)
-        return self.attend(query, key, value, scale)
-
-    def project(
-        self,
-        x_query: Float[Array, "*head position width"],
-        x_key: Float[Array, "*head position width"],
-        x_value: Float[Array, "*head position width"],
-    ) -> Float[Array, "kv heads position key"]:
-        """Queries, keys and values of all heads, biases included. Inputs: one for all heads, or one a head."""
-        equation = "td,hdk->htk" if x_query.ndim == 2 else "htd,hdk->htk"
-        query = jnp.einsum(equation, self._placed(x_query), self.query) + self.query_bias[:, None]
-        key = jnp.einsum(equation, self._placed(x_key), self.key) + self.key_bias[:, None]
-        value = jnp.einsum(equation, x_value, self.value) + self.value_bias[:, None]
-        return jnp.stack([query, key, value])
-
-    def _placed(self, x: Float[Array, "*head position width"]) -> Float[Array, "*head position width"]:
-        return x if self.positions is None else x + jnp.broadcast_to(self.positions[: x.shape[-2]], x.shape)
-
-    def attend(
-        self,
-        query: Float[Array, "head position key"],
-        key: Float[Array, "head position key"],
-        value: Float[Array, "head position key"],
-        scale: Float[Array, ""],
-    ) -> Float[Array, "head position key"]:
-        """Values averaged by the attention pattern."""
-        return jnp.einsum("htu,huk->htk", self.pattern(query, key, scale), value)
-
-    def pattern(
-        self, query: Float[Array, "head position key"], key: Float[Array, "head position key"], scale: Float[Array, ""]
-    ) -> Float[Array, "head position position"]:
-        """How much each position reads of each one that it sees."""
-        scores = jnp.einsum("htk,huk->htu", query, key) * scale
-        return self.softmax(scores, jnp.arange(scores.shape[-1], dtype=jnp.int32))
-
-    def softmax(
-        self, scores: Float[Array, "*head query position"], query_positions: Int[Array, " query"]
-    ) -> Float[Array, "*head query position"]:
-        """The pattern of queries at some positions: in causal attention none reads what comes after it."""
-        if self.causal:
-            seen = query_positions[:, None] >= jnp.arange(scores.shape[-1], dtype=query_positions.dtype)[None]
-            scores = jnp.where(seen, scores, jnp.finfo(scores.dtype).min)
-        return jax.nn.softmax(scores, axis=-1)
-
-    def heads(self, mixed: Float[Array, "head position key"]) -> Float[Array, "head position width"]:
-        """What each head writes to the residual stream."""
-        return jnp.einsum("htk,hkd->htd", mixed, self.output)
-
-    def sum_of_heads(self, mixed: Float[Array, "head position key"]) -> Float[Array, "position width"]:
-        """What all heads write together."""
-        return jnp.einsum("htk,hkd->td", mixed, self.output)
-
-
-class MLP(eqx.Module):
-    """`activation(x W_in + b_in) W_out + b_out`."""
-
-    w_in: Float[Array, "*layer width neuron"]
-    b_in: Float[Array, "*layer neuron"]
-    w_out: Float[Array, "*layer neuron width"]
-    b_out: Float[Array, "*layer width"]
-    activation: str = eqx.field(static=True)
-
-    def __call__(self, x: Float[Array, "position width"]) -> Float[Array, "position width"]:
-        return ACTIVATIONS[self.activation](x @ self.w_in + self.b_in[None]) @ self.w_out + self.b_out[None]
-
-
-class NodeValues(eqx.Module):
-    """What node masks act on: every head's queries, keys and values, and every MLP's output."""
-
-    heads: Float[Array, "*batch kv head position key"]
-    mlp: Float[Array, "*batch position width"] | None
-
-
-class Block(eqx.Module):
-    """One layer; in a model every array has a leading layer axis and `lax.scan` takes the slices."""
-
-    attention: Attention
-    attention_norm: LayerNorm | None
-    mlp: MLP | None
-    mlp_norm: LayerNorm | None
-
-    def attention_input(self, x: Float[Array, "position width"]) -> Float[Array, "position width"]:
-        """What all heads project when they read the same `x`."""
-        return _normed(self.attention_norm, x)
-
-    def mix(self, x: Float[Array, "position width"], scale: Float[Array, ""]) -> Float[Array, "head position key"]:
-        """The attention of a run in which all heads read the same `x`."""
-        x = self.attention_input(x)
-        return self.attention.mix(x, x, x, scale)
-
-    def masked_heads(
-        self, x: Float[Array, "kv head position width"], scale: Float[Array, ""]
-    ) -> Float[Array, "head position width"]:
-        """Head outputs when each head's query, key and value read their own input."""
-        x = _normed(self.attention_norm, x)
-        return self.attention.heads(self.attention.mix(x[0], x[1], x[2], scale))
-
-    def node_values(self, x: Float[Array, "time position width"]) -> NodeValues:
-        """Queries, keys and values of the heads, which read `x[0]`, and the output of the MLP, which reads `x[1]`."""
-        heads = _normed(self.attention_norm, x[0])
-        return NodeValues(
-            self.attention.project(heads, heads, heads), None if self.mlp is None else self.mlp_output(x[1])
-        )
-
-    def mlp_output(self, x: Float[Array, "position width"]) -> Float[Array, "position width"]:
-        assert self.mlp is not None
-        return self.mlp(_normed(self.mlp_norm, x))
+from .gpt2_block import MLP, Attention, Block, LayerNorm, NodeValues, normed
+from .gpt2_config import GPT2Config
 
 
 class GPT2(eqx.Module):
@@ -352,7 +124,7 @@ class GPT2(eqx.Module):
         if columns is not None:
             weight, bias = weight[columns], None if bias is None else bias[columns]
         with jax.default_matmul_precision(self.precision):
-            logits = _normed(self.final_norm, residual) @ weight.T
+            logits = normed(self.final_norm, residual) @ weight.T
         return logits if bias is None else logits + jnp.broadcast_to(bias, logits.shape)
 
     def residual(
@@ -390,7 +162,7 @@ class GPT2(eqx.Module):
 
         def step(x, layer):
             block, scale, head_mask, mlp_mask, values = layer
-            stream = _normed(block.attention_norm, x)
+            stream = normed(block.attention_norm, x)
             outputs = block.attention.project(stream, stream, stream)
             outputs = _blend(head_mask[:, :, None, None], outputs, None if values is None else values.heads)
             mixed = block.attention.attend(outputs[0], outputs[1], outputs[2], scale)
@@ -517,7 +289,7 @@ class GPT2(eqx.Module):
         weight = (attention.query, attention.key, attention.value)[kv][layer, head]
         bias = (attention.query_bias, attention.key_bias, attention.value_bias)[kv][layer, head]
         norm = jax.tree.map(lambda leaf: leaf[layer], self.blocks.attention_norm)
-        return _normed(norm, x) @ weight + bias[None]
+        return normed(norm, x) @ weight + bias[None]
 
     def head_output(
         self,
@@ -607,10 +379,6 @@ class GPT2(eqx.Module):
         (base, delta), _ = jax.lax.scan(step, (reference[:first].sum(0), delta), xs)
         x = base + jnp.einsum("s,std->td", mask[:, -1], delta)
         return _add(x, None if offsets is None else offsets[-1]), delta
-
-
-def _normed(norm: LayerNorm | None, x: Float[Array, "*inputs width"]) -> Float[Array, "*inputs width"]:
-    return x if norm is None else jnp.vectorize(norm, signature="(d)->(d)")(x)
 
 
 def _add(x: Array, offset: Array | None) -> Array:

@@ -16,7 +16,8 @@ from jaxtyping import Array, Float
 
 from ..graph import Graph
 from ..types import Tokens
-from .gpt2 import GPT2, GPT2Config
+from .gpt2 import GPT2
+from .gpt2_config import GPT2Config
 
 
 @dataclasses.dataclass(frozen=True)

@@ -47,14 +47,15 @@ def greater_than_68(settings: Settings) -> Table:
         if known:
             rows.append(Row(label, "ACDC", "of 5 component types", 5 if is_papers else None, _types(circuit)))
     points = tuple((float(c.num_edges), float(c.run["metric_final"])) for c in circuits)
-    return Table(
-        name="greater-than-68",
+    return settings.table(
+        "greater-than-68",
+        rows,
+        [Curve(model.source, "ACDC", points)],
         title="Greater-Than: what ACDC keeps at the paper's threshold",
-        source="Conmy et al. 2023 (2304.14997), section 4: 68 of 32,923 edges, 5 of 5 component types",
-        rows=tuple(rows),
-        curves=(Curve(model.source, "ACDC", points),),
+        source="section 4: 68 of 32,923 edges, 5 of 5 component types",
         axes=("edges", "negated difference of probabilities"),
-        run={"settings": settings.describe(), "threshold": THRESHOLD, "objective": objective.describe()},
+        threshold=THRESHOLD,
+        objective=objective.describe(),
     )
 
 

@@ -41,14 +41,15 @@ def induction_pareto(settings: Settings) -> Table:
         for budget in BUDGETS:
             best = min((value for edges, value in front if edges <= budget), default=None)
             rows.append(Row(model.source, method, f"least KL with up to {budget} edges", None, best))
-    return Table(
-        name="induction-pareto",
+    return settings.table(
+        "induction-pareto",
+        rows,
+        curves,
         title="Induction: KL to the whole model against edges kept",
-        source="Conmy et al. 2023 (2304.14997), a plot without printed numbers",
-        rows=tuple(rows),
-        curves=tuple(curves),
+        source="a plot without printed numbers",
         axes=("edges", "KL"),
-        run={"settings": settings.describe(), "task": task, "objective": objective.describe()},
+        task=task,
+        objective=objective.describe(),
     )
 
 

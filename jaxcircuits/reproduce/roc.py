@@ -5,14 +5,14 @@ import numpy as np
 from ..checkpoints import Checkpoint
 from ..circuit import Circuit
 from ..discovery import acdc, eap
-from ..evaluation import roc
 from ..metrics import kl
 from ..objective import Objective
 from ..tasks import by_name
 from ..types import EdgeBools
+from .areas import areas
 from .searches import acdc_circuits, hisp_circuits, kept_scores, probed_circuits
 from .settings import Settings, powers
-from .table import Curve, Row, Table
+from .table import Table
 
 # Of each task: the paper's model, prompts, and thresholds under KL and under the task's metric.
 TASKS = {
@@ -49,22 +49,20 @@ def roc_of_task(settings: Settings) -> Table:
     for metric, chosen in zip(("kl", by_name(settings.task).metric), thresholds, strict=True):
         objective = settings.objective(model, settings.task, metric, size)
         for method, circuits in _circuits(settings, objective, chosen).items():
-            for level in ("edge", "node"):
-                published = None
-                if metric == "kl" and level == "edge" and not note:
-                    published = PUBLISHED[settings.task].get(method)
-                area = roc(circuits, truth, level=level, convention="original")
-                rows.append(Row(metric, method, f"{level} area", published, area.pessimistic, note))
-                if level == "edge":
-                    curves.append(Curve(metric, method, area.points))
-    return Table(
-        name=f"roc-{settings.task}",
+            published = PUBLISHED[settings.task].get(method) if metric == "kl" and not note else None
+            more_rows, more_curves = areas((metric, method), circuits, truth, published=published, note=note)
+            rows += more_rows
+            curves += more_curves
+    return settings.table(
+        f"roc-{settings.task}",
+        rows,
+        curves,
         title=f"{settings.task}: area under the ROC against the known circuit (pessimistic)",
-        source="Conmy et al. 2023 (2304.14997), last version: KL, corrupted activations, edges",
-        rows=tuple(rows),
-        curves=tuple(curves),
+        source="last version: KL, corrupted activations, edges",
         axes=("false positive rate (edges)", "true positive rate"),
-        run={"settings": settings.describe(), "thresholds": thresholds, "truth": int(truth.sum()), "note": note},
+        thresholds=thresholds,
+        truth=int(truth.sum()),
+        note=note,
     )
 
 

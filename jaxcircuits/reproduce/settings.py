@@ -1,7 +1,7 @@
 """What a table is computed with, and the circuits found so far, kept in files."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,9 @@ from ..data import PromptPairs
 from ..files import plain
 from ..objective import Objective
 from ..tasks import by_name
+from .table import Curve, Row, Table
+
+PAPER = "Conmy et al. 2023 (2304.14997)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +92,21 @@ class Settings:
         path.parent.mkdir(parents=True, exist_ok=True)
         circuit.save(path)
         return circuit
+
+    def table(
+        self,
+        name: str,
+        rows: Sequence[Row],
+        curves: Sequence[Curve],
+        *,
+        title: str,
+        source: str,
+        axes: tuple[str, str],
+        **run: Any,
+    ) -> Table:
+        """The finished table; `source`: where in the paper. `run`: what of its making the settings do not say."""
+        run = {"settings": self.describe(), **run}
+        return Table(name, title, f"{PAPER}, {source}", tuple(rows), tuple(curves), axes, run)
 
     def describe(self) -> dict[str, Any]:
         """The settings, for the record."""

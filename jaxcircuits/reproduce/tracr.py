@@ -2,12 +2,12 @@
 
 from ..checkpoints import Checkpoint, load
 from ..circuit import Circuit
-from ..evaluation import ROC, roc
 from ..evaluation.roc import members
 from ..models import permute_positions
 from ..objective import Objective
 from ..tasks import TASKS
 from ..types import EdgeBools
+from .areas import areas
 from .searches import acdc_circuits, hisp_circuits, probed_circuits
 from .settings import Settings, powers
 from .table import Curve, Row, Table
@@ -44,14 +44,15 @@ def tracr(settings: Settings) -> Table:
             more_rows, more_curves = _program(settings, name, ablation)
             rows += more_rows
             curves += more_curves
-    return Table(
-        name="tracr",
+    return settings.table(
+        "tracr",
+        rows,
+        curves,
         title="Compiled programs: area under the ROC against the known circuit (pessimistic)",
-        source="Conmy et al. 2023 (2304.14997), the tracr tasks, in its convention of edges and nodes",
-        rows=tuple(rows),
-        curves=tuple(curves),
+        source="the tracr tasks, in its convention of edges and nodes",
         axes=("false positive rate (edges)", "true positive rate"),
-        run={"settings": settings.describe(), "thresholds": settings.thresholds or THRESHOLDS, "shift": SHIFT},
+        thresholds=settings.thresholds or THRESHOLDS,
+        shift=SHIFT,
     )
 
 
@@ -68,13 +69,10 @@ def _program(settings: Settings, name: str, ablation: str) -> tuple[list[Row], l
     }
     rows, curves = [], []
     for method, circuits in found.items():
-        for level in ("edge", "node"):
-            published = PUBLISHED[name, ablation].get(method) if level == "edge" else None
-            area: ROC | None = circuits and roc(circuits, truth, level=level, convention="original")
-            note = "" if circuits else FLAT
-            rows.append(Row(label, method, f"{level} area", published, area and area.pessimistic, note))
-            if area and level == "edge":
-                curves.append(Curve(label, method, area.points))
+        published, note = PUBLISHED[name, ablation].get(method), "" if circuits else FLAT
+        more_rows, more_curves = areas((label, method), circuits, truth, published=published, note=note)
+        rows += more_rows
+        curves += more_curves
     if ablation == "corrupted":
         rows.append(_edges_kept(label, found["ACDC"] or [], truth))
     return rows, curves

@@ -1,0 +1,74 @@
+"""The gradient of one prompt's loss at every edge: `df/dmask_sr = <z_s - ref_s, df/dx_r>` at three kinds of runs.
+
+`z_s - ref_s` is what sender s writes minus the reference, `df/dx_r` the gradient of the loss at what receiver r reads.
+A prompt is its tokens and the reference; `score` is its loss as a function of what `logits` reads. `jax.vmap` goes
+outside.
+
+`spans`: bool as numbers [span, position]; one gradient for the mask of each span of positions; None: of all together.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from .models import Held
+from .types import Mask, Model, ReceiverValues, SenderValues, Tokens
+
+Prompt = tuple[Tokens, SenderValues]
+Score = Callable[[Float[Array, "position width"]], Float[Array, ""]]
+Spans = Float[Array, "span position"] | None
+Gradient = Float[Array, "*span sender receiver"]
+
+
+def at_mask(model: Model, score: Score, prompt: Prompt, mask: Mask, spans: Spans) -> tuple[Float[Array, ""], Gradient]:
+    """The loss of a circuit, and its gradient."""
+    tokens, reference = prompt
+
+    def loss(offsets):
+        residual, delta = model.masked_run(tokens, mask, reference, offsets)
+        return score(residual), delta
+
+    zeros = jnp.zeros((mask.shape[1], *reference.shape[1:]), mask.dtype)
+    (value, delta), slopes = jax.value_and_grad(loss, has_aux=True)(zeros)
+    return value, _contract(model, delta, slopes, spans)
+
+
+def at_clean_run(model: Model, score: Score, prompt: Prompt, spans: Spans) -> Gradient:
+    """The gradient at all edges, from the plain model."""
+    tokens, reference = prompt
+    written, slopes = model.receiver_slopes(tokens, score)
+    return _contract(model, written - reference, slopes, spans)
+
+
+def at_held_runs(
+    model: Model,
+    score: Score,
+    prompt: Prompt,
+    points: tuple[Bool[Array, "point sender"], Float[Array, " point"]],
+    spans: Spans,
+) -> Gradient:
+    """Mean over points (held, alpha) of `<clean_s - ref_s, df/dx_r>` where the held senders write constants.
+
+    These are `reference + alpha (clean - reference)`.
+    """
+    tokens, reference = prompt
+    delta = model.sender_values(tokens) - reference
+
+    def add_point(total, point):
+        held, alpha = point
+        _, slopes = model.receiver_slopes(tokens, score, Held(held, reference + alpha * delta))
+        return total + slopes, None
+
+    zeros = jnp.zeros((model.graph.shape[1], *reference.shape[1:]), reference.dtype)
+    total, _ = jax.lax.scan(add_point, zeros, points)
+    return _contract(model, delta, total / points[1].shape[0], spans)
+
+
+def _contract(model: Model, delta: SenderValues, slopes: ReceiverValues, spans: Spans) -> Gradient:
+    """`<delta_s, slope_r>` of every pair, over all positions or those of each span."""
+    with jax.default_matmul_precision(model.precision):
+        if spans is None:
+            return jnp.einsum("std,rtd->sr", delta, slopes)
+        return jax.lax.map(lambda span: jnp.einsum("std,rtd->sr", delta * span[None, :, None], slopes), spans)
