@@ -19,6 +19,16 @@ class LayerNorm(eqx.Module):
         centred = x - x.mean()
         return centred * jax.lax.rsqrt((centred**2).mean() + self.epsilon) * self.weight + self.bias
 
+    def pull_back(
+        self, x: Float[Array, "position width"], slopes: Float[Array, "input position width"]
+    ) -> Float[Array, "input position width"]:
+        """`J(x)^T slope`: gradients at what is normed to those at `x`; written out, since autodiff reads more often."""
+        centred = x - x.mean(-1, keepdims=True)
+        scale = jax.lax.rsqrt((centred**2).mean(-1, keepdims=True) + self.epsilon)[None]
+        direction, slopes = centred[None] * scale, slopes * self.weight[None, None]
+        along = (slopes * direction).mean(-1, keepdims=True)
+        return scale * (slopes - slopes.mean(-1, keepdims=True) - direction * along)
+
 
 class Attention(eqx.Module):
     """Attention; what it returns excludes `output_bias`, which belongs to no head.

@@ -71,11 +71,14 @@ def _run(
         block, scale, projections, mlp_offset, held = layer
         normed = block.attention_input(x)
         query, key, value = block.attention.project(normed, normed, normed) + projections
-        mixed = jnp.einsum("htu,huk->htk", block.attention.pattern(query, key, scale), value)
-        heads = block.attention.heads(mixed)
+        mixed = block.attention.attend(query, key, value, scale)
+        heads = block.attention.heads(jax.lax.stop_gradient(mixed))  # for the result; the stream gets their sum
+        after = x + block.attention.output_bias[None]
         if held is not None:
+            is_held = held.which[: heads.shape[0], None, None]
             heads = _hold(heads, held, slice(None, heads.shape[0]))
-        after = x + heads.sum(0) + block.attention.output_bias[None]
+            mixed, after = jnp.where(is_held, 0, mixed), after + jnp.where(is_held, heads, 0).sum(0)
+        after = after + block.attention.sum_of_heads(mixed)
         if block.mlp is None:
             return after, (x, heads)
         written = block.mlp_output(after + mlp_offset)[None]
@@ -107,8 +110,7 @@ def _pull_back(
     normed = jnp.concatenate(
         [jnp.einsum("htk,hdk->htd", slope, weight) for slope, weight in zip(slopes, weights, strict=True)]
     )
-    _, norm_transposed = jax.vjp(block.attention_input, x)
-    return jax.vmap(lambda slope: norm_transposed(slope)[0])(normed)
+    return normed if block.attention_norm is None else block.attention_norm.pull_back(x, normed)
 
 
 def attention_effects(
