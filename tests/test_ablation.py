@@ -1,9 +1,11 @@
 """Each part of an ablation, against what it says done by hand."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import micro_model, micro_pairs, random_mask
+from test_gpt2 import by_hand
 
 import jaxcircuits as jc
 
@@ -84,6 +86,40 @@ def test_restoring_compares_with_the_clean_run(x64):
     close(empty, objective.per_example(np.zeros(objective.graph.shape)))
 
 
+@pytest.mark.parametrize("direction", ["ablate", "restore"])
+@pytest.mark.parametrize("positions, inside", [([(1, 4)], {1, 2, 3}), ([0, (4, 6)], {0, 4, 5})])
+def test_edges_outside_the_positions_carry_what_is_running(direction, positions, inside, objective):
+    """Circuits of many edges, their complement and no circuit, against a forward written by hand, prompt by prompt."""
+    model, graph, pairs = objective.model, objective.graph, micro_pairs()
+    circuits = np.stack([*(random_mask(graph, seed) & graph.valid for seed in range(3)), np.zeros_like(graph.valid)])
+    judged = jc.ablated(objective, positions=positions, direction=direction, pairs=pairs, width=2)
+    tokens, other = (pairs.clean, pairs.corrupt) if direction == "ablate" else (pairs.corrupt, pairs.clean)
+    written = jax.vmap(model.sender_values)(jnp.asarray(other))
+    outside = np.array([t not in inside for t in range(6)])
+    for circuit, losses in zip(circuits, judged.losses(circuits), strict=True):
+        runs = circuit if direction == "ablate" else ~circuit
+        mask = runs[..., None] | outside
+        for row, loss in enumerate(losses):
+            residual = by_hand(model, tokens[row], mask, np.asarray(written[row]))
+            logits = np.asarray(model.unembed(jnp.asarray(residual[-1])))
+            wrong = [answer for answer in pairs.wrong[row] if answer >= 0]
+            close(loss, logits[wrong].mean() - logits[pairs.answer[row]].mean())
+    spans = tuple(span if isinstance(span, tuple) else (span, span + 1) for span in positions)
+    assert judged.describe()["ablation"]["positions"] == spans
+
+
+def test_positions_that_are_all_of_them_are_the_default(objective):
+    assert jc.ablated(objective, positions=[(0, 2), (2, 6)]).ablation == jc.ablated(objective).ablation
+
+
+def test_before_the_answer_only_what_is_read_later_matters(objective):
+    """No circuit at one position: the loss lies between nothing removed and all of it; at unread ones nothing changes."""
+    empty = np.zeros((1, *objective.graph.shape), bool)
+    everywhere, first = (jc.ablated(objective, positions=p).losses(empty)[0] for p in ("all", [0]))
+    full = np.asarray(objective.per_example(objective.graph.valid))
+    assert not np.allclose(first, full) and not np.allclose(first, everywhere)
+
+
 def test_a_width_that_does_not_divide_gives_the_same(objective):
     masks = np.stack([random_mask(objective.graph, seed) for seed in range(5)])
     close(jc.ablated(objective, width=2).losses(masks), jc.ablated(objective, width=16).losses(masks))
@@ -92,8 +128,13 @@ def test_a_width_that_does_not_divide_gives_the_same(objective):
 def test_what_is_refused(objective):
     with pytest.raises(ValueError, match="granularity: expected one of edge, node, got 'neuron'"):
         jc.ablated(objective, granularity="neuron")
-    with pytest.raises(ValueError, match="positions: expected one of all"):
+    with pytest.raises(ValueError, match="positions: expected 'all' or spans"):
         jc.Ablation(positions="last")
+    for positions in ([(2, 7)], [(3, 3)], [6], [(1, 2, 3)]):
+        with pytest.raises(ValueError, match="expected positions 0 to 5 or spans"):
+            jc.ablated(objective, positions=positions)
+    with pytest.raises(ValueError, match="at least one position"):
+        jc.ablated(objective, positions=[])
     with pytest.raises(ValueError, match="unknown parts .'value'."):
         jc.ablated(objective, value="zero")
     with pytest.raises(ValueError, match="width"):

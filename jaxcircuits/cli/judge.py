@@ -35,6 +35,7 @@ from .options import (
     err,
     load_all,
     out,
+    span_of,
     warnings_as_lines,
 )
 
@@ -64,6 +65,9 @@ def evaluate_circuit(
     reference: Reference = None,
     granularity: Annotated[str, _choice("granularity")] = "edge",
     component: Annotated[str, _choice("component")] = "all",
+    positions: Annotated[
+        str, typer.Option(help="of the ablation: all, or tokens and spans before their end, as 3:7 or 1,3:7")
+    ] = "all",
     direction: Annotated[str, _choice("direction")] = "ablate",
     ablated_set: Annotated[str, typer.Option("--set", help="what runs: circuit, complement")] = "circuit",
     controls: Annotated[bool, typer.Option(help="random circuits, and the method on a reset network")] = True,
@@ -84,6 +88,7 @@ def evaluate_circuit(
     asked = _Asked(circuit, (task, model, metric, reference), (dtype, size, seed, average, devices, cache))
     parts: dict[str, Any] = {"granularity": granularity, "component": component, "direction": direction}
     parts["set"] = ablated_set
+    parts["positions"] = "all" if positions == "all" else [span_of(part) for part in positions.split(",")]
     method = _method_of(circuit) if controls else None
     if controls and method is None:
         err.print("warning: the file does not say which method to run on a reset network: no such control")
