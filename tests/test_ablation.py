@@ -112,8 +112,8 @@ def test_positions_that_are_all_of_them_are_the_default(objective):
     assert jc.ablated(objective, positions=[(0, 2), (2, 6)]).ablation == jc.ablated(objective).ablation
 
 
-def test_before_the_answer_only_what_is_read_later_matters(objective):
-    """No circuit at one position: the loss lies between nothing removed and all of it; at unread ones nothing changes."""
+def test_replacing_at_one_position_is_less_than_at_all(objective):
+    """No edge at the first position alone is neither the clean run nor the run without any edge."""
     empty = np.zeros((1, *objective.graph.shape), bool)
     everywhere, first = (jc.ablated(objective, positions=p).losses(empty)[0] for p in ("all", [0]))
     full = np.asarray(objective.per_example(objective.graph.valid))
