@@ -8,6 +8,7 @@ from conftest import micro_model, micro_pairs, random_mask
 from test_gpt2 import by_hand
 
 import jaxcircuits as jc
+from jaxcircuits.evaluation import ablation
 
 
 @pytest.fixture
@@ -123,6 +124,26 @@ def test_replacing_at_one_position_is_less_than_at_all(objective):
 def test_a_width_that_does_not_divide_gives_the_same(objective):
     masks = np.stack([random_mask(objective.graph, seed) for seed in range(5)])
     close(jc.ablated(objective, width=2).losses(masks), jc.ablated(objective, width=16).losses(masks))
+
+
+def test_circuits_of_few_edges_run_by_their_live_nodes(objective, monkeypatch):
+    """Mixed with large ones, in any direction: the same losses; at some positions all are dense."""
+    graph, pairs = objective.graph, micro_pairs()
+    circuits = np.concatenate([jc.random_circuits(graph, 5, 3), jc.random_circuits(graph, 30, 2)])[[0, 3, 1, 4, 2]]
+    monkeypatch.setattr(ablation, "FEW", 6 / graph.num_edges)
+    ran = []
+    run = jc.SparseEvaluator.per_example_many
+    monkeypatch.setattr(
+        jc.SparseEvaluator, "per_example_many", lambda self, *inputs: ran.append(len(inputs[0])) or run(self, *inputs)
+    )
+    for parts, few in (({}, [3]), ({"positions": [1]}, []), ({"direction": "restore", "set": "complement"}, [3])):
+        judged = jc.ablated(objective, pairs=pairs, width=4, **parts)
+        close(judged.losses(circuits, exchangeable=False), judged.losses(circuits))
+        assert ran == few
+        ran.clear()
+    results = jc.faithfulness_many(objective, circuits)
+    assert ran == [3]
+    close([result.loss.mean for result in results], [float(objective(circuit)) for circuit in circuits])
 
 
 def test_what_is_refused(objective):

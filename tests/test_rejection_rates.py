@@ -49,7 +49,9 @@ def tracr():
     """Reversing three letters; its losses are computed for all circuits of the tests at once."""
     loaded = jc.load("tracr-reverse")
     clean = np.array([[3, *letters] for letters in itertools.product(range(3), repeat=3)])
-    pairs = jc.PromptPairs(clean=clean, corrupt=clean[::-1], positions=np.tile(np.arange(4) > 0, (len(clean), 1)))
+    pairs = jc.PromptPairs(
+        clean=clean, corrupt=np.roll(clean, 1, 0), positions=np.tile(np.arange(4) > 0, (len(clean), 1))
+    )
     judged = jc.ablated(jc.Objective(loaded.model, pairs, "l2", "zero"), width=64)
     graph = judged.graph
     known = graph.mask_of(list(jc.tasks.TASKS["tracr_reverse"].circuit(graph)))

@@ -1,6 +1,5 @@
 """`report`: a page, a picture or a text of a finished result."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,7 +8,7 @@ import typer
 
 from .. import checkpoints
 from ..circuit import Circuit
-from ..evaluation import Inspection, inspect_circuit
+from ..evaluation import Inspection, inspect_circuit, read_record
 from ..files import write_whole
 from ..objective import Objective
 from ..report import plot, to_dot, to_markdown, write_page
@@ -22,27 +21,33 @@ PROMPTS_SHOWN = 8
 
 def report(
     ctx: Context,
-    files: Annotated[list[Path], typer.Argument(help="a circuit, scores, or the circuits of a sweep: JSON files")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(help="a circuit, scores, the circuits of a sweep; what evaluate and test wrote"),
+    ],
     out_file: Annotated[Path, typer.Option("--out", help="a page .html, a picture .svg .png .pdf, a text .dot .md")],
     inspection: Annotated[Path | None, typer.Option(help="what an earlier report kept with --keep")] = None,
-    evaluation: Annotated[Path | None, typer.Option(help="the JSON of an evaluation, whose curve is drawn")] = None,
     model: Annotated[bool, typer.Option(help="run the model for prompts, attention and effects on them")] = True,
     effects: Annotated[bool, typer.Option(help="run the circuit once without each of its edges")] = True,
     prompts: Annotated[int, typer.Option(help="so many of the prompts")] = PROMPTS_SHOWN,
     keep: Annotated[Path | None, typer.Option(help="write what the model was run for to this JSON file")] = None,
     config: Config = None,
 ) -> None:
-    """Draws results: a self-contained page for .html, one circuit as a picture or text for other endings."""
+    """Draws results: a self-contained page for .html, one circuit as a picture or text for other endings.
+
+    Of an evaluation or tests alone, the circuit is read from the file that they judged.
+    """
     check_writable(out_file)
     check_writable(keep)
     if len(files) > 1 and (keep or inspection):
         raise ValueError("--keep and --inspection: expected one FILE, as an inspection is of one circuit")
-    circuits = [Circuit.load(file) for file in files]
+    circuits, judgements = _read(files)
     circuits.sort(key=lambda circuit: -float(circuit.run.get("threshold", 0)))
     if out_file.suffix != ".html":
+        if judgements:
+            raise ValueError(f"--out: evaluations and tests are drawn on a page, ending in .html; got {out_file}")
         _write_one(out_file, circuits)
     else:
-        evaluated = None if evaluation is None else _read_json(evaluation)
         inspections = []
         if inspection is not None:
             inspections = [Inspection.load(inspection)]
@@ -51,7 +56,7 @@ def report(
                 inspections = _inspect_again(circuits, prompts, effects)
         if keep is not None and inspections:
             inspections[0].save(keep)
-        write_page(out_file, circuits, inspections=inspections, evaluation=evaluated)
+        write_page(out_file, circuits, inspections=inspections, judgements=judgements)
     out.print(f"written to {out_file}", markup=False)
 
 
@@ -130,11 +135,21 @@ def _write_one(path: Path, circuits: Sequence[Circuit]) -> None:
         write_whole(path, lambda temporary: figure.savefig(temporary, format=path.suffix[1:], dpi=200))
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"--evaluation: cannot read {path}: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"--evaluation: expected {path} to hold a JSON object")
-    return value
+def _read(files: Sequence[Path]) -> tuple[list[Circuit], list[dict[str, Any]]]:
+    """The circuits and the records of evaluations and tests in some files; of records alone, the circuit they judge."""
+    circuits, judgements = [], []
+    for file in files:
+        try:
+            judgements.append(read_record(file))
+        except ValueError:
+            circuits.append(Circuit.load(file))
+    return circuits or [_judged_circuit(files[0], judgements[0])], judgements
+
+
+def _judged_circuit(file: Path, record: dict[str, Any]) -> Circuit:
+    """From the file that was typed for it, or one of its name beside the record."""
+    judged = Path(str(record.get("run", {}).get("config", {}).get("file", "")))
+    found = next((path for path in (judged, file.parent / judged.name) if path.is_file()), None)
+    if found is None:
+        raise ValueError(f"{file}: the file of the circuit that it judges, {judged}, is not there: give it as well")
+    return Circuit.load(found)

@@ -5,6 +5,7 @@ Faithfulness depends on each of the parts (Miller et al., 2407.08734), so every 
 
 import dataclasses
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from ..circuit import Circuit
 from ..graph import Graph
 from ..objective import Objective
 from ..scores import Positions, Span, positions_inside, spans_within
+from ..sparse import SparseEvaluator
 
 CHOICES = {
     "granularity": ("edge", "node"),
@@ -21,6 +23,9 @@ CHOICES = {
     "direction": ("ablate", "restore"),
     "set": ("circuit", "complement"),
 }
+
+FEW = 0.02
+"""Circuits of at most this share of all edges are cheaper by their live nodes."""
 
 Masks = Bool[np.ndarray, "circuit sender receiver"]
 
@@ -94,9 +99,23 @@ class Ablated:
     def graph(self) -> Graph:
         return self.objective.graph
 
-    def losses(self, circuits: Masks) -> Float[np.ndarray, "circuit batch"]:
-        """The loss of each circuit on each prompt; one program, `width` circuits at a time."""
+    def losses(self, circuits: Masks, *, exchangeable: bool = True) -> Float[np.ndarray, "circuit batch"]:
+        """The loss of each circuit on each prompt, `width` circuits at a time.
+
+        - `exchangeable`: all in one program, so that equal runs have equal losses to the last bit. False: circuits of
+          few edges at the cost of their live nodes, within rounding.
+        """
         masks = self.ablation.masks(self.graph, circuits)
+        few = masks.sum((1, 2)) <= FEW * self.graph.num_edges
+        if exchangeable or not few.any() or not self._can_be_sparse():
+            return self._dense(masks)
+        values = np.empty((len(masks), self.objective.num_prompts))
+        values[few] = self._sparse.per_example_many(masks[few], self.width)
+        if not few.all():
+            values[~few] = self._dense(masks[~few])
+        return values
+
+    def _dense(self, masks: Masks) -> Float[np.ndarray, "circuit batch"]:
         rows = []
         for first in range(0, len(masks), self.width):
             part = masks[first : first + self.width]
@@ -104,6 +123,16 @@ class Ablated:
             padded = self.ablation.at_positions(padded, self.objective.clean.shape[1])
             rows.append(np.asarray(self.objective.per_example_many(padded, self.width))[: len(part)])
         return np.concatenate(rows).astype(np.float64)
+
+    def _can_be_sparse(self) -> bool:
+        """Whether nodes run one by one, all prompts fit at once on one device, and edges are absent everywhere."""
+        objective = self.objective
+        is_whole = objective.mesh is None and objective.microbatch >= objective.num_prompts
+        return is_whole and self.ablation.positions == "all" and hasattr(objective.model, "head_projection")
+
+    @cached_property
+    def _sparse(self) -> SparseEvaluator:
+        return SparseEvaluator(self.objective)
 
     def baselines(self) -> Float[np.ndarray, "2 batch"]:
         """The losses of no circuit and of the whole model, where the ablation replaces what it may and nothing."""

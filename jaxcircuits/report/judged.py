@@ -6,8 +6,6 @@ The only place that knows the form of their JSON; a refused ratio stays refused,
 from collections.abc import Sequence
 from typing import Any
 
-from ..evaluation import Record
-
 EVALUATION, TESTS = "evaluation", "hypothesis tests"
 ASKED = {
     "equivalence": ("Does it score above the model on about half of the prompts?", "distance of that share from 1/2"),
@@ -20,20 +18,19 @@ ASKED = {
 Part = dict[str, Any]
 
 
-def judged(records: Sequence[Record | Part]) -> Part:
-    """`measures`, `losses`, `curves`, `refused` and `tests` of at most one evaluation and one record of the five tests.
+def judged(records: Sequence[Part]) -> Part:
+    """`measures`, `losses`, `curves` and `tests` of at most one evaluation and one record of the five tests.
 
     Raises ValueError for records of another kind, two of one kind, and records without their parts.
     """
     found: dict[str, Part] = {}
     for record in records:
-        part = record.to_json() if isinstance(record, Record) else record
-        kind = part.get("kind")
+        kind = str(record.get("kind"))
         if kind not in (EVALUATION, TESTS):
             raise ValueError(f"a page draws an {EVALUATION} or {TESTS}, got a record of kind {kind!r}")
         if kind in found:
             raise ValueError(f"a page draws one record of kind {kind!r}, got two")
-        found[kind] = part
+        found[kind] = record
     evaluation, tests = found.get(EVALUATION), found.get(TESTS)
     try:
         return {
@@ -43,9 +40,7 @@ def judged(records: Sequence[Record | Part]) -> Part:
             "tests": [] if tests is None else [_test(outcome) for outcome in tests["outcomes"]],
         }
     except (KeyError, TypeError) as error:
-        raise ValueError(
-            f"record: {error} is missing; expected one that `jaxcircuits evaluate` or `test` wrote"
-        ) from None
+        raise ValueError(f"record: {error} is missing; expected what `jaxcircuits evaluate` or `test` writes") from None
 
 
 def measures(evaluation: Part) -> list[Part]:
@@ -111,7 +106,7 @@ def _measure(
     note: str = "",
     *,
     spread: float | None = None,
-    beside: Any = (),
+    beside: Sequence[Part] = (),
 ) -> Part:
     return {"name": name, "value": value, "spread": spread, "refused": refused, "note": note, "beside": list(beside)}
 

@@ -56,14 +56,16 @@ def render_page(
     """
     circuits = [Circuit.of(record) if isinstance(record, Scores) else record for record in records]
     _check(circuits, inspections)
+    judging = [record.to_json() if isinstance(record, Record) else plain(record) for record in judgements]
+    _check_judged(circuits, judging)
     title = title or _title(circuits[0].run)
     data = {
         "title": title,
         "graph": _graph(circuits[0].graph),
         **_edges_and_circuits(circuits, inspections),
         **_prompts(inspections),
-        "judged": judged(judgements),
-        "records": [record.to_json() if isinstance(record, Record) else plain(record) for record in judgements],
+        "judged": judged(judging),
+        "records": judging,
     }
     script = "\n".join(_asset(f"{name}.js") for name in SCRIPTS)
     digest = base64.b64encode(hashlib.sha256(f"\n{script}\n".encode()).digest()).decode()
@@ -92,6 +94,15 @@ def _check(circuits: Sequence[Circuit], inspections: Sequence[Inspection]) -> No
             )
         if inspection.tokens != inspections[0].tokens:
             raise ValueError("inspections: expected the same prompts for all circuits")
+
+
+def _check_judged(circuits: Sequence[Circuit], records: Sequence[dict[str, Any]]) -> None:
+    """What was judged is what is drawn, as far as the records say."""
+    if records and len(circuits) != 1:
+        raise ValueError(f"judgements: expected one circuit, which they judge, got {len(circuits)}")
+    for record in records:
+        if record.get("run", {}).get("circuit", plain(circuits[0].run)) != plain(circuits[0].run):
+            raise ValueError(f"judgements: expected records of this circuit, got {record.get('kind')!r} of another")
 
 
 def _title(run: dict[str, Any]) -> str:
