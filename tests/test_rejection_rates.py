@@ -19,6 +19,7 @@ from jaxcircuits.evaluation import distance, equivalence, independence, minimali
 SIGMA, SEEDS, OTHERS = 0.01, 400, 100
 FAR = 40 * SIGMA**2  # distances of equal scores are about 2 sigma^2; others are larger than this
 
+pytestmark = pytest.mark.slow
 rows = []
 
 
@@ -131,8 +132,9 @@ def test_equivalence_with_noise(shift, tracr, rate_is):
 
 
 def test_equivalence_of_random_circuits(tracr, rate_is):
-    """All of them score above the model by far more than the noise."""
-    assert tracr["drawn"].min() > 10 * SIGMA
+    """All of them score above the model by far more than the noise, on enough prompts to be rejected whatever it is."""
+    surely_above = int((tracr["drawn"] > 10 * SIGMA).sum(1).min())
+    assert above_that_reject(tracr["drawn"].shape[1])[surely_above:].all()
 
     def rejects(random):
         return equivalence(noisy(random.choice(tracr["drawn"]), random), noisy(tracr["model"][0], random)).rejected
@@ -148,8 +150,8 @@ def test_independence_has_its_size(part, name, tracr, rate_is):
     """The model's scores are noise alone, so independence holds, and 10 of 200 places reject."""
 
     def rejects(random):
-        left = noisy(random.choice(tracr[part]), random)
-        return independence(left, noisy(tracr["model"][0], random), permutations=199).rejected
+        left, model = noisy(random.choice(tracr[part]), random), noisy(tracr["model"][0], random)
+        return independence(left, model, permutations=199, seed=int(random.integers(2**31))).rejected
 
     rate_is("independence", name, over_seeds(rejects), 10 / 200)
 
@@ -193,10 +195,10 @@ def test_the_known_circuit_against_random_ones(name, test, part, own, tracr, rat
 
     def rejects(random):
         model = noisy(tracr["model"][0], random)
-        mine = float(distance(noisy(tracr[own][0], random), model))
-        return test(mine, distance(noisy(others, random), model)).rejected
+        mine = distance(noisy(tracr[own], random), model)
+        return test(float(mine[0]), distance(noisy(others, random), model)).rejected
 
-    exact = distance(tracr[own][0], tracr["model"][0]), distance(others, tracr["model"][0])
+    exact = distance(tracr[own], tracr["model"]), distance(others, tracr["model"])
     sign = -1 if test is sufficiency else 1  # a win is to be nearer, or further
     theory = place_rejects(wins_that_reject(), sign * exact[0], sign * exact[1])
     rate_is(name, "known circuit", over_seeds(rejects), theory)

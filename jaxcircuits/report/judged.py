@@ -8,9 +8,9 @@ from typing import Any
 
 EVALUATION, TESTS = "evaluation", "hypothesis tests"
 ASKED = {
-    "equivalence": ("Does it score above the model on about half of the prompts?", "distance of that share from 1/2"),
+    "equivalence": ("Does it score above the model on about half of the prompts?", "|share − 1/2|"),
     "independence": ("Is what is left without it independent of the model's score?", "HSIC"),
-    "minimality": ("Does every edge matter more than an edge added at random?", "least count of random edges exceeded"),
+    "minimality": ("Does every edge matter more than an edge added at random?", "fewest exceeded"),
     "sufficiency": ("Is it closer to the model than random circuits of its size?", "share of them"),
     "partial necessity": ("Does removing it change more than removing random circuits?", "share of them"),
 }

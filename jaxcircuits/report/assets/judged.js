@@ -1,6 +1,7 @@
 "use strict";
 // What the circuit is worth: numbers with their controls beside them, how losses spread, and the five tests.
 
+const CHIPS = 12; // superfluous edges that are shown at once
 const SPREAD = { row: 40, top: 4, axis: 24 };
 
 function drawJudged() {
@@ -8,7 +9,7 @@ function drawJudged() {
   const cards = [];
   if (measures.length) {
     cards.push(el("div", { class: "card" }, el("h2", {}, "What it is worth"),
-      el("p", { class: "hint" }, "1 is all that the model does beyond a run without edges. A number that the controls below it reach shows nothing."),
+      el("p", { class: "hint" }, "Faithfulness: 1 is all that the model does beyond a run without edges; CMD is best at 0. A number that its controls reach shows nothing."),
       el("div", { class: "measures" }, measures.map(measure)),
       losses.length ? el("div", { class: "spreads", id: "spreads" }) : null));
   }
@@ -23,9 +24,10 @@ function drawJudged() {
 const amount = ({ value, spread: deviation }) => [number(value), deviation === null ? "" : ` ± ${number(deviation)}`].join("");
 const isRefused = (one) => one.value === null;
 
-function measure(one) {
+function measure(one, place, all) {
+  const reason = place > 0 && one.refused === all[0].refused ? "for the same reason" : one.refused;
   return el("article", {}, el("h3", {}, one.name),
-    isRefused(one) ? [el("b", { class: "refused" }, "refused"), el("small", {}, one.refused)]
+    isRefused(one) ? [el("b", { class: "refused" }, "refused"), el("small", {}, reason)]
       : [el("b", {}, amount(one)), el("small", {}, one.note)],
     one.beside.length ? el("dl", { class: "pairs" }, one.beside.map((control) => [
       el("dt", {}, control.name, control.note ? el("small", {}, control.note) : null),
@@ -65,8 +67,14 @@ function test(one) {
     el("dl", { class: "pairs" }, one.statistic === null ? null : [
       el("dt", {}, "p"), el("dd", {}, number(one.p)), el("dt", {}, one.statisticName), el("dd", {}, number(one.statistic))]),
     el("p", {}, el("span", { class: `verdict ${one.speaks ?? "undecided"}`, title: one.null }, says)),
-    one.superfluous.length ? el("p", { class: "superfluous" }, el("span", { class: "hint" }, `${counted(one.superfluous.length, "superfluous edge")}: `),
-      one.superfluous.map(edgeChip)) : null);
+    one.superfluous.length ? superfluous(one.superfluous) : null);
+}
+
+function superfluous(names) {
+  const rest = names.slice(CHIPS);
+  return el("div", { class: "superfluous" }, el("span", { class: "hint" }, `${counted(names.length, "superfluous edge")}: `),
+    names.slice(0, CHIPS).map(edgeChip),
+    rest.length ? el("details", {}, el("summary", {}, `${count(rest.length)} more`), rest.map(edgeChip)) : null);
 }
 
 function edgeChip(name) {
