@@ -137,11 +137,13 @@ def test_circuits_of_few_edges_run_by_their_live_nodes(objective, monkeypatch):
         jc.SparseEvaluator, "per_example_many", lambda self, *inputs: ran.append(len(inputs[0])) or run(self, *inputs)
     )
     for parts, few in (({}, [3]), ({"positions": [1]}, []), ({"direction": "restore", "set": "complement"}, [3])):
-        judged = jc.ablated(objective, pairs=pairs, width=4, **parts)
+        judged = jc.ablated(objective, pairs=pairs, width=3, **parts)
         close(judged.losses(circuits, exchangeable=False), judged.losses(circuits))
         assert ran == few
         ran.clear()
-    results = jc.faithfulness_many(objective, circuits)
+    results = jc.faithfulness_many(jc.ablated(objective, width=3), circuits)
+    assert ran == [3]
+    jc.faithfulness_many(jc.ablated(objective, width=4), circuits)  # too few of them to be worth a program
     assert ran == [3]
     close([result.loss.mean for result in results], [float(objective(circuit)) for circuit in circuits])
 

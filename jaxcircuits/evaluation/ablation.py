@@ -25,7 +25,7 @@ CHOICES = {
 }
 
 FEW = 0.02
-"""Circuits of at most this share of all edges are cheaper by their live nodes."""
+"""Circuits of at most this share of all edges are cheaper by their live nodes, if there are as many as run at once."""
 
 Masks = Bool[np.ndarray, "circuit sender receiver"]
 
@@ -106,8 +106,9 @@ class Ablated:
           few edges at the cost of their live nodes, within rounding.
         """
         masks = self.ablation.masks(self.graph, circuits)
-        few = masks.sum((1, 2)) <= FEW * self.graph.num_edges
-        if exchangeable or not few.any() or not self._can_be_sparse():
+        sizes = masks.sum((1, 2))
+        few = (sizes > 0) & (sizes <= FEW * self.graph.num_edges)
+        if exchangeable or few.sum() < self.width or not self._can_be_sparse():
             return self._dense(masks)
         values = np.empty((len(masks), self.objective.num_prompts))
         values[few] = self._sparse.per_example_many(masks[few], self.width)
