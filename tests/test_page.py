@@ -239,5 +239,5 @@ def test_what_is_refused():
         render_page([ONE], judgements=[faithful(1.0, run={"circuit": ONE.run})])
     with pytest.raises(ValueError, match="of kind 'evaluation', got two"):
         render_page([ONE], judgements=[evaluation()] * 2)
-    with pytest.raises(ValueError, match="'faithfulness' is missing"):
+    with pytest.raises(ValueError, match="'curve' is missing"):
         render_page([ONE], judgements=[{"kind": "evaluation"}])

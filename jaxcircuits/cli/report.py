@@ -12,6 +12,7 @@ from ..evaluation import Inspection, inspect_circuit, read_record
 from ..files import write_whole
 from ..objective import Objective
 from ..report import plot, to_dot, to_markdown, write_page
+from ..report.page import check_judgements
 from .options import Config, Context, PromptOptions, check_writable, load_all, out, warnings_as_lines
 
 PICTURES = (".png", ".svg", ".pdf")
@@ -39,9 +40,10 @@ def report(
     """
     check_writable(out_file)
     check_writable(keep)
-    if len(files) > 1 and (keep or inspection):
-        raise ValueError("--keep and --inspection: expected one FILE, as an inspection is of one circuit")
     circuits, judgements = _read(files)
+    if len(circuits) > 1 and (keep or inspection):
+        raise ValueError("--keep and --inspection: expected one FILE, as an inspection is of one circuit")
+    check_judgements(circuits, judgements)
     circuits.sort(key=lambda circuit: -float(circuit.run.get("threshold", 0)))
     if out_file.suffix != ".html":
         if judgements:

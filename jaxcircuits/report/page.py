@@ -57,7 +57,7 @@ def render_page(
     circuits = [Circuit.of(record) if isinstance(record, Scores) else record for record in records]
     _check(circuits, inspections)
     judging = [record.to_json() if isinstance(record, Record) else plain(record) for record in judgements]
-    _check_judged(circuits, judging)
+    check_judgements(circuits, judging)
     title = title or _title(circuits[0].run)
     data = {
         "title": title,
@@ -96,8 +96,9 @@ def _check(circuits: Sequence[Circuit], inspections: Sequence[Inspection]) -> No
             raise ValueError("inspections: expected the same prompts for all circuits")
 
 
-def _check_judged(circuits: Sequence[Circuit], records: Sequence[dict[str, Any]]) -> None:
-    """What was judged is what is drawn, as far as the records say."""
+def check_judgements(circuits: Sequence[Circuit], records: Sequence[dict[str, Any]]) -> None:
+    """Raises ValueError for records that cannot be drawn, and for those that say they judge another circuit."""
+    judged(records)
     if records and len(circuits) != 1:
         raise ValueError(f"judgements: expected one circuit, which they judge, got {len(circuits)}")
     for record in records:
