@@ -102,7 +102,8 @@ def faithful(value, edges=2, **parts):
     """F of a circuit on three prompts; None is refused."""
     losses = spread(0, 1, 5), spread(0, 4, 8), spread(0, 0, 0)
     refused = None if value is not None else "that is noise <b>"
-    return jc.Faithfulness(value, refused, None if value is None else spread(value, 1), *losses, edges, edges, **parts)
+    ratios = None if value is None else spread(value, 1)
+    return jc.Faithfulness(value, refused, ratios, *losses, edges, float(edges), **parts)
 
 
 def evaluation(value=0.8, of=ONE):
