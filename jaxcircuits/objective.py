@@ -22,7 +22,7 @@ from .labels import check_metric, labels_of
 from .metrics import Labels, Metric
 from .models import Held as Held
 from .references import REFERENCES, name_of, reference_values
-from .types import Mask, Model
+from .types import Mask, Model, PositionedMask
 
 
 class Objective(eqx.Module):
@@ -30,6 +30,9 @@ class Objective(eqx.Module):
 
     - `objective(mask)`: mean over the prompts. `objective.per_example(mask)`: one number a prompt.
     - `objective.many(masks)`: one number a circuit. `objective.gradient(mask)`: one number an edge.
+
+    A mask is [sender, receiver]; for values, not gradients, it may have a third axis, position: an edge is in at some
+    token positions and carries the reference at others.
 
     It is a pytree, an argument of the compiled functions: new prompts, weights or masks of the same shapes
     compile nothing, and `jax.vmap`, `jax.grad` and `eqx.filter_jit` apply to it.
@@ -109,14 +112,14 @@ class Objective(eqx.Module):
 
     def __call__(self, mask: ArrayLike) -> Float[Array, ""]:
         """The circuit's loss, mean over the prompts. Raises ValueError for a mask of another shape."""
-        return _mean(self, self._cast(mask))
+        return _mean(self, self._cast(mask, positioned=True))
 
     def per_example(self, mask: ArrayLike) -> Float[Array, " batch"]:
         """The circuit's loss on each prompt."""
-        return _per_example(self, self._cast(mask))
+        return _per_example(self, self._cast(mask, positioned=True))
 
     def many(self, masks: ArrayLike, width: int = 8) -> Float[Array, " circuit"]:
-        """The losses of many circuits [circuit, sender, receiver], `width` of them at a time."""
+        """The losses of many circuits [circuit, sender, receiver, *position], `width` of them at a time."""
         return _many(self, *self._cast_many(masks, width))
 
     def per_example_many(self, masks: ArrayLike, width: int = 8) -> Float[Array, "circuit batch"]:
@@ -255,15 +258,19 @@ class Objective(eqx.Module):
     def _placed(self, x: ArrayLike) -> Array:
         return x if isinstance(x, jax.Array) else place(x, self.mesh)
 
-    def _cast(self, mask: ArrayLike) -> Mask:
+    def _cast(self, mask: ArrayLike, *, positioned: bool = False) -> PositionedMask:
         mask = self._placed(mask)
-        if mask.shape != self.graph.shape:
+        if mask.shape != self.graph.shape and not (positioned and mask.shape == self._positioned_shape):
             raise ValueError(f"mask: expected shape {self.graph.shape} (senders, receivers), got {mask.shape}")
         return mask.astype(self.model.dtype)
 
+    @property
+    def _positioned_shape(self) -> tuple[int, int, int]:
+        return *self.graph.shape, self.clean.shape[1]
+
     def _cast_many(self, masks: ArrayLike, width: int) -> tuple[Array, int]:
         masks = self._placed(masks)
-        if masks.ndim != 3 or masks.shape[1:] != self.graph.shape:
+        if masks.shape[1:] not in (self.graph.shape, self._positioned_shape):
             raise ValueError(f"masks: expected shape (circuits, *{self.graph.shape}), got {masks.shape}")
         if width < 1:
             raise ValueError(f"width: expected at least 1, got {width}")
@@ -302,7 +309,7 @@ def _check_options(
 
 
 @eqx.filter_jit
-def _per_example(objective: Objective, mask: Mask) -> Float[Array, " batch"]:
+def _per_example(objective: Objective, mask: PositionedMask) -> Float[Array, " batch"]:
     def one(prompt):
         tokens, reference, *rest = prompt
         return objective._score(objective.model.residual(tokens, mask, reference), *rest)
@@ -312,13 +319,13 @@ def _per_example(objective: Objective, mask: Mask) -> Float[Array, " batch"]:
 
 
 @eqx.filter_jit
-def _mean(objective: Objective, mask: Mask) -> Float[Array, ""]:
+def _mean(objective: Objective, mask: PositionedMask) -> Float[Array, ""]:
     return _per_example(objective, mask).mean()
 
 
 @eqx.filter_jit
 def _per_example_many(
-    objective: Objective, masks: Shaped[Array, "circuit sender receiver"], width: int
+    objective: Objective, masks: Shaped[Array, "circuit sender receiver *position"], width: int
 ) -> Float[Array, "circuit batch"]:
     def one(mask):
         return _per_example(objective, mask.astype(objective.model.dtype))
@@ -329,7 +336,7 @@ def _per_example_many(
 
 @eqx.filter_jit
 def _many(
-    objective: Objective, masks: Shaped[Array, "circuit sender receiver"], width: int
+    objective: Objective, masks: Shaped[Array, "circuit sender receiver *position"], width: int
 ) -> Float[Array, " circuit"]:
     return _per_example_many(objective, masks, width).mean(1)
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from . import notebook
 from .graph import Graph
@@ -16,6 +16,31 @@ if TYPE_CHECKING:
 
 Span = tuple[int, int]
 """Token positions from the first to before the second."""
+
+Positions = Sequence[int | Sequence[int]]
+"""Token positions, or spans of them as (first, before which)."""
+
+
+def spans_within(positions: Positions, width: int) -> tuple[Span, ...]:
+    """Positions and spans, all as spans, in prompts of `width` tokens.
+
+    Raises ValueError for none, and for a span that is empty or beyond the prompts.
+    """
+    spans = []
+    for span in positions:
+        ends = (span, span + 1) if isinstance(span, int | np.integer) else tuple(span)
+        if len(ends) != 2 or not 0 <= ends[0] < ends[1] <= width:
+            raise ValueError(f"positions: expected positions 0 to {width - 1} or spans (first, end), got {span!r}")
+        spans.append((int(ends[0]), int(ends[1])))
+    if not spans:
+        raise ValueError("positions: expected at least one position or span, got none")
+    return tuple(spans)
+
+
+def positions_inside(spans: Sequence[Span], width: int) -> Bool[np.ndarray, "span position"]:
+    """Which of `width` positions lie in each span."""
+    where = np.arange(width)
+    return np.array([(first <= where) & (where < end) for first, end in spans])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -33,6 +33,9 @@ Logits = Float[Array, " vocab"]
 Mask = Float[Array, "sender receiver"]
 """A circuit: 1 keeps an edge's running value, 0 takes the reference value. Entries that are no edge are ignored."""
 
+PositionedMask = Float[Array, "sender receiver *position"]
+"""A circuit, or with a third axis one whose edges are kept at some token positions and not at others."""
+
 NodeMask = Float[Array, " node"]
 """One number for each query, key, value and MLP output, in the order of `graph.receivers` without `logits`."""
 

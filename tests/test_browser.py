@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 import pytest
-from test_page import HOSTILE, inspection
+from test_page import HOSTILE, ONE, evaluation, five_tests, inspection
 
 import jaxcircuits as jc
 from jaxcircuits.report import write_page
@@ -218,6 +218,33 @@ def test_pointing_at_an_edge_names_it(show):
     assert "score +" in text(page, "#tip") and "over 1 prompt" in text(page, "#tip")
 
 
+def test_what_a_circuit_is_worth_stands_beside_its_controls(show):
+    page = show([ONE], judgements=[evaluation(), five_tests()])
+    first = text(page, "#judged article")
+    assert "Faithfulness" in first and "0.8" in first and "0.2 ± 0.141" in first and "random circuits" in first
+    assert number(page, "#judged article") == 5 and number(page, "#judged .refused") == 0
+    assert number(page, "#spreads .spread") == 4 and "over 3 prompts" in text(page, "#spreads h3")
+    assert number(page, "#charts .lines .series") == 4 + 4 and number(page, "#charts .band") == 1  # and their legend
+    verdicts = page.execute_script("return [...document.querySelectorAll('.verdict')].map((e) => e.textContent)")
+    assert verdicts == [
+        "undecided",
+        "not rejected: for the circuit",
+        "rejected: against the circuit",
+        "rejected: for the circuit",
+        "not rejected: against the circuit",
+    ]
+    assert "all ties" in text(page, ".tests li") and "0.4" in text(page, ".tests li:nth-child(2)")
+    click(page, ".tests .chip")
+    assert text(page, "#panel h2") == "a0.h1 → logits"
+
+
+def test_refused_ratios_say_why(show):
+    page = show([ONE], judgements=[evaluation(None)])
+    assert number(page, "#judged b.refused") == 4 and "that is noise <b>" in text(page, "#judged article")
+    assert number(page, "#judged article b b") == 0 and number(page, "#charts figure") == 0
+    assert number(show([ONE]), "#judged > *") == 0
+
+
 def test_empty_circuits_and_missing_parts_say_so(show):
     page = show([circuit(0, decisions=[])])
     assert "No edge is left" in text(page, "#graph") and "no edge in view" in text(page, "#table")
@@ -229,7 +256,7 @@ def test_nothing_is_wider_than_the_window(show, width):
     from selenium.webdriver.common.by import By
 
     one = circuit(60, decisions=[])
-    page = show([one], inspections=[inspection(one)])
+    page = show([one], inspections=[inspection(one)], judgements=[evaluation(None, one), five_tests(one)])
     size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
     page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     try:

@@ -1,5 +1,3 @@
-import json
-
 import numpy as np
 import pytest
 from conftest import micro_model, micro_pairs
@@ -49,18 +47,39 @@ def test_a_sweep_is_one_page(run, micro):
     assert code == 1 and "shows one circuit" in error
 
 
-def test_pictures_texts_and_evaluations(run, tmp_path):
+def test_an_evaluation_and_tests_are_drawn_with_the_circuit_that_they_judge(run, micro):
+    files = circuit, evaluated, tests = [micro / name for name in ("circuit.json", "evaluation.json", "tests.json")]
+    command = ["discover", micro / "micro.npz", "--model", micro / "micro", "--threshold", 0.01, "--batch", 4]
+    assert run(*command, "--size", 3, "--out", circuit)[0] == 0
+    assert run("evaluate", circuit, "--no-controls", "--out", evaluated)[0] == 0
+    assert run("test", circuit, "--random", 5, "--permutations", 9, "--out", tests)[0] == 0
+    page = micro / "page.html"
+    pages = []
+    for given in (files, [tests, evaluated]):
+        assert run("report", *given, "--out", page, "--no-model")[0] == 0
+        pages.append(data_of(page.read_text()))
+    assert pages[0]["judged"] == pages[1]["judged"] and pages[0]["circuits"] == pages[1]["circuits"]
+    assert len(pages[0]["judged"]["tests"]) == 5 and pages[0]["judged"]["measures"][0]["name"] == "Faithfulness"
+    (micro / "moved").mkdir()
+    for file in (circuit, evaluated):
+        file.rename(micro / "moved" / file.name)
+    assert run("report", micro / "moved" / evaluated.name, "--out", page, "--no-model")[0] == 0
+    for given, said in (
+        ([tests], "is not there: give it as well"),
+        ([micro / "moved" / circuit.name, tests], "a page"),
+    ):
+        code, _, error = run("report", *given, "--out", micro / "circuit.svg")
+        assert code == 1 and said in error and error.count("\n") == 1
+
+
+def test_pictures_and_texts(run, tmp_path):
     graph = jc.Graph(2, 2)
     mask = graph.mask_of(["input->m1", "m1->logits"])
-    file, evaluation = tmp_path / "circuit.json", tmp_path / "evaluation.json"
+    file = tmp_path / "circuit.json"
     jc.Circuit(graph, mask, mask.astype(float), {}).save(file)
     for ending, start in ((".svg", b"<?xml"), (".pdf", b"%PDF"), (".dot", b"digraph"), (".md", b"# Circuit")):
         assert run("report", file, "--out", tmp_path / f"out{ending}")[0] == 0
         assert (tmp_path / f"out{ending}").read_bytes().startswith(start)
-    evaluation.write_text(json.dumps({"curve": {"edges": [0, 2], "faithfulness": [0, 1]}}))
-    page = tmp_path / "page.html"
-    assert run("report", file, "--out", page, "--no-model", "--evaluation", evaluation)[0] == 0
-    assert len(data_of(page.read_text())["curve"]) == 2
 
 
 def test_wrong_use_ends_with_one_line(run, tmp_path):
@@ -72,7 +91,6 @@ def test_wrong_use_ends_with_one_line(run, tmp_path):
         "expected a file ending": [file, "--out", tmp_path / "page.txt"],
         "no circuit file": [tmp_path / "nothing.json", "--out", page],
         "expected one file": [file, file, "--out", page, "--keep", tmp_path / "kept.json"],
-        "cannot read": [file, "--out", page, "--no-model", "--evaluation", tmp_path / "nothing.json"],
         "does not exist": [file, "--out", tmp_path / "nowhere" / "page.html"],
     }
     for said, arguments in wrong.items():

@@ -47,7 +47,8 @@ def by_hand(model, tokens, mask, reference):
         total = constants.copy()
         for row, sender in enumerate(graph.senders):
             if graph.valid[row, column]:
-                total += np.where(mask[row, column], written[sender], reference[row])
+                kept = np.broadcast_to(mask[row, column], len(tokens))  # one for all positions, or one a position
+                total += np.where(kept[:, None], written[sender], reference[row])
         return total
 
     def normed(norm, layer, x):
@@ -107,6 +108,21 @@ def test_random_masks_equal_a_forward_written_by_hand(name, x64):
         mask = random_mask(model.graph, seed)
         ours = run(jnp.asarray(TOKENS), jnp.asarray(mask, float), reference)
         np.testing.assert_allclose(ours, by_hand(model, TOKENS, mask, np.asarray(reference)), atol=1e-11)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "shortformer"])
+def test_masks_of_edges_at_positions_equal_a_forward_written_by_hand(name, x64):
+    model = micro_model(name, dtype=jnp.float64)
+    reference = jax.random.normal(jax.random.key(5), (len(model.graph.senders), 6, 8), jnp.float64)
+    run = eqx.filter_jit(model.residual)
+    for seed in range(20):
+        mask = np.random.default_rng(seed).random((*model.graph.shape, 6)) < 0.5
+        ours = run(jnp.asarray(TOKENS), jnp.asarray(mask, float), reference)
+        np.testing.assert_allclose(ours, by_hand(model, TOKENS, mask, np.asarray(reference)), atol=1e-11)
+    same = np.repeat(mask[..., :1], 6, -1)
+    at_all = run(jnp.asarray(TOKENS), jnp.asarray(same, float), reference)
+    everywhere = run(jnp.asarray(TOKENS), jnp.asarray(mask[..., 0], float), reference)
+    np.testing.assert_allclose(at_all, everywhere, rtol=1e-12, atol=1e-12)
 
 
 def test_a_shortformers_positions_are_in_queries_and_keys_alone():

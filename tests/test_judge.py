@@ -59,6 +59,17 @@ def test_a_foreign_circuit_needs_a_task_and_a_model(run, micro, tmp_path):
     ablation = jc.read_record(out)["run"]["ablation"]
     assert (ablation["direction"], ablation["granularity"], ablation["set"]) == ("restore", "node", "complement")
     assert ablation["component"] == "heads" and ablation["value"] == "clean prompts"
+    assert ablation["positions"] == "all"
+
+
+def test_the_ablation_may_be_at_some_positions(run, micro, tmp_path):
+    out = tmp_path / "evaluation.json"
+    code, *_ = run("evaluate", micro / "circuit.json", "--positions", "1,3:5", "--no-controls", "--out", out)
+    record = jc.read_record(out)
+    assert code == 0 and record["run"]["ablation"]["positions"] == [[1, 2], [3, 5]]
+    judged = jc.ablated(jc.Objective(micro_model("gpt2"), micro_pairs(), "kl"), positions=[1, (3, 5)])
+    expected = jc.faithfulness(judged, jc.Circuit.load(micro / "circuit.json")).value
+    assert record["faithfulness"]["value"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_five_tests_are_printed_and_saved(run, micro, tmp_path):
@@ -91,6 +102,8 @@ def test_wrong_uses_end_with_one_line(run, micro, tmp_path):
         (["evaluate", tmp_path / "missing.json"], "no circuit file"),
         (["evaluate", micro / "circuit.json", "--out", tmp_path / "no" / "x.json"], "does not exist"),
         (["evaluate", micro / "circuit.json", "--granularity", "neuron", "--no-controls"], "granularity"),
+        (["evaluate", micro / "circuit.json", "--positions", "3-5", "--no-controls"], "a span, as 3:7"),
+        (["evaluate", micro / "circuit.json", "--positions", "3:9", "--no-controls"], "expected positions 0 to 5"),
         (["test", micro / "circuit.json", "--random", 0], "random >= 1"),
     ]
     for command, message in wrong:

@@ -52,6 +52,22 @@ def test_mean_reference_is_the_mean_over_prompts_that_reach_a_position(x64):
         np.testing.assert_allclose(objective.reference[:, row, position], values[reaching, :, position].mean(0))
 
 
+def test_an_edge_is_in_at_some_positions(x64):
+    """A mask with a third axis: constant along it, it is the mask without; else it is another circuit."""
+    objective = jc.Objective(micro_model("gpt2", dtype=jnp.float64), micro_pairs(), "logit_diff")
+    masks = np.stack([random_mask(objective.graph, seed) for seed in range(3)])
+    constant = np.repeat(masks[..., None], 6, -1)
+    np.testing.assert_allclose(objective.many(constant), objective.many(masks), rtol=1e-10)
+    late = constant | (np.arange(6) < 4)
+    each = [float(objective(mask)) for mask in late]
+    np.testing.assert_allclose(objective.many(late, width=2), each, rtol=1e-10)
+    assert np.abs(np.array(each) - objective.many(masks)).min() > 1e-3
+    with pytest.raises(ValueError, match="mask: expected shape"):
+        objective.gradient(late[0])
+    with pytest.raises(ValueError, match="masks: expected shape"):
+        objective.many(late[..., :5])
+
+
 def test_an_array_as_reference(x64):
     model, pairs = micro_model("gpt2", dtype=jnp.float64), micro_pairs()
     zero = jc.Objective(model, pairs, "logit_diff", "zero")

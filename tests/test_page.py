@@ -1,5 +1,6 @@
 import base64
 import dataclasses
+import functools
 import hashlib
 import json
 import re
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 import jaxcircuits as jc
+from jaxcircuits.evaluation import Outcome, Spread
 from jaxcircuits.report import render_page, write_page
 
 GRAPH = jc.Graph(2, 2)
@@ -61,7 +63,7 @@ def test_the_page_holds_the_records():
 
 def test_whatever_comes_from_data_is_no_markup():
     hostile = dataclasses.replace(ONE, run={**ONE.run, "task": HOSTILE[0], "model": HOSTILE[1]})
-    page = render_page([hostile], inspections=[inspection(hostile)], evaluation={"note": HOSTILE[2]})
+    page = render_page([hostile], inspections=[inspection(hostile)], judgements=[evaluation(None, hostile)])
     harmless = render_page([ONE])
     for mark in ("<script", "</script", "<!--", "<b>"):
         assert page.count(mark) == harmless.count(mark), mark
@@ -92,9 +94,118 @@ def test_only_measured_edges_are_in_it():
     assert data_of(render_page([circuit(("input->logits",))]))["ranking"] is None
 
 
-def test_the_curve_of_an_evaluation_is_drawn():
-    evaluation = {"curve": {"edges": [0, 5], "faithfulness": [0.0, 1.0]}}
-    assert data_of(render_page([ONE], evaluation=evaluation))["curve"][1] == {"edges": 5, "faithfulness": 1.0}
+def spread(*values):
+    return Spread.of(np.array(values, float))
+
+
+def faithful(value, edges=2, **parts):
+    """F of a circuit on three prompts; None is refused."""
+    losses = spread(0, 1, 5), spread(0, 4, 8), spread(0, 0, 0)
+    refused = None if value is not None else "that is noise <b>"
+    ratios = None if value is None else spread(value, 1)
+    return jc.Faithfulness(value, refused, ratios, *losses, edges, float(edges), **parts)
+
+
+def evaluation(value=0.8, of=ONE):
+    """An evaluation with every part: of a circuit, at three sizes, with both controls."""
+    points = tuple(faithful(None if value is None else y, edges) for y, edges in ((0.0, 0), (0.5, 2), (1.0, 30)))
+    areas = (None, None) if value is None else (0.7, 0.2)
+    curve = jc.FaithfulnessCurve((0.1, 0.2, 1.0), (3, 6, GRAPH.num_edges), points, points, *areas, {})
+    values = None if value is None else (spread(0, 0.2), spread(0.2, 0.4), spread(1))
+    some = None if value is None else spread(0.1, 0.3)
+    knock_outs = jc.evaluation.Completeness((), 0.3, "a0.h1", 2, {})
+    return jc.Evaluation(
+        faithfulness=faithful(value),
+        curve=curve,
+        completeness=knock_outs,
+        random=jc.RandomControl(some, spread(3, 4), None if value is None else 0.05, 20, 2, "walks", 0),
+        random_curve=jc.RandomCurve((0.1, 0.2, 1.0), (0, 2, 30), values, some, some, 10, "walks", 0),
+        reset=jc.ResetControl("eap", faithful(0.4), faithful(value and 0.1), curve, 1),
+        run={"circuit": of.run},
+    )
+
+
+def five_tests(of=ONE):
+    """One outcome of each sort."""
+    outcome = functools.partial(Outcome, null="it is so", level=0.05)
+    return jc.HypothesisTests(
+        (
+            outcome("equivalence", rejecting_is="bad", statistic=None, p_value=None, rejected=None, reason="all ties"),
+            outcome("independence", rejecting_is="bad", statistic=0.02, p_value=0.4, rejected=False),
+            outcome(
+                "minimality",
+                rejecting_is="bad",
+                statistic=3.0,
+                p_value=1e-9,
+                rejected=True,
+                details={"superfluous": ["a0.h1->logits"]},
+            ),
+            outcome("sufficiency", rejecting_is="good", statistic=1.0, p_value=0.001, rejected=True),
+            outcome("partial necessity", rejecting_is="good", statistic=0.3, p_value=1.0, rejected=False),
+        ),
+        2,
+        100,
+        {"circuit": of.run},
+    )
+
+
+def test_numbers_stand_beside_their_controls():
+    judged = data_of(render_page([ONE], judgements=[evaluation()]))["judged"]
+    measures = {measure["name"]: measure for measure in judged["measures"]}
+    assert list(measures) == ["Faithfulness", "Prompt by prompt", "CPR", "CMD", "Incompleteness"]
+    own = measures["Faithfulness"]
+    assert own["value"] == 0.8 and "2 edges on 3 prompts" in own["note"]
+    beside = [(control["name"], control["value"]) for control in own["beside"]]
+    assert beside == [
+        ("20 random circuits of its size", pytest.approx(0.2)),
+        ("eap on a reset network, there", 0.4),
+        ("that circuit in the model", 0.1),
+    ]
+    assert own["beside"][0]["spread"] == pytest.approx(np.std([0.1, 0.3], ddof=1))
+    assert own["beside"][0]["note"] == "5 % of them as faithful"
+    assert [control["value"] for control in measures["CPR"]["beside"]] == pytest.approx([0.2, 0.7])
+    assert measures["Incompleteness"]["note"].endswith("without a0.h1")
+    assert [loss["name"] for loss in judged["losses"]][-1] == "20 random circuits, their means"
+    assert judged["losses"][1]["quantiles"] == [0, 0.5, 1, 3, 5] and judged["tests"] == []
+    kinds = {curve["kind"]: curve["points"] for curve in judged["curves"]}
+    assert list(kinds) == ["signed", "absolute", "random", "reset"] and kinds["signed"][1] == {"x": 2, "y": 0.5}
+    low, high = kinds["random"][0]["low"], kinds["random"][0]["high"]
+    assert (low + high) / 2 == pytest.approx(0.1) and high - low == pytest.approx(2 * np.std([0, 0.2], ddof=1))
+
+
+def test_refused_ratios_stay_refused_with_their_reason():
+    judged = data_of(render_page([ONE], judgements=[evaluation(None).to_json()]))["judged"]
+    for measure in judged["measures"][:4]:
+        assert measure["value"] is None and "noise" in measure["refused"], measure["name"]
+    control = judged["measures"][0]["beside"][0]
+    assert control["value"] is None and "noise" in control["refused"] and judged["curves"] == []
+
+
+def test_of_scores_only_the_curve_tells():
+    whole = dataclasses.replace(
+        evaluation(), faithfulness=faithful(1.0, GRAPH.num_edges), completeness=None, random=None
+    )
+    judged = data_of(render_page([ONE], judgements=[whole]))["judged"]
+    assert [measure["name"] for measure in judged["measures"]] == ["CPR", "CMD"]
+    assert [loss["name"] for loss in judged["losses"]] == ["whole model", "no edges"]
+    bare = dataclasses.replace(evaluation(), curve=None, random=None, random_curve=None, reset=None)
+    judged = data_of(render_page([ONE], judgements=[bare]))["judged"]
+    assert judged["measures"][0]["beside"] == [] and judged["curves"] == []
+
+
+def test_what_each_test_says():
+    page = data_of(render_page([ONE], judgements=[five_tests(), evaluation()]))
+    rows = [(row["name"], row["verdict"], row["speaks"]) for row in page["judged"]["tests"]]
+    assert rows == [
+        ("equivalence", "undecided", None),
+        ("independence", "not rejected", "for"),
+        ("minimality", "rejected", "against"),
+        ("sufficiency", "rejected", "for"),
+        ("partial necessity", "not rejected", "against"),
+    ]
+    first, third = page["judged"]["tests"][0], page["judged"]["tests"][2]
+    assert first["reason"] == "all ties" and third["superfluous"] == ["a0.h1->logits"]
+    assert [record["kind"] for record in page["records"]] == ["hypothesis tests", "evaluation"]
 
 
 def test_numbers_that_json_cannot_hold_are_named():
@@ -121,3 +232,13 @@ def test_what_is_refused():
         render_page([ONE], inspections=[inspection(circuit(("input->logits",)))])
     with pytest.raises(ValueError, match="same prompts"):
         render_page([ONE, ONE], inspections=[inspection(ONE), inspection(ONE, ("other",))])
+    with pytest.raises(ValueError, match="expected one circuit, which they judge, got 2"):
+        render_page([ONE, ONE], judgements=[evaluation()])
+    with pytest.raises(ValueError, match="got 'evaluation' of another"):
+        render_page([circuit(("input->logits",))], judgements=[evaluation()])
+    with pytest.raises(ValueError, match="got a record of kind 'faithfulness'"):
+        render_page([ONE], judgements=[faithful(1.0, run={"circuit": ONE.run})])
+    with pytest.raises(ValueError, match="of kind 'evaluation', got two"):
+        render_page([ONE], judgements=[evaluation()] * 2)
+    with pytest.raises(ValueError, match="'curve' is missing"):
+        render_page([ONE], judgements=[{"kind": "evaluation"}])

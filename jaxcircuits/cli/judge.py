@@ -36,6 +36,7 @@ from .options import (
     err,
     load,
     out,
+    span_of,
     takes_groups,
     warnings_as_lines,
 )
@@ -76,6 +77,9 @@ class AblationOptions(NamedTuple):
 
     granularity: Annotated[str, _choice("granularity")] = "edge"
     component: Annotated[str, _choice("component")] = "all"
+    positions: Annotated[
+        str, typer.Option(help="of the ablation: all, or tokens and spans before their end, as 3:7 or 1,3:7")
+    ] = "all"
     direction: Annotated[str, _choice("direction")] = "ablate"
     ablated_set: Annotated[str, typer.Option("--set", help="what runs: circuit, complement")] = "circuit"
 
@@ -108,6 +112,8 @@ def evaluate_circuit(
     asked = _Asked(circuit, options)
     parts = ablation._asdict()
     parts["set"] = parts.pop("ablated_set")
+    if ablation.positions != "all":
+        parts["positions"] = [span_of(part) for part in ablation.positions.split(",")]
     method = _method_of(circuit) if controls else None
     if controls and method is None:
         err.print("warning: the file does not say which method to run on a reset network: no such control")

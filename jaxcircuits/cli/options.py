@@ -212,6 +212,14 @@ def numbers_of(text: str) -> list[float]:
         raise ValueError(f"expected numbers separated by commas, got {text!r}") from None
 
 
+def span_of(text: str) -> tuple[int, int]:
+    """The token positions of `3`, or of `3:7`, which ends before 7."""
+    first, colon, end = text.partition(":")
+    if not first.isdecimal() or (colon and not end.isdecimal()):
+        raise ValueError(f"--positions: expected a position, as 3, or a span, as 3:7; got {text!r}")
+    return int(first), int(end) if colon else int(first) + 1
+
+
 def check_writable(path: Path | None) -> None:
     """Raises ValueError, before anything is computed, for a result file that could not be written."""
     if path is None:

@@ -1,6 +1,5 @@
 """`report`: a page, a picture or a text of a finished result."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,11 +8,12 @@ import typer
 
 from .. import checkpoints
 from ..circuit import Circuit
-from ..evaluation import Inspection, inspect_circuit
+from ..evaluation import Inspection, inspect_circuit, read_record
 from ..files import write_whole
 from ..objective import Objective
 from ..report import plot, to_dot, to_markdown, write_page
-from .options import Config, Context, PromptOptions, check_writable, load, out, read_mapping, warnings_as_lines
+from ..report.page import check_judgements
+from .options import Config, Context, PromptOptions, check_writable, load, out, warnings_as_lines
 
 PICTURES = (".png", ".svg", ".pdf")
 TEXTS = {".dot": to_dot, ".md": to_markdown}
@@ -22,29 +22,34 @@ PROMPTS_SHOWN = 8
 
 def report(
     ctx: Context,
-    files: Annotated[list[Path], typer.Argument(help="a circuit, scores, or the circuits of a sweep: JSON files")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(help="a circuit, scores, the circuits of a sweep; what evaluate and test wrote"),
+    ],
     out_file: Annotated[Path, typer.Option("--out", help="a page .html, a picture .svg .png .pdf, a text .dot .md")],
     inspection: Annotated[Path | None, typer.Option(help="what an earlier report kept with --keep")] = None,
-    evaluation: Annotated[Path | None, typer.Option(help="the JSON of an evaluation, whose curve is drawn")] = None,
     model: Annotated[bool, typer.Option(help="run the model for prompts, attention and effects on them")] = True,
     effects: Annotated[bool, typer.Option(help="run the circuit once without each of its edges")] = True,
     prompts: Annotated[int, typer.Option(help="so many of the prompts")] = PROMPTS_SHOWN,
     keep: Annotated[Path | None, typer.Option(help="write what the model was run for to this JSON file")] = None,
     config: Config = None,
 ) -> None:
-    """Draws results: a self-contained page for .html, one circuit as a picture or text for other endings."""
+    """Draws results: a self-contained page for .html, one circuit as a picture or text for other endings.
+
+    Of an evaluation or tests alone, the circuit is read from the file that they judged.
+    """
     check_writable(out_file)
     check_writable(keep)
-    if len(files) > 1 and (keep or inspection):
+    circuits, judgements = _read(files)
+    if len(circuits) > 1 and (keep or inspection):
         raise ValueError("--keep and --inspection: expected one FILE, as an inspection is of one circuit")
-    circuits = [Circuit.load(file) for file in files]
+    check_judgements(circuits, judgements)
     circuits.sort(key=lambda circuit: -float(circuit.run.get("threshold", 0)))
     if out_file.suffix != ".html":
+        if judgements:
+            raise ValueError(f"--out: evaluations and tests are drawn on a page, ending in .html; got {out_file}")
         _write_one(out_file, circuits)
     else:
-        evaluated = None
-        if evaluation is not None:
-            evaluated = read_mapping("--evaluation", evaluation, json.loads, "a JSON object")
         inspections = []
         if inspection is not None:
             inspections = [Inspection.load(inspection)]
@@ -53,7 +58,7 @@ def report(
                 inspections = _inspect_again(circuits, prompts, effects)
         if keep is not None and inspections:
             inspections[0].save(keep)
-        write_page(out_file, circuits, inspections=inspections, evaluation=evaluated)
+        write_page(out_file, circuits, inspections=inspections, judgements=judgements)
     out.print(f"written to {out_file}", markup=False)
 
 
@@ -128,3 +133,23 @@ def _write_one(path: Path, circuits: Sequence[Circuit]) -> None:
     else:
         figure = plot(circuits[0])
         write_whole(path, lambda temporary: figure.savefig(temporary, format=path.suffix[1:], dpi=200))
+
+
+def _read(files: Sequence[Path]) -> tuple[list[Circuit], list[dict[str, Any]]]:
+    """The circuits and the records of evaluations and tests in some files; of records alone, the circuit they judge."""
+    circuits, judgements = [], []
+    for file in files:
+        try:
+            judgements.append(read_record(file))
+        except ValueError:
+            circuits.append(Circuit.load(file))
+    return circuits or [_judged_circuit(files[0], judgements[0])], judgements
+
+
+def _judged_circuit(file: Path, record: dict[str, Any]) -> Circuit:
+    """From the file that was typed for it, or one of its name beside the record."""
+    judged = Path(str(record.get("run", {}).get("config", {}).get("file", "")))
+    found = next((path for path in (judged, file.parent / judged.name) if path.is_file()), None)
+    if found is None:
+        raise ValueError(f"{file}: the file of the circuit that it judges, {judged}, is not there: give it as well")
+    return Circuit.load(found)

@@ -18,6 +18,7 @@ from .options import (
     config_of,
     load,
     out,
+    span_of,
     takes_groups,
     warnings_as_lines,
 )
@@ -88,10 +89,7 @@ def prune(
 def _span(text: str, method: methods.Method) -> tuple[int, int]:
     if not method.takes_positions:
         raise ValueError(f"--positions: {method.name} scores edges at all positions together")
-    first, colon, end = text.partition(":")
-    if not first.isdecimal() or (colon and not end.isdecimal()):
-        raise ValueError(f"--positions: expected a position, as 3, or a span, as 3:7; got {text!r}")
-    return int(first), int(end) if colon else int(first) + 1
+    return span_of(text)
 
 
 def _print_scores(scored: Circuit) -> None:

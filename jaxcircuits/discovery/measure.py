@@ -1,7 +1,7 @@
 """What all scoring methods share: spans of positions, refusals, and the record of a run with its cost."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,7 @@ from .. import metrics
 from ..batching import compile_clock
 from ..nodes import NodeObjective
 from ..objective import Objective
-from ..scores import Scores, Span
-
-Positions = Sequence[int | Sequence[int]]
-"""Token positions, or spans of them as (first, before which); each is scored on its own."""
+from ..scores import Positions, Scores, Span, positions_inside, spans_within
 
 
 def scored(
@@ -49,23 +46,15 @@ def scored(
 def spans_of(
     objective: Objective, positions: Positions | None
 ) -> tuple[tuple[Span, ...] | None, Bool[np.ndarray, "span position"] | None]:
-    """Spans as (first, before which) and as bool [span, position]; both None where none are asked for.
+    """Spans, each scored on its own, as (first, before which) and as bool [span, position]; both None for None.
 
     Raises ValueError for a span that is empty or beyond the prompts.
     """
     if positions is None:
         return None, None
     width = objective.clean.shape[1]
-    spans = []
-    for span in positions:
-        ends = (span, span + 1) if isinstance(span, int | np.integer) else tuple(span)
-        if len(ends) != 2 or not 0 <= ends[0] < ends[1] <= width:
-            raise ValueError(f"positions: expected positions 0 to {width - 1} or spans (first, end), got {span!r}")
-        spans.append((int(ends[0]), int(ends[1])))
-    if not spans:
-        raise ValueError("positions: expected at least one position or span, got none")
-    where = np.arange(width)
-    return tuple(spans), np.array([(first <= where) & (where < end) for first, end in spans])
+    spans = spans_within(positions, width)
+    return spans, positions_inside(spans, width)
 
 
 def refuse_flat(objective: Objective, method: str, *, at_clean: bool = True) -> None:

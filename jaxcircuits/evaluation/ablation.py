@@ -5,6 +5,7 @@ Faithfulness depends on each of the parts (Miller et al., 2407.08734), so every 
 
 import dataclasses
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,14 +14,18 @@ from jaxtyping import Bool, Float
 from ..circuit import Circuit
 from ..graph import Graph
 from ..objective import Objective
+from ..scores import Positions, Span, positions_inside, spans_within
+from ..sparse import SparseEvaluator
 
 CHOICES = {
     "granularity": ("edge", "node"),
     "component": ("all", "heads", "mlps"),
-    "positions": ("all",),
     "direction": ("ablate", "restore"),
     "set": ("circuit", "complement"),
 }
+
+FEW = 0.02
+"""Circuits of at most this share of all edges are cheaper by their live nodes, if there are as many as run at once."""
 
 Masks = Bool[np.ndarray, "circuit sender receiver"]
 
@@ -33,18 +38,19 @@ class Ablation:
     - `component`: whose outputs may be replaced: of "all" senders, of "heads" or of "mlps" alone; edges from other
       senders are always in.
     - `value`: what replaces them: the objective's reference.
-    - `positions`: of the tokens at which they are replaced: "all".
+    - `positions`: of the tokens at which they are replaced: "all", or spans of them as (first, before which); at the
+      others every edge carries what its sender writes in the run.
     - `direction`: "ablate": a clean run in which absent edges carry the reference. "restore": a corrupt run in which
       present edges carry the clean run's values.
     - `set`: what runs: the "circuit", or its "complement", the model without it.
 
-    Raises ValueError for an unknown choice.
+    Raises ValueError for an unknown choice and positions that are no spans.
     """
 
     granularity: str = "edge"
     component: str = "all"
     value: str = "resample"
-    positions: str = "all"
+    positions: str | tuple[Span, ...] = "all"
     direction: str = "ablate"
     set: str = "circuit"
 
@@ -52,6 +58,8 @@ class Ablation:
         for part, choices in CHOICES.items():
             if getattr(self, part) not in choices:
                 raise ValueError(f"{part}: expected one of {', '.join(choices)}, got {getattr(self, part)!r}")
+        if self.positions != "all" and (isinstance(self.positions, str) or not self.positions):
+            raise ValueError(f"positions: expected 'all' or spans (first, end), got {self.positions!r}")
 
     def masks(self, graph: Graph, circuits: Masks) -> Masks:
         """The masks of the objective under which these circuits run."""
@@ -63,6 +71,12 @@ class Ablation:
             kept = graph.valid & ~kept
         kept = kept | (graph.valid & ~self._replaced(graph)[:, None])
         return graph.valid & ~kept if self.direction == "restore" else kept
+
+    def at_positions(self, masks: Masks, width: int) -> Bool[np.ndarray, "circuit sender receiver *position"]:
+        """Masks of prompts with `width` tokens: a third axis, with every edge in outside of `positions`."""
+        if isinstance(self.positions, str):
+            return masks
+        return masks[..., None] | ~positions_inside(self.positions, width).any(0)
 
     def _replaced(self, graph: Graph) -> Bool[np.ndarray, " sender"]:
         """Whose outputs may be replaced."""
@@ -85,15 +99,41 @@ class Ablated:
     def graph(self) -> Graph:
         return self.objective.graph
 
-    def losses(self, circuits: Masks) -> Float[np.ndarray, "circuit batch"]:
-        """The loss of each circuit on each prompt; one program, `width` circuits at a time."""
+    def losses(self, circuits: Masks, *, exchangeable: bool = True) -> Float[np.ndarray, "circuit batch"]:
+        """The loss of each circuit on each prompt, `width` circuits at a time.
+
+        - `exchangeable`: all in one program, so that equal runs have equal losses to the last bit. False: circuits of
+          few edges at the cost of their live nodes, within rounding.
+        """
         masks = self.ablation.masks(self.graph, circuits)
+        sizes = masks.sum((1, 2))
+        few = (sizes > 0) & (sizes <= FEW * self.graph.num_edges)
+        if exchangeable or few.sum() < self.width or not self._can_be_sparse():
+            return self._dense(masks)
+        values = np.empty((len(masks), self.objective.num_prompts))
+        values[few] = self._sparse.per_example_many(masks[few], self.width)
+        if not few.all():
+            values[~few] = self._dense(masks[~few])
+        return values
+
+    def _dense(self, masks: Masks) -> Float[np.ndarray, "circuit batch"]:
         rows = []
         for first in range(0, len(masks), self.width):
             part = masks[first : first + self.width]
             padded = np.concatenate([part, np.repeat(part[:1], self.width - len(part), 0)])
+            padded = self.ablation.at_positions(padded, self.objective.clean.shape[1])
             rows.append(np.asarray(self.objective.per_example_many(padded, self.width))[: len(part)])
         return np.concatenate(rows).astype(np.float64)
+
+    def _can_be_sparse(self) -> bool:
+        """Whether nodes run one by one, all prompts fit at once on one device, and edges are absent everywhere."""
+        objective = self.objective
+        is_whole = objective.mesh is None and objective.microbatch >= objective.num_prompts
+        return is_whole and self.ablation.positions == "all" and hasattr(objective.model, "head_projection")
+
+    @cached_property
+    def _sparse(self) -> SparseEvaluator:
+        return SparseEvaluator(self.objective)
 
     def baselines(self) -> Float[np.ndarray, "2 batch"]:
         """The losses of no circuit and of the whole model, where the ablation replaces what it may and nothing."""
@@ -106,22 +146,35 @@ class Ablated:
         return {**self.record, "ablation": {**self.record["ablation"], **dataclasses.asdict(self.ablation)}}
 
 
-def ablated(objective: Objective | Ablated, *, pairs: Any = None, width: int = 16, **parts: str) -> Ablated:
+def ablated(
+    objective: Objective | Ablated,
+    *,
+    positions: Positions | str = "all",
+    pairs: Any = None,
+    width: int = 16,
+    **parts: str,
+) -> Ablated:
     """The losses of circuits under an ablation; an objective alone is edges of the clean run, replaced.
 
+    - `positions`: token positions or spans (first, before which), together; see `Ablation`.
     - `parts`: `granularity`, `component`, `direction`, `set` of `Ablation`; the value is the objective's reference.
     - `pairs`: the objective's `PromptPairs`; needed to restore into the corrupt run.
     - `width`: circuits at a time.
 
-    Raises ValueError for unknown parts, and for restoring without prompts or with another reference than "resample".
+    Raises ValueError for unknown parts, positions beyond the prompts, and for restoring without prompts or with another
+    reference than "resample".
     """
     if isinstance(objective, Ablated):
         return objective
     if unknown := parts.keys() - CHOICES.keys():
-        raise ValueError(f"ablation: unknown parts {sorted(unknown)}; expected some of {', '.join(CHOICES)}")
+        raise ValueError(f"ablation: unknown parts {sorted(unknown)}; expected some of {', '.join(CHOICES)}, positions")
     if width < 1:
         raise ValueError(f"width: expected at least 1 circuit, got {width}")
-    ablation = Ablation(value=objective.reference_name, **parts)
+    if not isinstance(positions, str):
+        positions = spans_within(positions, objective.clean.shape[1])
+        if positions_inside(positions, objective.clean.shape[1]).any(0).all():
+            positions = "all"
+    ablation = Ablation(value=objective.reference_name, positions=positions, **parts)
     record = objective.describe()
     if ablation.direction == "restore":
         objective = objective.restoring(pairs)

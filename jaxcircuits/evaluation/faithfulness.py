@@ -85,13 +85,12 @@ def faithfulness(objective: Objective | Ablated, circuit: Circuit | np.ndarray) 
 def faithfulness_many(
     objective: Objective | Ablated, circuits: np.ndarray | Sequence[Circuit]
 ) -> tuple[Faithfulness, ...]:
-    """F of many circuits, evaluated in one batch with the two baselines. Raises ValueError for another graph's."""
+    """F of many circuits, in batches; those of few edges by their live nodes. Raises ValueError for another graph's."""
     judged = ablated(objective)
     masks = masks_of(judged.graph, circuits)
     empty, full = judged.baselines()
-    return tuple(
-        _faithfulness(mask, losses, empty, full) for mask, losses in zip(masks, judged.losses(masks), strict=True)
-    )
+    each = judged.losses(masks, exchangeable=False)
+    return tuple(_faithfulness(mask, losses, empty, full) for mask, losses in zip(masks, each, strict=True))
 
 
 def faithfulness_curve(

@@ -8,7 +8,8 @@ What the rest of the library asks of a model (an `eqx.Module`):
 - `model.sender_values(tokens)`: what every node of the clean run writes to the residual stream.
 - `model.residual(tokens, mask, reference)`: the value read by the receiver `logits`.
 - `model.masked_run(tokens, mask, reference, offsets)`: that value, and what every node wrote minus the reference;
-  `offsets`, one vector an input, are added to what each receiver reads (their gradients give every edge's).
+  `offsets`, one vector an input, are added to what each receiver reads (their gradients give every edge's). A mask may
+  have a third axis, position (but of `Gates`, which has one position).
 - `model.receiver_slopes(tokens, score, held)`: what every node of the clean run writes, and the gradient of
   `score(residual)` at every receiver's input; senders may be `Held` at constants.
 - `model.attention_effects(layer, x, changes, slopes)`: first-order effects of changed q, k and v inputs with the

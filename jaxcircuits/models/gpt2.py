@@ -7,7 +7,8 @@ the edge, receiver r reads
         = base      + sum_s   mask_sr (z_s - ref_s),       base = constants + sum_s ref_s
 
 so one buffer `delta[sender] = z - ref`, zero until its row is written, and one running sum `base` are all that
-the layers hand on. Rows not yet written are zero, hence mask entries that are no edge have no effect.
+the layers hand on. Rows not yet written are zero, hence mask entries that are no edge have no effect. A mask may have a
+third axis, position: `mask_srt`, with which position t of receiver r reads sender s.
 Attention output biases belong to no head: they are part of the constants, always on.
 
 In a shortformer positions are added to what queries and keys project, after the layer norm; they are never written to
@@ -25,7 +26,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, Int, PRNGKeyArray
 
 from ..graph import Graph
-from ..types import Mask, NodeMask, ReceiverValues, SenderValues, Tokens
+from ..types import NodeMask, PositionedMask, ReceiverValues, SenderValues, Tokens
 from . import gpt2_displaced, gpt2_slopes
 from .gpt2_block import MLP, Attention, Block, LayerNorm, NodeValues, normed
 from .gpt2_config import GPT2Config
@@ -107,11 +108,12 @@ class GPT2(eqx.Module):
         return self.token_embedding.dtype
 
     def __call__(
-        self, tokens: Tokens, mask: Mask | None = None, reference: SenderValues | None = None
+        self, tokens: Tokens, mask: PositionedMask | None = None, reference: SenderValues | None = None
     ) -> Float[Array, "position vocab"]:
         """Logits at every position.
 
-        - `mask`: the circuit; None runs the whole model. `reference`: what absent edges carry; needed with a mask.
+        - `mask`: the circuit, [sender, receiver] or [sender, receiver, position]; None runs the whole model.
+        - `reference`: what absent edges carry; needed with a mask.
         """
         return self.unembed(self.residual(tokens, mask, reference))
 
@@ -128,7 +130,7 @@ class GPT2(eqx.Module):
         return logits if bias is None else logits + jnp.broadcast_to(bias, logits.shape)
 
     def residual(
-        self, tokens: Tokens, mask: Mask | None = None, reference: SenderValues | None = None
+        self, tokens: Tokens, mask: PositionedMask | None = None, reference: SenderValues | None = None
     ) -> Float[Array, "position width"]:
         """The value that the receiver `logits` reads: of the whole model, or of the circuit `mask`."""
         if mask is None:
@@ -139,7 +141,7 @@ class GPT2(eqx.Module):
         return self.masked_run(tokens, mask, reference)[0]
 
     def masked_run(
-        self, tokens: Tokens, mask: Mask, reference: SenderValues, offsets: ReceiverValues | None = None
+        self, tokens: Tokens, mask: PositionedMask, reference: SenderValues, offsets: ReceiverValues | None = None
     ) -> tuple[Float[Array, "position width"], SenderValues]:
         """The circuit's `residual`, and what its nodes wrote minus the reference (`delta`).
 
@@ -338,13 +340,13 @@ class GPT2(eqx.Module):
         return jax.lax.scan(step, self.embeddings(tokens).sum(0), (self.blocks, self._scales()))[0]
 
     def _masked_run(
-        self, tokens: Tokens, mask: Mask, reference: SenderValues, offsets: ReceiverValues | None
+        self, tokens: Tokens, mask: PositionedMask, reference: SenderValues, offsets: ReceiverValues | None
     ) -> tuple[Float[Array, "position width"], SenderValues]:
         layers, heads, first = self.config.n_layer, self.config.n_head, self.num_embeddings
         embeddings = self.embeddings(tokens)
 
         split = partial(_split_layers, layers=layers)
-        head_masks, mlp_masks = split(mask[:, :-1].T, first=3 * heads)
+        head_masks, mlp_masks = split(jnp.moveaxis(mask[:, :-1], 0, 1), first=3 * heads)
         head_references, mlp_references = split(reference[first:], first=heads)
         head_offsets, mlp_offsets = (None, None) if offsets is None else split(offsets[:-1], first=3 * heads)
 
@@ -352,13 +354,13 @@ class GPT2(eqx.Module):
             base, delta = carry
             row = first + layer["index"] * ((delta.shape[0] - first) // layers)
             block = layer["block"]
-            x = base[None] + jnp.einsum("rs,std->rtd", layer["head_masks"], delta)
+            x = base[None] + jnp.einsum("rs...,s...d->r...d", layer["head_masks"], delta)
             x = _add(x, layer["head_offsets"]).reshape(3, heads, *base.shape)
             written = block.masked_heads(x, layer["scale"])
             delta = jax.lax.dynamic_update_slice_in_dim(delta, written - layer["head_references"], row, 0)
             base = base + layer["head_references"].sum(0) + block.attention.output_bias[None]
             if block.mlp is not None:
-                x = base[None] + jnp.einsum("rs,std->rtd", layer["mlp_masks"], delta)
+                x = base[None] + jnp.einsum("rs...,s...d->r...d", layer["mlp_masks"], delta)
                 written = block.mlp_output(_add(x, layer["mlp_offsets"])[0])[None]
                 delta = jax.lax.dynamic_update_slice_in_dim(delta, written - layer["mlp_references"], row + heads, 0)
                 base = base + layer["mlp_references"][0]
@@ -377,7 +379,7 @@ class GPT2(eqx.Module):
             "mlp_offsets": mlp_offsets,
         }
         (base, delta), _ = jax.lax.scan(step, (reference[:first].sum(0), delta), xs)
-        x = base + jnp.einsum("s,std->td", mask[:, -1], delta)
+        x = base + jnp.einsum("s...,s...d->...d", mask[:, -1], delta)
         return _add(x, None if offsets is None else offsets[-1]), delta
 
 

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 
 from ..circuit import Circuit
-from ..evaluation import Inspection
+from ..evaluation import Inspection, Record
 from ..files import plain, write_whole
 from ..graph import Graph
 from ..scores import Scores
-from .curves import faithfulness_curve
+from .judged import judged
 
 ASSETS = Path(__file__).parent / "assets"
-SCRIPTS = ("state", "drawing", "panel", "attention", "charts", "table", "sections", "main")
+SCRIPTS = ("state", "drawing", "panel", "attention", "charts", "judged", "table", "sections", "main")
 DIGITS = 6  # significant digits of scores and effects
 SHADES = 255  # of an attention pattern
 
@@ -30,11 +30,11 @@ def write_page(
     records: Sequence[Circuit | Scores],
     *,
     inspections: Sequence[Inspection] = (),
-    evaluation: dict[str, Any] | None = None,
+    judgements: Sequence[Record | dict[str, Any]] = (),
     title: str | None = None,
 ) -> None:
     """Writes `render_page` of the same arguments, whole or not at all."""
-    page = render_page(records, inspections=inspections, evaluation=evaluation, title=title)
+    page = render_page(records, inspections=inspections, judgements=judgements, title=title)
     write_whole(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
 
 
@@ -42,28 +42,30 @@ def render_page(
     records: Sequence[Circuit | Scores],
     *,
     inspections: Sequence[Inspection] = (),
-    evaluation: dict[str, Any] | None = None,
+    judgements: Sequence[Record | dict[str, Any]] = (),
     title: str | None = None,
 ) -> str:
     """An HTML page that draws one circuit, the circuits of a sweep, or the best edges of scores.
 
     - `records`: one circuit or scores; or several circuits of one graph, among which the page has a slider.
     - `inspections`: none, or one for each circuit, in the same order.
-    - `evaluation`: an evaluation's JSON; its faithfulness curve is drawn.
+    - `judgements`: an `Evaluation` and `HypothesisTests` of the circuit, or one of them, or their JSON.
 
     Whatever comes from data is text in the page, never markup. Raises ValueError for records of different graphs
-    and for inspections of other circuits.
+    and for inspections and judgements that cannot be drawn.
     """
     circuits = [Circuit.of(record) if isinstance(record, Scores) else record for record in records]
     _check(circuits, inspections)
+    judging = [record.to_json() if isinstance(record, Record) else plain(record) for record in judgements]
+    check_judgements(circuits, judging)
     title = title or _title(circuits[0].run)
     data = {
         "title": title,
         "graph": _graph(circuits[0].graph),
         **_edges_and_circuits(circuits, inspections),
         **_prompts(inspections),
-        "curve": faithfulness_curve(evaluation),
-        "evaluation": plain(evaluation),
+        "judged": judged(judging),
+        "records": judging,
     }
     script = "\n".join(_asset(f"{name}.js") for name in SCRIPTS)
     digest = base64.b64encode(hashlib.sha256(f"\n{script}\n".encode()).digest()).decode()
@@ -92,6 +94,16 @@ def _check(circuits: Sequence[Circuit], inspections: Sequence[Inspection]) -> No
             )
         if inspection.tokens != inspections[0].tokens:
             raise ValueError("inspections: expected the same prompts for all circuits")
+
+
+def check_judgements(circuits: Sequence[Circuit], records: Sequence[dict[str, Any]]) -> None:
+    """Raises ValueError for records that cannot be drawn, and for those that say they judge another circuit."""
+    judged(records)
+    if records and len(circuits) != 1:
+        raise ValueError(f"judgements: expected one circuit, which they judge, got {len(circuits)}")
+    for record in records:
+        if record.get("run", {}).get("circuit", plain(circuits[0].run)) != plain(circuits[0].run):
+            raise ValueError(f"judgements: expected records of this circuit, got {record.get('kind')!r} of another")
 
 
 def _title(run: dict[str, Any]) -> str:

@@ -30,13 +30,15 @@ const steps = (low, high) => {
   return all;
 };
 
-// `points`: {x, y, name, chosen, choose}; `joined`: those that the line joins; `rule`: a horizontal line.
-function chart({ title, note, xLabel, yLabel, points, joined = (sorted) => sorted, rule }) {
+// `series`: {name, kind, points, joined}. `points`: {x, y, low, high, name, chosen, choose}; `joined`: those that the
+// line joins; between low and high lies a band. `rule`: a horizontal line.
+function chart({ title, note, xLabel, yLabel, series, rule }) {
   const { height, left, right, top, bottom } = CHART;
   const room = byId("edges").clientWidth;
   const width = Math.max(240, (room >= SIDE_BY_SIDE ? Math.min(640, (room - 20) / 2) : room) - 42);
-  const x = scale(points.map((point) => point.x), left + 8, width - right);
-  const ys = points.map((point) => point.y);
+  const all = series.flatMap((one) => one.points);
+  const x = scale(all.map((point) => point.x), left + 8, width - right);
+  const ys = all.flatMap((point) => [point.y, point.low ?? point.y, point.high ?? point.y]);
   const y = scale(rule === undefined ? ys : [...ys, rule], height - bottom - 8, top);
   const parts = [];
   for (const tick of x.ticks) {
@@ -47,18 +49,26 @@ function chart({ title, note, xLabel, yLabel, points, joined = (sorted) => sorte
       svg("text", { class: "tick", x: left - 8, y: y.at(tick), dy: "0.35em", "text-anchor": "end" }, number(tick)));
   }
   if (rule !== undefined) parts.push(svg("line", { class: "rule", x1: left, x2: width - right, y1: y.at(rule), y2: y.at(rule) }));
-  const sorted = [...points].sort((a, b) => a.x - b.x);
-  parts.push(svg("polyline", { class: "series", points: joined(sorted).map((point) => `${x.at(point.x)},${y.at(point.y)}`).join(" ") }));
-  for (const point of sorted) {
-    parts.push(svg("circle", {
-      class: `point${point.chosen ? " chosen" : ""}${point.choose ? " active" : ""}`, cx: x.at(point.x), cy: y.at(point.y), r: point.chosen ? 6 : 4,
-      ...(point.choose ? { role: "button", tabindex: 0, "aria-label": point.name, onclick: point.choose,
-        onkeydown: (event) => { if (event.key === "Enter") point.choose(); } } : {}),
-    }, svg("title", {}, point.name)));
-  }
+  for (const one of series) parts.push(line(one, x, y));
   parts.push(svg("text", { class: "label", x: (left + width) / 2, y: height - 4, "text-anchor": "middle" }, xLabel));
+  const names = series.length < 2 ? null : el("p", { class: "legend" }, series.map(({ name, kind }) => el("span", { class: "sign" },
+    svg("svg", { width: 26, height: 8, "aria-hidden": "true" }, svg("g", { class: `lines ${kind}` }, svg("path", { class: "series", d: "M1 4H25" }))), name)));
   return el("figure", { class: "card" }, el("h2", {}, title), el("p", { class: "hint" }, note),
-    svg("svg", { width, height, role: "group", "aria-label": `${yLabel} against ${xLabel}` }, parts));
+    svg("svg", { width, height, role: "group", "aria-label": `${yLabel} against ${xLabel}` }, parts), names);
+}
+
+function line({ kind = "", points, joined = (sorted) => sorted }, x, y) {
+  const sorted = [...points].sort((a, b) => a.x - b.x);
+  const at = (list, value) => list.map((point) => `${x.at(point.x)},${y.at(value(point))}`).join(" ");
+  const banded = sorted.filter((point) => point.low !== undefined);
+  const circles = sorted.map((point) => svg("circle", {
+    class: `point${point.chosen ? " chosen" : ""}${point.choose ? " active" : ""}`, cx: x.at(point.x), cy: y.at(point.y), r: point.chosen ? 6 : 4,
+    ...(point.choose ? { role: "button", tabindex: 0, "aria-label": point.name, onclick: point.choose,
+      onkeydown: (event) => { if (event.key === "Enter") point.choose(); } } : {}),
+  }, svg("title", {}, point.name)));
+  return svg("g", { class: `lines ${kind}` },
+    banded.length ? svg("polygon", { class: "band", points: `${at(banded, (p) => p.high)} ${at([...banded].reverse(), (p) => p.low)}` }) : null,
+    svg("polyline", { class: "series", points: at(joined(sorted), (p) => p.y) }), circles);
 }
 
 // The points that no other beats in both fewer edges and a lower value.
@@ -74,19 +84,20 @@ function drawCharts() {
     const metric = swept[0].run.metric ?? "loss";
     figures.push(chart({
       title: `${metric} against size`, note: "One point a circuit; lower and further left is better. Click a point to draw its circuit.",
-      xLabel: "edges kept", yLabel: metric, joined: front,
-      points: swept.map((circuit) => ({
+      xLabel: "edges kept", yLabel: metric,
+      series: [{ joined: front, points: swept.map((circuit) => ({
         x: circuit.kept.length, y: circuit.run.metric_final, chosen: circuit === view.circuit,
         name: `${label(circuit)}: ${counted(circuit.kept.length, "edge")}, ${metric} ${number(circuit.run.metric_final)}`,
         choose: () => update({ circuit: circuits.indexOf(circuit) }),
-      })),
+      })) }],
     }));
   }
-  if (data.curve.length) {
+  if (data.judged.curves.length) {
     figures.push(chart({
       title: "Faithfulness against size", note: "How much of the model's behaviour the best edges recover; the dashed line is all of it.",
       xLabel: "edges kept", yLabel: "faithfulness", rule: 1,
-      points: data.curve.map(({ edges: n, faithfulness }) => ({ x: n, y: faithfulness, name: `${counted(n, "edge")}: ${number(faithfulness)}` })),
+      series: data.judged.curves.map(({ name, kind, points }) => ({ name, kind,
+        points: points.map((point) => ({ ...point, name: `${name}, ${counted(point.x, "edge")}: ${number(point.y)}` })) })),
     }));
   }
   byId("charts").replaceChildren(...figures);

@@ -42,6 +42,7 @@ drawHead();
 drawControls();
 drawLegend();
 drawTable();
+drawJudged();
 drawPrompts();
 drawRecord();
 
@@ -51,6 +52,7 @@ new ResizeObserver(() => {
   if (canvas.clientWidth === width || canvas.clientWidth === 0) return;
   width = canvas.clientWidth;
   drawGraph();
+  drawSpreads();
   drawCharts();
   drawPanel();
   performance.mark("drawn");

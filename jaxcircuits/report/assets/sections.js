@@ -151,7 +151,7 @@ function drawRecord() {
     if (whole.children.length === 1) whole.append(tree(run));
   } }, el("summary", {}, `Everything that determined this result: ${counted(Object.keys(run).length, "field")}`));
   const parts = [Object.keys(run).length ? whole : el("p", { class: "empty" }, "The file has no record of its run.")];
-  if (data.evaluation) parts.push(el("h3", {}, "Evaluation"), tree(data.evaluation));
+  for (const record of data.records) parts.push(el("h3", {}, `Record: ${record.kind}`), tree(record));
   byId("record").replaceChildren(...parts);
   const version = run.versions?.jaxcircuits;
   byId("footer").textContent = `Drawn by jaxcircuits${version ? ` from a run of version ${version}` : ""}. This page is one file: it loads nothing and sends nothing.`;
