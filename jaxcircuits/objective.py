@@ -112,6 +112,11 @@ class Objective(eqx.Module):
         return self.model.graph
 
     @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return self.reference.shape[-1]
+
+    @property
     def num_prompts(self) -> int:
         return self.clean.shape[0]
 
@@ -243,6 +248,18 @@ class Objective(eqx.Module):
                 **{package: metadata.version(package) for package in ("jaxcircuits", "jax", "equinox", "numpy")},
             },
         }
+
+    def require(self, method: str, *parts: str, remedy: str) -> None:
+        """Raises ValueError if the model lacks some of what `jaxcircuits.models` lists; it names the method.
+
+        - `remedy`: what to do instead.
+        """
+        missing = [part for part in parts if not hasattr(self.model, part)]
+        if missing:
+            raise ValueError(
+                f"{method}: expected a model with `{missing[0]}` (see jaxcircuits.models), got "
+                f"{type(self.model).__name__}, which has none; {remedy}"
+            )
 
     def _microbatch_that_fits(self) -> int:
         """All prompts where their buffers are a small share of the memory; else what a compiled gradient leaves."""
@@ -465,6 +482,11 @@ def _check_metric(metric: Metric, labels: Labels) -> None:
     """Calls the metric on shapes alone, so that what it misses is said before any compute."""
     if labels.target is not None and labels.target.shape != labels.full.shape:
         raise ValueError(f"target: expected {labels.full.shape[-1]} values a position, got {labels.target.shape[-1]}")
+    if labels.full.shape[-1] == 1 and metric in metrics.COMPARES_OUTPUTS:
+        raise ValueError(
+            f"{metric.__name__}: expected a model with several outputs to compare, got one with a single output, on "
+            "which it is constant; choose l2"
+        )
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[2:], x.dtype), labels)
     value = eqx.filter_eval_shape(metric, one.full, one)
     if getattr(value, "shape", None) != ():

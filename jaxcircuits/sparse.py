@@ -35,6 +35,9 @@ class SparseEvaluator:
 
     def __init__(self, objective: Objective):
         """Runs the clean prompts once."""
+        objective.require(
+            "sparse evaluation", "receiver_streams", "head_output", remedy="use objective.per_example_many"
+        )
         self.objective, self.graph = objective, objective.graph
         self.base = _base(objective)
         names, receivers = self.graph.senders, self.graph.receivers

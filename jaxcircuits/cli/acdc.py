@@ -158,7 +158,7 @@ def _run(
         mask = None if within is None else within.mask
         with _progress() as show:
             results = acdc_sweep(loaded.objective, thresholds, on_progress=show, within=mask, **options)
-    width = loaded.objective.model.config.n_embd
+    width = loaded.objective.d_model
     return [Circuit.of(result, d_model=width, config=config, **loaded.run) for result in results], loaded
 
 

@@ -15,11 +15,9 @@ from .options import out
 def list_models() -> None:
     """Lists the bundled models."""
     for name in checkpoints.bundled():
-        config, graph = (loaded := checkpoints.load(name)).model.config, loaded.graph
-        out.print(
-            f"{name:<18}{config.n_layer} layers x {config.n_head} heads, width {config.n_embd}, "
-            f"{config.vocab_size} tokens, {graph.num_edges} edges"
-        )
+        model = checkpoints.load(name).model
+        sizes = {**model.graph.sizes, "edges": model.graph.num_edges, "tokens": model.vocab_size}
+        out.print(f"{name:<18}{', '.join(f'{number} {what}' for what, number in sizes.items())}")
     out.print("or a folder with config.json and model.safetensors, or a GPT-2 on the Hugging Face hub (gpt2)")
 
 
