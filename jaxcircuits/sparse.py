@@ -34,10 +34,8 @@ class SparseEvaluator:
     """`per_example_many` of an objective, for circuits of few edges."""
 
     def __init__(self, objective: Objective):
-        """Runs the clean prompts once."""
-        objective.require(
-            "sparse evaluation", "receiver_streams", "head_output", remedy="use objective.per_example_many"
-        )
+        """Runs the clean prompts once. Raises ValueError for a model whose nodes cannot be run one by one."""
+        objective.require("SparseEvaluator", "receiver_streams", "head_output", remedy="use per_example_many")
         self.objective, self.graph = objective, objective.graph
         self.base = _base(objective)
         names, receivers = self.graph.senders, self.graph.receivers

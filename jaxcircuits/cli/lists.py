@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
+import jax
 import numpy as np
 import typer
 
@@ -16,7 +17,8 @@ def list_models() -> None:
     """Lists the bundled models."""
     for name in checkpoints.bundled():
         model = checkpoints.load(name).model
-        sizes = {**model.graph.sizes, "edges": model.graph.num_edges, "tokens": model.vocab_size}
+        width = jax.eval_shape(model.sender_values, jax.ShapeDtypeStruct((1,), np.int32)).shape[-1]
+        sizes = {**model.graph.sizes, "edges": model.graph.num_edges, "tokens": model.vocab_size, "wide": width}
         out.print(f"{name:<18}{', '.join(f'{number} {what}' for what, number in sizes.items())}")
     out.print("or a folder with config.json and model.safetensors, or a GPT-2 on the Hugging Face hub (gpt2)")
 

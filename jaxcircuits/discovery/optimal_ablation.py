@@ -107,7 +107,8 @@ def optimal_ablation(
 
     The result serves every method: `jc.Objective(model, pairs, metric, result.array(len(pairs), positions))`.
 
-    Raises ValueError for a loss without gradients, masks of another shape, settings out of range, a state of another run, and divergence.
+    Raises ValueError for a loss without gradients, masks of another shape, settings out of range, a state of another
+    run, and divergence.
     """
     refuse_flat(objective, "optimal-ablation", at_clean=False)
     started = time.perf_counter()

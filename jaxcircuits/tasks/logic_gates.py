@@ -1,8 +1,9 @@
 """Logic gates: all inputs of a network of units, whose circuit is known connection by connection.
 
-The model is `gate-xor` or another of them; a prompt is one token whose binary digits are the inputs. Under zero ablation and
-L2 to its own output every connection of weight other than 0 is needed on all inputs together. On the input (1, 1) alone
-either input of an OR suffices: a method that removes edges one by one keeps one of the two, never both.
+The model is `gate-xor` or another of them; a prompt is one token whose binary digits are the inputs. Under zero
+ablation and L2 to its own output every connection of weight other than 0 is needed on all inputs together. On the
+input (1, 1) alone either input of an OR suffices: a method that removes edges one by one keeps one of the two, never
+both.
 """
 
 from typing import Any
