@@ -139,7 +139,7 @@ def bundled() -> tuple[str, ...]:
     return (*folders, *BUILT)
 
 
-def save(model: GPT2, folder: str | os.PathLike, tokenizer: Any = None) -> None:
+def save(model: Model, folder: str | os.PathLike, tokenizer: Any = None) -> None:
     """Writes a Hugging Face folder (config.json, model.safetensors, tokenizer files if given), whole or not at all.
 
     Raises ValueError if the folder exists and is not empty, and for a model that no checkpoint holds.

@@ -23,7 +23,7 @@ def relu():
     """The ReLU XOR in float64, moved off its kinks, with targets that it misses."""
     with jax.enable_x64(True):
         random, xor = np.random.default_rng(0), jc.gate("xor_relu")
-        moved = jax.tree.map(lambda leaf: jnp.asarray(leaf + 0.2 * random.normal(size=leaf.shape)), xor)
+        moved = jax.tree.map(lambda leaf: jnp.asarray(np.float64(leaf) + 0.2 * random.normal(size=leaf.shape)), xor)
         pairs = TASK.generate(gate="xor_relu")
         pairs = jc.PromptPairs(clean=pairs.clean, corrupt=pairs.corrupt, target=random.normal(size=(4, 1)))
         yield jc.Objective(moved, pairs, "l2", "resample")
@@ -158,7 +158,7 @@ def test_other_ways_to_evaluate_are_refused(steps):
         (lambda: jc.exact(steps, positions=[0]), "exact at positions: .* all positions at once"),
         (lambda: jc.optimal_ablation(steps), "optimal-ablation: .* steps"),
         (lambda: jc.atp_nodes(steps), "atp-star: .* steps"),
-        (lambda: jc.permute_positions(steps.model, [0]), "no position embedding"),
+        (lambda: jc.save(steps.model, "gate"), "got a Gates, which has no file format"),
         (lambda: jc.ablated(steps, component="heads").baselines(), "has no heads; choose 'all'"),
         (lambda: jc.Objective(jc.gate("xor"), TASK.generate(gate="xor")), "kl: .* single output.* choose l2"),
     ):

@@ -19,7 +19,8 @@ PORTS = {"q": -0.2, "k": 0.0, "v": 0.2, "": 0.0}
 def plot(circuit: Circuit) -> "Figure":
     """Draws a circuit by layer (upwards) and head or unit; lines are as thick as their scores.
 
-    Blue lines score above 0, orange ones below. Edges into queries are dashed, into keys dotted. `plot(circuit).savefig("circuit.pdf")` writes it.
+    Blue lines score above 0, orange ones below. Edges into queries are dashed, into keys dotted.
+    `plot(circuit).savefig("circuit.pdf")` writes it.
     """
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
