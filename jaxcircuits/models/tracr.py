@@ -72,7 +72,7 @@ def permute_positions(model: GPT2, order: Sequence[int]) -> GPT2:
     """
     if not 0 < len(order) <= model.max_positions or sorted(order) != list(range(len(order))):
         raise ValueError(f"order: expected 0..n-1 in another order, n up to {model.max_positions}, got {list(order)}")
-    if (positions := getattr(model, "position_embedding", None)) is None:
+    if (positions := model.position_embedding) is None:
         raise ValueError("permute_positions: this model has no position embedding that it could take elsewhere")
     table = positions.at[: len(order)].set(positions[np.array(order)])
     return cast(GPT2, eqx.tree_at(lambda model: model.position_embedding, model, table))
