@@ -158,7 +158,7 @@ def test_other_ways_to_evaluate_are_refused(steps):
         (lambda: jc.exact(steps, positions=[0]), "exact at positions: .* all positions at once"),
         (lambda: jc.optimal_ablation(steps), "optimal-ablation: .* steps"),
         (lambda: jc.atp_nodes(steps), "atp-star: .* steps"),
-        (lambda: jc.save(steps.model, "gate"), "got a Gates, which has no file format"),
+        (lambda: jc.save(steps.model, "gate"), "got a Gates, which has no checkpoint format"),
         (lambda: jc.ablated(steps, component="heads").baselines(), "has no heads; choose 'all'"),
         (lambda: jc.Objective(jc.gate("xor"), TASK.generate(gate="xor")), "kl: .* single output.* choose l2"),
     ):
