@@ -33,6 +33,7 @@ def list_methods() -> None:
         if method.refuses:
             out.print(f"{'':<24}refuses {method.refuses}", markup=False)
     out.print("S: senders, m: steps; a pass is one of the whole model on every prompt. D_s = reference_s - clean_s")
+    out.print("what has backward passes or learns needs gradients, and refuses networks of steps (gate-xor)")
 
 
 def show(file: Annotated[Path, typer.Argument(help="a circuit's JSON: this library's, MIB's or EAP-IG's")]) -> None:
