@@ -122,7 +122,7 @@ class Circuit:
         graph = self.graph
         cfg = _cfg(graph)
         if _graph(cfg, graph.senders) != graph:
-            raise ValueError("the circuit format holds graphs of transformers with ungrouped heads, and of units, only")
+            raise ValueError("the circuit format holds graphs of units, and of transformers with ungrouped heads only")
         kept = set(self.nodes) | {*graph.embeddings, "logits"}
         value = {
             "format": FORMAT,

@@ -10,7 +10,7 @@ which `logits` reads. A prompt is one token, whose binary digits are the network
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -206,7 +206,7 @@ class Digits:
             for word in text.split()
         ]
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Iterable[int]) -> str:
         """The words of tokens: [2] is `"01"`."""
         words = (f"{token:0{self.inputs}b}"[::-1] if 0 <= token < len(self) else self.unk_token for token in ids)
         return " ".join(words)
