@@ -19,29 +19,41 @@ from jaxtyping import DTypeLike
 
 from .formats import CONVERSION_OF_MODEL, CONVERSION_OF_STATE, Format, config_json, gpt2_table, read_format
 from .graph import Graph
-from .models import GPT2, gpt2_folding
+from .models import GATES, GPT2, gpt2_folding
 from .tensors import PICKLES, WEIGHT_FILES, FlaxTensors, SafeTensors, open_tensors
+from .types import Model
+
+BUILT = {f"gate-{name}": build for name, build in GATES.items()}
+"""Bundled models that are built, not read from files."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
     """A loaded model: what `load` returns.
 
-    - `model`, `graph`: the weights and their edges. `source`: where they came from. `folder`: their files.
+    - `model`, `graph`: the weights and their edges. `source`: where they came from. `folder`: their files; None for
+      a model that is built, not read.
     """
 
-    model: GPT2
+    model: Model
     source: str
-    folder: Path
+    folder: Path | None
 
     @property
     def graph(self) -> Graph:
         return self.model.graph
 
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether the model can read text."""
+        return self.folder is None or (self.folder / "tokenizer_config.json").is_file()
+
     @cached_property
     def tokenizer(self) -> Any:
         """The model's tokenizer, loaded at first use. Raises ValueError if the folder has none."""
-        if not (self.folder / "tokenizer_config.json").is_file():
+        if self.folder is None:
+            return self.model.tokenizer
+        if not self.has_tokenizer:
             named = read_format(self.folder / "config.json").tokenizer_name
             remedy = f", or save the tokenizer {named!r} into {self.folder}" if named else ""
             raise ValueError(
@@ -71,7 +83,7 @@ def load(
 ) -> Checkpoint:
     """Loads a bundled model, a folder, or a model from the Hugging Face hub, in this order.
 
-    - `name`: "tiny-gpt2", "path/to/folder" or "gpt2". `revision`: the hub's branch, tag or commit.
+    - `name`: "tiny-gpt2", "gate-xor", "path/to/folder" or "gpt2". `revision`: the hub's branch, tag or commit.
     - `dtype`: of all weights; float64 needs `jax.config.update("jax_enable_x64", True)`.
     - `fold_layer_norms`, `fold_value_biases`: see `models.gpt2_folding`; both together give the weights of ACDC's
       published zero-ablation numbers. The model computes the same; what an absent head leaves out differs.
@@ -84,7 +96,13 @@ def load(
         raise ValueError('float64 needs jax.config.update("jax_enable_x64", True) before loading')
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"expected a floating dtype such as float32, got {dtype}")
-    folder, source = _find(os.fspath(name), revision)
+    name = os.fspath(name)
+    if name in BUILT:
+        if fold_layer_norms or fold_value_biases:
+            raise ValueError(f"{name} has neither layer norms nor value biases that could be folded")
+        model = jax.tree.map(lambda leaf: leaf.astype(dtype), BUILT[name]())
+        return Checkpoint(model, f"bundled {name}", None)
+    folder, source = _find(name, revision)
     form = read_format(folder / "config.json")
     model = _read_gpt2(form, open_tensors(folder) or _refuse(folder, form), dtype)
     if fold_layer_norms:
@@ -117,14 +135,19 @@ def _refuse(folder: Path, form: Format) -> NoReturn:
 
 def bundled() -> tuple[str, ...]:
     """Names of the models that come with the package."""
-    return tuple(sorted(path.parent.name for path in _bundled_folder().glob("*/config.json")))
+    folders = sorted(path.parent.name for path in _bundled_folder().glob("*/config.json"))
+    return (*folders, *BUILT)
 
 
-def save(model: GPT2, folder: str | os.PathLike, tokenizer: Any = None) -> None:
+def save(model: Model, folder: str | os.PathLike, tokenizer: Any = None) -> None:
     """Writes a Hugging Face folder (config.json, model.safetensors, tokenizer files if given), whole or not at all.
 
-    Raises ValueError if the folder exists and is not empty.
+    Raises ValueError if the folder exists and is not empty, and for a model that no checkpoint holds.
     """
+    if not isinstance(model, GPT2):
+        raise ValueError(
+            f"save: expected a GPT2 or a Tracr, got a {type(model).__name__}, which has no checkpoint format"
+        )
     from safetensors.numpy import save_file
 
     folder = Path(folder)

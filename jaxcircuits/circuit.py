@@ -5,6 +5,7 @@ import heapq
 import json
 import os
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from . import notebook
 from .files import plain, write_json
-from .graph import Graph
+from .graph import Graph, UnitGraph
 from .scores import Scores
 from .types import EdgeBools, EdgeScores
 
@@ -119,21 +120,13 @@ class Circuit:
     def save(self, path: str | os.PathLike) -> None:
         """Writes the circuit as JSON, whole or not at all."""
         graph = self.graph
-        if graph != Graph(graph.num_layers, graph.num_heads, mlps=graph.mlps, embeddings=graph.embeddings):
-            raise ValueError("the circuit format holds graphs of transformers with ungrouped heads only")
+        cfg = _cfg(graph)
+        if _graph(cfg, graph.senders) != graph:
+            raise ValueError("the circuit format holds graphs of units, and of transformers with ungrouped heads only")
         kept = set(self.nodes) | {*graph.embeddings, "logits"}
-        special: dict[str, list] = {} if all(graph.has_mlp) else {"mlps": list(graph.has_mlp)}
-        if graph.embeddings != ("input",):
-            special["embeddings"] = list(graph.embeddings)
         value = {
             "format": FORMAT,
-            "cfg": {
-                "n_layers": graph.num_layers,
-                "n_heads": graph.num_heads,
-                "parallel_attn_mlp": False,
-                "d_model": self.d_model,
-                **special,
-            },
+            "cfg": {**cfg, "d_model": self.d_model},
             "nodes": {name: {"in_graph": name in kept} for name in graph.nodes},
             "edges": {
                 graph.edge_name(s, r): {"score": float(self.scores[s, r]), "in_graph": bool(self.mask[s, r])}
@@ -165,19 +158,10 @@ class Circuit:
         if value.get("format", FORMAT) != FORMAT:
             raise ValueError(f"format {value['format']!r} is not known; this version reads {FORMAT!r}")
         cfg = value["cfg"]
-        sizes = [cfg.get("n_layers"), cfg.get("n_heads"), cfg.get("d_model", 0)]
-        if not all(type(size) is int and size >= 0 for size in sizes) or 0 in sizes[:2]:
-            raise ValueError(f"cfg: expected whole numbers n_layers, n_heads and d_model, got {sizes}")
-        if cfg.get("parallel_attn_mlp"):
-            raise ValueError("cfg: circuits of models with parallel attention and MLP are not supported")
-        names = value["edges"].keys()
-        mlps = cfg.get("mlps") or [any(f"m{layer}->" in name for name in names) for layer in range(sizes[0])]
-        if not isinstance(mlps, list) or not all(type(has_mlp) is bool for has_mlp in mlps):
-            raise ValueError("cfg: mlps: expected a list of true and false, one a layer")
-        embeddings = cfg.get("embeddings", ["input"])
-        if not isinstance(embeddings, list) or not all(isinstance(name, str) for name in embeddings):
-            raise ValueError("cfg: embeddings: expected a list of the names of senders")
-        graph = Graph(sizes[0], sizes[1], mlps=tuple(mlps), embeddings=tuple(embeddings))
+        d_model = cfg.get("d_model", 0)
+        if type(d_model) is not int or d_model < 0:
+            raise ValueError(f"cfg: d_model: expected a whole number, got {d_model!r}")
+        graph = _graph(cfg, {name.partition("->")[0] for name in value["edges"]})
         mask, scores = np.zeros(graph.shape, bool), np.zeros(graph.shape)
         for name, edge in value["edges"].items():
             index = graph.edge_index(name)
@@ -185,7 +169,43 @@ class Circuit:
         run = value.get("run", {})
         if not isinstance(run, dict):
             raise ValueError("run: expected a JSON object")
-        return cls(graph, mask, scores, run, sizes[2])
+        return cls(graph, mask, scores, run, d_model)
+
+
+def _cfg(graph: Graph) -> dict[str, Any]:
+    """A graph as a file states it: in the public format's words, and ours for what these cannot say."""
+    cfg: dict[str, Any] = {"n_layers": graph.num_layers, "n_heads": graph.num_heads, "parallel_attn_mlp": False}
+    if isinstance(graph, UnitGraph):
+        return {**cfg, "units": [list(layer) for layer in graph.units]}
+    if not all(graph.has_mlp):
+        cfg["mlps"] = list(graph.has_mlp)
+    if graph.embeddings != ("input",):
+        cfg["embeddings"] = list(graph.embeddings)
+    return cfg
+
+
+def _graph(cfg: dict[str, Any], senders: Collection[str]) -> Graph:
+    """The graph that a file states; which layers have MLPs, if it does not say so, is what its `senders` tell."""
+    layers, heads = sizes = [cfg.get("n_layers"), cfg.get("n_heads")]
+    if not all(type(size) is int and size > 0 for size in sizes):
+        raise ValueError(f"cfg: expected whole numbers n_layers, n_heads above 0, got {sizes}")
+    if cfg.get("parallel_attn_mlp"):
+        raise ValueError("cfg: circuits of models with parallel attention and MLP are not supported")
+    if "units" in cfg:
+        if not isinstance(cfg["units"], list) or not all(map(_are_names, cfg["units"])):
+            raise ValueError("cfg: units: expected a list of layers, each a list of the names of units")
+        return UnitGraph(tuple(map(tuple, cfg["units"])))
+    mlps = cfg.get("mlps") or [f"m{layer}" in senders for layer in range(layers)]
+    if not isinstance(mlps, list) or not all(type(has_mlp) is bool for has_mlp in mlps):
+        raise ValueError("cfg: mlps: expected a list of true and false, one a layer")
+    embeddings = cfg.get("embeddings", ["input"])
+    if not _are_names(embeddings):
+        raise ValueError("cfg: embeddings: expected a list of the names of senders")
+    return Graph(layers, heads, mlps=tuple(mlps), embeddings=tuple(embeddings))
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
 def _best(graph: Graph, strength: EdgeScores, count: int, least: float) -> EdgeBools:

@@ -7,7 +7,7 @@ Edge names are those of the public benchmark format (MIB, EAP-IG): `a0.h3->a5.h1
 
 import dataclasses
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -134,6 +134,17 @@ class Graph:
         return np.array([receiver.time for receiver in self._receivers])
 
     @property
+    def rows(self) -> tuple[tuple[str, ...], ...]:
+        """The nodes that stand side by side in each layer of a drawing; an MLP stands beside its heads."""
+        heads = range(self.num_heads)
+        return tuple(tuple(f"a{layer}.h{head}" for head in heads) for layer in range(self.num_layers))
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """What it has how many of, for people."""
+        return {"layers": self.num_layers, "heads a layer": self.num_heads, "MLPs": sum(self.has_mlp)}
+
+    @property
     def sender_groups(self) -> np.ndarray:
         """Bool [group, sender]: senders written at one moment: the embeddings, a layer's heads, its MLP."""
         return self.sender_times[None, :] == np.unique(self.sender_times)[:, None]
@@ -163,7 +174,7 @@ class Graph:
             raise ValueError(f"expected an edge as 'sender->receiver', got {name!r}")
         index = self.sender_index(sender), self.receiver_index(receiver)
         if not self.valid[index]:
-            raise ValueError(f"{name!r} is no edge of this graph: {sender} is computed after {receiver} reads")
+            raise ValueError(f"{name!r} is no edge of this graph: {receiver} does not read {sender}")
         return index
 
     def edge_name(self, sender: int | np.integer, receiver: int | np.integer) -> str:
@@ -234,6 +245,50 @@ class Graph:
             if (smaller == kept).all():
                 return kept
             kept = smaller
+
+
+@dataclasses.dataclass(frozen=True, init=False)
+class UnitGraph(Graph):
+    """Every unit of a layer reads every unit of the layer before, `logits` reads the last layer.
+
+    - `units`: names of the inputs, then of each layer's units. It has layers, but neither heads nor MLPs.
+    """
+
+    units: tuple[tuple[str, ...], ...] = ()
+
+    def __init__(self, units: tuple[tuple[str, ...], ...]):
+        names = [name for layer in units for name in layer]
+        if len(units) < 2 or not all(units) or len({*names, "logits"}) <= len(names):
+            raise ValueError(
+                "units: expected inputs and at least one layer of units, all names different and none of them "
+                f"'logits', got {units}"
+            )
+        object.__setattr__(self, "units", units)
+        super().__init__(len(units) - 1, num_heads=1, mlps=False, embeddings=units[0])
+
+    @cached_property
+    def _senders(self) -> tuple[Sender, ...]:
+        return tuple(Sender(name, time) for time, layer in enumerate(self.units) for name in layer)
+
+    @cached_property
+    def _receivers(self) -> tuple[Receiver, ...]:
+        units = [Receiver(name, name, time) for time, layer in enumerate(self.units[1:]) for name in layer]
+        return (*units, Receiver("logits", "logits", self.num_layers))
+
+    @cached_property
+    def valid(self) -> EdgeBools:
+        """True where a connection is: between neighbouring layers."""
+        valid = self.sender_times[:, None] == self.receiver_times[None, :]
+        valid.setflags(write=False)
+        return valid
+
+    @property
+    def rows(self) -> tuple[tuple[str, ...], ...]:
+        return self.units[1:]
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        return {"layers": self.num_layers, "inputs": len(self.embeddings), "units": sum(map(len, self.rows))}
 
 
 def _look_up(indices: dict[str, int], name: str, kind: str) -> int:

@@ -6,6 +6,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
+from . import metrics
 from .batching import PROMPTS, place
 from .data import PromptPairs
 from .metrics import Labels, Metric
@@ -36,10 +37,16 @@ def labels_of(pairs: PromptPairs, scored: np.ndarray, logits: jax.ShapeDtypeStru
 def check_metric(metric: Metric, labels: Labels) -> None:
     """Calls the metric on shapes alone, so that what it misses is said before any compute.
 
-    Raises ValueError for a target of another width than the logits', and for a metric that gives no number.
+    Raises ValueError for a target of another width than the logits', a metric that compares outputs of a model with one, and one
+    that gives no number.
     """
     if labels.target is not None and labels.target.shape != labels.full.shape:
         raise ValueError(f"target: expected {labels.full.shape[-1]} values a position, got {labels.target.shape[-1]}")
+    if labels.full.shape[-1] == 1 and metric in metrics.COMPARES_OUTPUTS:
+        raise ValueError(
+            f"{metric.__name__}: expected a model with several outputs to compare, got one with a single output, on "
+            "which it is constant; choose l2"
+        )
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[2:], x.dtype), labels)
     value = eqx.filter_eval_shape(metric, one.full, one)
     if getattr(value, "shape", None) != ():

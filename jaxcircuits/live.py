@@ -44,6 +44,7 @@ class LiveEvaluator:
     """`chain` and `commit` (see `discovery.acdc`) at the cost of live nodes only; from `start` on (None: all edges)."""
 
     def __init__(self, objective: Objective, start: EdgeBools | None = None):
+        objective.require("LiveEvaluator", *NODE_METHODS, remedy="use DenseEvaluator")
         self.objective = objective
         self.graph = objective.graph
         self.mask: EdgeBools = self.graph.valid.copy() if start is None else self.graph.valid & start

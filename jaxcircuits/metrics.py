@@ -114,6 +114,10 @@ READS_ANSWERS_ONLY: tuple[Metric, ...] = (logit_diff, logit_diff_max)
 """Metrics that need no other logits than those of the answers and wrong answers."""
 
 
+COMPARES_OUTPUTS: tuple[Metric, ...] = tuple(metric for metric in METRICS.values() if metric is not l2)
+"""Metrics of one output among others, which say nothing of a model that has a single one."""
+
+
 def answer_columns(labels: Labels) -> tuple[Int[Array, " ids"], Labels]:
     """Token ids of answers and wrong answers, and labels that count in these: `metric(logits[ids], labels)`."""
     answer, wrong = _needed(labels.answer, "answer"), _needed(labels.wrong, "wrong")

@@ -42,6 +42,7 @@ class NodeObjective(eqx.Module):
         """
         if reference not in REFERENCES:
             raise ValueError(f"node reference: expected {' or '.join(map(repr, REFERENCES))}, got {reference!r}")
+        objective.require("node masks", "node_run", remedy="use the objective's mask over edges")
         self.objective = objective
         zero = reference == "zero" or objective.reference_name == "zero"
         values = jnp.moveaxis(objective.reference, 1, 0)

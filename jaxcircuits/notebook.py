@@ -19,9 +19,7 @@ RECORDED = ("task", "model", "method", "metric", "reference", "threshold", "metr
 def graph_html(graph: Graph) -> str:
     """Its sizes."""
     rows = [
-        ("layers", graph.num_layers),
-        ("heads a layer", graph.num_heads),
-        ("MLPs", sum(graph.has_mlp)),
+        *graph.sizes.items(),
         ("senders, receivers", f"{len(graph.senders)}, {len(graph.receivers)}"),
         ("edges", f"{graph.num_edges:,}"),
     ]

@@ -107,6 +107,11 @@ class Objective(eqx.Module):
         return self.model.graph
 
     @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return self.reference.shape[-1]
+
+    @property
     def num_prompts(self) -> int:
         return self.clean.shape[0]
 
@@ -238,6 +243,18 @@ class Objective(eqx.Module):
                 **{package: metadata.version(package) for package in ("jaxcircuits", "jax", "equinox", "numpy")},
             },
         }
+
+    def require(self, method: str, *parts: str, remedy: str) -> None:
+        """Raises ValueError if the model lacks some of what `jaxcircuits.models` lists; it names the method.
+
+        - `remedy`: what to do instead.
+        """
+        missing = [part for part in parts if not hasattr(self.model, part)]
+        if missing:
+            raise ValueError(
+                f"{method}: expected a model with `{missing[0]}` (see jaxcircuits.models), got "
+                f"{type(self.model).__name__}, which has none; {remedy}"
+            )
 
     def _microbatch_that_fits(self) -> int:
         """All prompts where their buffers are a small share of the memory; else what a compiled gradient leaves."""

@@ -41,7 +41,8 @@ class SparseEvaluator:
     """`per_example_many` of an objective, for circuits of few edges."""
 
     def __init__(self, objective: Objective):
-        """Runs the clean prompts once."""
+        """Runs the clean prompts once. Raises ValueError for a model whose nodes cannot be run one by one."""
+        objective.require("SparseEvaluator", "receiver_streams", "head_output", remedy="use per_example_many")
         self.objective = objective
         self.planner = Planner(objective.graph, fed_only=objective.reference_name == "resample")
         self.base = _base(objective)

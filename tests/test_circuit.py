@@ -15,6 +15,7 @@ GRAPHS = {
     "attention-only": jc.Graph(2, 3, mlps=False),
     "one-mlp": jc.Graph(3, 1, mlps=(False, True, False)),
     "compiled": jc.Graph(1, 1, embeddings=("tok", "pos")),
+    "units": jc.gate("adder").graph,
 }
 
 
@@ -127,6 +128,7 @@ FIRST = "input->a0.h0<q>"
         (damaged("cfg", "mlps", to=[True, True]), "expected one bool or 1"),
         (damaged("cfg", "mlps", to="yes"), "mlps: expected a list of true and false"),
         (damaged("cfg", "embeddings", to="tok"), "embeddings: expected a list of the names"),
+        (damaged("cfg", "units", to=["x0"]), "units: expected a list of layers"),
         (damaged("run", to=[1]), "run: expected a JSON object"),
         (damaged("format", to="jaxcircuits/2"), "format 'jaxcircuits/2' is not known"),
         ("[1, 2]", "expected a circuit"),

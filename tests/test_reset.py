@@ -61,3 +61,20 @@ def test_without_mlps_heads_alone_move():
     single = jc.GPT2.random(jc.GPT2Config(11, 6, 8, 1, 1, attn_only=True), jax.random.key(0))
     with pytest.raises(ValueError, match="has nothing to permute"):
         jc.reset_network(single, jax.random.key(0))
+
+
+def test_units_move_along_their_layer_weights_and_biases_apart():
+    """The hidden columns of these gates are equal, so the biases and the columns of the last layer are what moves."""
+    xor, reset = jc.gate("xor"), jc.reset_network(jc.gate("xor"), jax.random.key(0))
+    assert reset.biases.tolist() == [-1.5, -0.5, -0.5] and reset.weights.tolist() == xor.weights.tolist()
+    adder, reset = jc.gate("adder"), jc.reset_network(jc.gate("adder"), jax.random.key(0))
+    assert reset.graph == adder.graph and sorted(reset.biases[:3].tolist()) == [-2.5, -1.5, -0.5]
+    assert (reset.biases[:3] != adder.biases[:3]).all()
+    np.testing.assert_array_equal(reset.weights[3:6, 3:5], adder.weights[3:6, 3:5][:, ::-1])
+    np.testing.assert_array_equal(reset.weights[6:], adder.weights[6:])
+
+
+@pytest.mark.parametrize("model, said", [(jc.gate("majority"), "1 unit a layer"), (3, "got a int")])
+def test_what_has_nothing_to_permute_is_refused(model, said):
+    with pytest.raises(ValueError, match=said):
+        jc.reset_network(model, jax.random.key(0))

@@ -121,7 +121,7 @@ def _run(
         options |= {"width": width, "seed": prompts.seed, "within": None if start is None else start.mask}
         with _progress() as show:
             results = acdc_sweep(loaded.objective, thresholds, on_progress=show, **options)
-    d_model = loaded.objective.model.config.n_embd
+    d_model = loaded.objective.d_model
     return [Circuit.of(result, d_model=d_model, config=config_of(ctx), **loaded.run) for result in results], loaded
 
 

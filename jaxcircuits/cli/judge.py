@@ -119,10 +119,10 @@ def evaluate_circuit(
         err.print("warning: the file does not say which method to run on a reset network: no such control")
     with warnings_as_lines():
         judged, run = asked.objective(width=width, **parts)
-        reset = None if method is None else asked.objective(reset=True, width=width, **parts)[0]
-        record = evaluate(
-            judged, circuit, random=random * controls, reset=reset, method=method, seed=asked.options.seed
-        )
+        reset = None if method is None else asked.reset(width=width, **parts)
+        method = None if reset is None else method
+        seed = asked.options.seed
+        record = evaluate(judged, circuit, random=random * controls, reset=reset, method=method, seed=seed)
     record = dataclasses.replace(record, run={**record.run, **run, "config": config_of(ctx)})
     _print_evaluation(record)
     _save(record, out_file)
@@ -200,6 +200,14 @@ class _Asked:
         change = (lambda model: reset_network(model, key)) if reset else None
         objective, run, pairs, _ = load(self.task, self.options, change)
         return ablated(objective, pairs=pairs, **ablation), run
+
+    def reset(self, **ablation: Any) -> Ablated | None:
+        """The same on the reset network; None, with a warning, where the model has nothing to permute."""
+        try:
+            return self.objective(reset=True, **ablation)[0]
+        except ValueError as error:  # of the network alone: the model's own objective was made before
+            err.print(f"warning: {error}: no such control", markup=False)
+            return None
 
 
 def _method_of(circuit: Circuit) -> Callable[[Objective], Any] | None:

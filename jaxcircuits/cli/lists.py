@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
+import jax
 import numpy as np
 import typer
 
@@ -15,11 +16,10 @@ from .options import out
 def list_models() -> None:
     """Lists the bundled models."""
     for name in checkpoints.bundled():
-        config, graph = (loaded := checkpoints.load(name)).model.config, loaded.graph
-        out.print(
-            f"{name:<18}{config.n_layer} layers x {config.n_head} heads, width {config.n_embd}, "
-            f"{config.vocab_size} tokens, {graph.num_edges} edges"
-        )
+        model = checkpoints.load(name).model
+        width = jax.eval_shape(model.sender_values, jax.ShapeDtypeStruct((1,), np.int32)).shape[-1]
+        sizes = {**model.graph.sizes, "edges": model.graph.num_edges, "tokens": model.vocab_size, "wide": width}
+        out.print(f"{name:<18}{', '.join(f'{number} {what}' for what, number in sizes.items())}")
     out.print("or a folder with config.json and model.safetensors, or a GPT-2 on the Hugging Face hub (gpt2)")
 
 
@@ -33,6 +33,7 @@ def list_methods() -> None:
         if method.refuses:
             out.print(f"{'':<24}refuses {method.refuses}", markup=False)
     out.print("S: senders, m: steps; a pass is one of the whole model on every prompt. D_s = reference_s - clean_s")
+    out.print("what has backward passes or learns needs gradients, and refuses networks of steps (gate-xor)")
 
 
 def show(file: Annotated[Path, typer.Argument(help="a circuit's JSON: this library's, MIB's or EAP-IG's")]) -> None:

@@ -85,8 +85,7 @@ def _inspect(
     effects: bool = True,
 ) -> list[Inspection]:
     """One inspection a circuit; edges of scores, which choose none, are not tried one by one."""
-    has_tokenizer = (checkpoint.folder / "tokenizer_config.json").is_file()
-    tokenizer = checkpoint.tokenizer if has_tokenizer else None
+    tokenizer = checkpoint.tokenizer if checkpoint.has_tokenizer else None
     return [
         inspect_circuit(
             objective,

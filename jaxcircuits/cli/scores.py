@@ -56,7 +56,7 @@ def score(
         scores: Any = chosen.run(objective, **hyperparameters)
     if positions is not None:
         scores = scores.at(0)
-    scored = Circuit.of(scores, d_model=objective.model.config.n_embd, config=config_of(ctx), **run)
+    scored = Circuit.of(scores, d_model=objective.d_model, config=config_of(ctx), **run)
     _print_scores(scored)
     if out_file is not None:
         scored.save(out_file)

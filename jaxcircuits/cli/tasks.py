@@ -14,6 +14,9 @@ from .options import DEFAULT_MODEL, ModelName, Seed, Size, err, out, prompts_of,
 FEW = 6
 """Answers of a prompt that are printed."""
 
+FIRST = 5
+"""Prompts that are printed where nobody says how many."""
+
 
 def tasks_command(
     name: Annotated[
@@ -21,7 +24,7 @@ def tasks_command(
     ] = None,
     file: Annotated[str | None, typer.Argument(help="after check: the built-in task or the file to be checked")] = None,
     model: ModelName = DEFAULT_MODEL,
-    show: Annotated[int, typer.Option(help="prompts to print")] = 5,
+    show: Annotated[int | None, typer.Option(help=f"prompts to print; default: the first {FIRST}")] = None,
     size: Size = None,
     seed: Seed = 0,
 ) -> None:
@@ -32,17 +35,17 @@ def tasks_command(
         raise ValueError("tasks check: expected a built-in task or a .npz, .jsonl or .csv file")
     if name != "check" and file is not None:
         raise ValueError(f"tasks {name}: unexpected {file!r}; only check takes a second name")
-    if show < 1:
+    if show is not None and show < 1:
         raise ValueError(f"--show: expected at least 1, got {show}")
     task = file if name == "check" and file is not None else name
     with warnings_as_lines():
         loaded = checkpoints.load(model)
-        wanted = size if name == "check" else max(2, show)
+        wanted = size if name == "check" or show is None else max(2, show)
         pairs, named = prompts_of(task, loaded, size if Path(task).is_file() else wanted, seed)
         if name == "check":
             _check(pairs, named, loaded)
         else:
-            _show(pairs[:show], named, loaded)
+            _show(pairs[: show or FIRST], named, loaded)
 
 
 def _list() -> None:

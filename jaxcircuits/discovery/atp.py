@@ -54,6 +54,7 @@ def atp_nodes(objective: Objective, *, grad_drop: bool = True) -> Float[np.ndarr
 def _drops(objective: Objective, method: str, grad_drop: bool) -> Bool[Array, "run sender"]:
     """The senders that no gradient passes, for each backward pass."""
     refuse_flat(objective, method)
+    objective.require(method, "attention_effects", remedy="choose a method without attention (eap, exact)")
     graph = objective.graph
     if not grad_drop:
         return jnp.zeros((1, graph.shape[0]), bool)

@@ -24,8 +24,12 @@ from .measure import scored
 
 
 def information_flow_routes(objective: Objective) -> Scores:
-    """The share of each sender in what each receiver reads, in two forward passes (writers, readers)."""
+    """The share of each sender in what each receiver reads, in two forward passes (writers, readers).
+
+    Raises ValueError for a model whose receivers do not read the whole residual stream.
+    """
     graph = objective.graph
+    objective.require("information-flow-routes", "receiver_streams", remedy="choose exact or mask-ig")
 
     def values() -> np.ndarray:
         return np.asarray(_shares(objective))[graph.receiver_times].T

@@ -13,6 +13,9 @@ from ..nodes import NodeObjective
 from ..objective import Objective
 from ..scores import Positions, Scores, Span, positions_inside, spans_within
 
+NODES_ONLY = "choose a method of edges (exact, mask-ig, acdc)"
+"""What to do where a model cannot be run with a mask over its nodes."""
+
 
 def scored(
     objective: Objective | NodeObjective,
@@ -60,9 +63,15 @@ def spans_of(
 def refuse_flat(objective: Objective, method: str, *, at_clean: bool = True) -> None:
     """Raises ValueError for a loss without a slope.
 
-    Accuracy has none anywhere; KL, and L2 to the model's own output, have none at the clean run (`at_clean`).
+    Accuracy, and a model of steps, have none anywhere; KL, and L2 to the model's own output, have none at the clean run
+    (`at_clean`).
     """
     metric = objective.metric
+    if not getattr(objective.model, "has_slopes", True):
+        raise ValueError(
+            f"{method}: expected a model with gradients, got {type(objective.model).__name__} whose units are steps; "
+            "choose a method without gradients (exact, acdc), or a network of ReLU units (gate-xor_relu)"
+        )
     if metric is metrics.accuracy:
         raise ValueError(f"{method}: accuracy has no gradient; choose logit_diff, prob_diff or nll")
     if at_clean and (metric is metrics.kl or (metric is metrics.l2 and objective.labels.target is None)):

@@ -88,6 +88,7 @@ def _parse(name: str, text: str, hint: Any) -> Any:
 
 
 FLAT = "KL, L2 to the model's own output (no slope at the clean run) and accuracy"
+UNITS = "networks of units"
 
 LEARNING = {"steps": "1 or more", "batch": "1 or more prompts a step, or none: all", "seed": "0 or more"}
 
@@ -145,6 +146,8 @@ METHODS: dict[str, Method] = {
             "share of s in max(0, |y|_1 - |z_s - y|_1), y what r reads; mean over positions",
             "Ferrando and Voita, 2403.00824",
             "2 forward passes; needs neither metric nor reference",
+            {},
+            UNITS,
         ),
         Method(
             "atp-star",
@@ -153,7 +156,7 @@ METHODS: dict[str, Method] = {
             "Kramar et al., 2403.00745, edge version",
             "layers + 2 forward, layers backward passes",
             {"qk_fix": "true or false", "grad_drop": "true or false (false: signed scores)"},
-            FLAT,
+            f"{FLAT}; {UNITS}",
         ),
         Method(
             "hisp",
@@ -162,7 +165,7 @@ METHODS: dict[str, Method] = {
             "Michel et al., 1905.10650; as in 2304.14997",
             "1 forward, 1 backward pass",
             {},
-            FLAT,
+            f"{FLAT}; {UNITS}",
         ),
         Method(
             "node-attribution",
@@ -171,7 +174,7 @@ METHODS: dict[str, Method] = {
             "attribution patching of nodes",
             "1 forward, 1 backward pass",
             {},
-            FLAT,
+            f"{FLAT}; {UNITS}",
         ),
         Method(
             "node-ig",
@@ -180,7 +183,7 @@ METHODS: dict[str, Method] = {
             "integrated gradients, 1703.01365",
             "m forward, m backward passes",
             {"steps": "1 or more"},
-            "accuracy",
+            f"accuracy; {UNITS}",
         ),
         Method(
             "subnetwork-probing",
@@ -195,7 +198,7 @@ METHODS: dict[str, Method] = {
                 "keep": "0 to 1: every mask at the start",
                 **LEARNING,
             },
-            "accuracy",
+            f"accuracy; on nodes {UNITS}",
         ),
         Method(
             "edge-pruning",

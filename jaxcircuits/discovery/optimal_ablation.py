@@ -23,6 +23,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray
 from ..graph import Graph
 from ..objective import Objective
 from .learning import State, first_order, learn
+from .measure import refuse_flat
 
 Constants = Float[Array, "sender positions width"]
 
@@ -106,8 +107,10 @@ def optimal_ablation(
 
     The result serves every method: `jc.Objective(model, pairs, metric, result.array(len(pairs), positions))`.
 
-    Raises ValueError for masks of another shape, settings out of range, a state of another run, and divergence.
+    Raises ValueError for a loss without gradients, masks of another shape, settings out of range, a state of another
+    run, and divergence.
     """
+    refuse_flat(objective, "optimal-ablation", at_clean=False)
     started = time.perf_counter()
     graph, kind = objective.graph, "given" if masks is not None else "one a sender"
     if masks is None:

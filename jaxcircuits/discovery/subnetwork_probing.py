@@ -82,6 +82,8 @@ def subnetwork_probing(
     started = time.perf_counter()
     if on not in ("nodes", "edges"):
         raise ValueError(f"on: expected 'nodes' or 'edges', got {on!r}")
+    if on == "nodes":
+        objective.require("subnetwork-probing", "node_run", remedy="learn masks of edges: on=edges")
     if strength < 0 or rate <= 0 or not 0 < keep < 1:
         raise ValueError(f"expected strength >= 0, rate > 0, 0 < keep < 1; got {strength}, {rate}, {keep}")
     batch = objective.num_prompts if batch is None else batch

@@ -79,11 +79,15 @@ class Ablation:
         return masks[..., None] | ~positions_inside(self.positions, width).any(0)
 
     def _replaced(self, graph: Graph) -> Bool[np.ndarray, " sender"]:
-        """Whose outputs may be replaced."""
+        """Whose outputs may be replaced. Raises ValueError if there are none of that kind."""
         if self.component == "all":
             return np.ones(len(graph.senders), bool)
-        first = "a" if self.component == "heads" else "m"
-        return np.array([name not in graph.embeddings and name.startswith(first) for name in graph.senders])
+        heads = [name.partition("<")[0] for name in graph.receivers if "<" in name]
+        mlps = [f"m{layer}" for layer, has_mlp in enumerate(graph.has_mlp) if has_mlp]
+        chosen = np.isin(graph.senders, heads if self.component == "heads" else mlps)
+        if not chosen.any():
+            raise ValueError(f"component: this graph has no {self.component}; choose 'all'")
+        return chosen
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

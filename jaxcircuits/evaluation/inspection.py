@@ -158,6 +158,8 @@ def _patterns(model: Model, tokens: Int[Array, "batch position"]) -> Float[Array
 
 def _patterns_of(objective: Objective, heads: Texts, lengths: list[int]) -> tuple[np.ndarray, ...]:
     """Of each prompt, [head, position, position] of some heads, without the padding."""
+    if not heads:
+        return tuple(np.zeros((0, length, length)) for length in lengths)
     patterns = np.asarray(_patterns(objective.model, objective.clean))
     patterns = patterns.reshape(len(lengths), -1, *patterns.shape[-2:])  # layer by layer, as the graph names heads
     every = [name for name in objective.graph.senders if ".h" in name]

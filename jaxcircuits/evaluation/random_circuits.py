@@ -51,13 +51,14 @@ def random_circuits(
 def random_walks(graph: Graph, random: np.random.Generator) -> Iterator[Walk]:
     """Endlessly, random walks from an embedding to `logits`, as the (sender, receiver) of each step."""
     readers, counts = _readers(graph)
-    first = graph.valid.argmax(1)  # receivers are in order of time, so a sender feeds all from the first on
+    first = graph.valid.argmax(1)  # receivers are in order of time, so those that a sender feeds are neighbours
+    end = first + graph.valid.sum(1)
     while True:
         at = random.integers(0, len(graph.embeddings), POOL)
         walks: list[Walk] = [[] for _ in range(POOL)]
         alive = np.arange(POOL)
         while len(alive):
-            columns = random.integers(first[at], graph.shape[1])
+            columns = random.integers(first[at], end[at])
             for walk, row, column in zip(alive.tolist(), at.tolist(), columns.tolist(), strict=True):
                 walks[walk].append((row, column))
             goes_on = counts[columns] > 0

@@ -20,11 +20,14 @@ What the rest of the library asks of a model (an `eqx.Module`):
 - `model.node_run(tokens, node_mask, reference)`: that value when a mask scales the outputs of queries, keys, values and
   MLPs; `model.node_values(reference)`: these outputs when all nodes read reference values.
 - `model.attention_patterns(tokens)`: what each position of the clean run reads of each other, in every head.
+- `model.has_slopes`: False where outputs are steps, which methods with gradients refuse; without it True.
+- `model.tokenizer`: of a model that is built, not read from files.
 - For live evaluation (without it ACDC evaluates whole masks): `model.receiver_streams(tokens)`, what each half-layer
   reads in the clean run, and single nodes by traced layer and head: `model.head_projection`, `model.head_output`,
   `model.mlp_output`.
 """
 
+from .gates import GATES as GATES
 from .gates import Gates as Gates
 from .gates import gate as gate
 from .gpt2 import GPT2 as GPT2

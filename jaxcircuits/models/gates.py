@@ -10,8 +10,7 @@ which `logits` reads. A prompt is one token, whose binary digits are the network
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -20,8 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ..graph import Graph, Receiver, Sender
-from ..types import EdgeBools, Mask, ReceiverValues, SenderValues, Tokens
+from ..graph import UnitGraph
+from ..types import Mask, ReceiverValues, SenderValues, Tokens
+from .gpt2_slopes import Held
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "step": lambda x: (x > 0).astype(x.dtype),
@@ -29,41 +29,6 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 Numbers = Sequence[float | int]
-
-
-@dataclasses.dataclass(frozen=True, init=False)
-class UnitGraph(Graph):
-    """Every unit of a layer reads every unit of the layer before, `logits` reads the last layer.
-
-    - `layers`: names of the inputs, then of each layer's units. It has layers, but no heads.
-    """
-
-    layers: tuple[tuple[str, ...], ...] = ()
-
-    def __init__(self, layers: tuple[tuple[str, ...], ...]):
-        names = [name for layer in layers for name in layer]
-        if len(layers) < 2 or not all(layers) or len(set(names)) < len(names):
-            raise ValueError(
-                f"layers: expected inputs and at least one layer of units, all names different, got {layers}"
-            )
-        object.__setattr__(self, "layers", layers)
-        super().__init__(len(layers) - 1, num_heads=1, mlps=False, embeddings=layers[0])
-
-    @cached_property
-    def _senders(self) -> tuple[Sender, ...]:
-        return tuple(Sender(name, time) for time, layer in enumerate(self.layers) for name in layer)
-
-    @cached_property
-    def _receivers(self) -> tuple[Receiver, ...]:
-        units = [Receiver(name, name, time) for time, layer in enumerate(self.layers[1:]) for name in layer]
-        return (*units, Receiver("logits", "logits", self.num_layers))
-
-    @cached_property
-    def valid(self) -> EdgeBools:
-        """True where a connection is: between neighbouring layers."""
-        valid = self.sender_times[:, None] == self.receiver_times[None, :]
-        valid.setflags(write=False)
-        return valid
 
 
 class Gates(eqx.Module):
@@ -97,7 +62,7 @@ class Gates(eqx.Module):
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation: expected {' or '.join(ACTIVATIONS)}, got {activation!r}")
         graph = UnitGraph(tuple(tuple(layer) for layer in layers))
-        sizes = [len(layer) for layer in graph.layers]
+        sizes = [len(layer) for layer in graph.units]
         wanted = list(zip(sizes[:-1], sizes[1:], strict=True))
         if [np.shape(weight) for weight in weights] != wanted or [np.shape(bias) for bias in biases] != [
             (size,) for size in sizes[1:]
@@ -114,11 +79,21 @@ class Gates(eqx.Module):
     @property
     def vocab_size(self) -> int:
         """Different inputs."""
-        return 2 ** len(self.graph.layers[0])
+        return 2 ** len(self.graph.embeddings)
 
     @property
     def max_positions(self) -> int:
         return 1
+
+    @property
+    def has_slopes(self) -> bool:
+        """Whether outputs have gradients: steps have none."""
+        return self.activation != "step"
+
+    @property
+    def tokenizer(self) -> "Digits":
+        """What writes a prompt as its inputs."""
+        return Digits(len(self.graph.embeddings))
 
     @property
     def dtype(self) -> Any:
@@ -134,7 +109,7 @@ class Gates(eqx.Module):
         self, residual: Float[Array, "*positions width"], columns: Int[Array, " vocab"] | None = None
     ) -> Float[Array, "*positions output"]:
         """The outputs in what `logits` reads: all, or those in `columns`."""
-        outputs = residual[..., -len(self.graph.layers[-1]) :]
+        outputs = residual[..., -len(self.graph.units[-1]) :]
         return outputs if columns is None else outputs[..., columns]
 
     def residual(
@@ -151,17 +126,44 @@ class Gates(eqx.Module):
         """What inputs and units of the clean run write."""
         return self.masked_run(tokens, *self._whole())[1]
 
+    def receiver_slopes(
+        self,
+        tokens: Tokens,
+        score: Callable[[Float[Array, "position width"]], Float[Array, ""]],
+        held: Held | None = None,
+    ) -> tuple[SenderValues, ReceiverValues]:
+        """What inputs and units of the clean run write, and `d score(residual) / d(what each receiver reads)`."""
+        mask, zeros = self._whole()
+
+        def loss(offsets):
+            residual, written = self.masked_run(tokens, mask, zeros, offsets, held)
+            return score(residual), written
+
+        offsets = jnp.zeros((mask.shape[1], *zeros.shape[1:]), self.dtype)
+        slopes, written = jax.grad(loss, has_aux=True)(offsets)
+        return written, slopes
+
     def masked_run(
-        self, tokens: Tokens, mask: Mask, reference: SenderValues, offsets: ReceiverValues | None = None
+        self,
+        tokens: Tokens,
+        mask: Mask,
+        reference: SenderValues,
+        offsets: ReceiverValues | None = None,
+        held: Held | None = None,
     ) -> tuple[Float[Array, "position width"], SenderValues]:
-        """What `logits` reads in the circuit, and what senders wrote minus the reference; as `GPT2.masked_run`."""
-        sizes = [len(layer) for layer in self.graph.layers]
+        """What `logits` reads in the circuit, and what senders wrote minus the reference; as `GPT2.masked_run`.
+
+        `held`: senders that write given constants, whatever they read.
+        """
+        sizes = [len(layer) for layer in self.graph.units]
         offsets = jnp.zeros((mask.shape[1], *reference.shape[1:]), self.dtype) if offsets is None else offsets
         bits = jnp.right_shift(tokens[0], jnp.arange(sizes[0], dtype=tokens.dtype)) & 1
         values, deltas, first, column = bits.astype(self.dtype), [], 0, 0
         for below, above in zip(sizes, [*sizes[1:], 0], strict=True):
             rows, columns = slice(first, first + below), slice(column, column + above)
             written = values[:, None] * self.weights[rows]
+            if held is not None:
+                written = jnp.where(held.which[rows, None], held.values[rows, 0], written)
             deltas.append(written - reference[rows, 0])
             if above:
                 kept = jnp.einsum("sr,sr->r", mask[rows, columns], deltas[-1][:, columns])
@@ -177,6 +179,37 @@ class Gates(eqx.Module):
         """All edges, zero as their reference."""
         senders, width = self.weights.shape
         return jnp.ones(self.graph.shape, self.dtype), jnp.zeros((senders, 1, width), self.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Digits:
+    """The tokenizer of a network of units: a word is the binary digits of one token, those of the inputs in order.
+
+    - `inputs`: how many digits a word has.
+    """
+
+    inputs: int
+    unk_token: str = "?"
+
+    def __len__(self) -> int:
+        return 2**self.inputs
+
+    @property
+    def unk_token_id(self) -> int:
+        """Of every other word; outside the model's vocabulary."""
+        return len(self)
+
+    def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
+        """The token of each word: `"01"` is [2]."""
+        return [
+            int(word[::-1], 2) if len(word) == self.inputs and set(word) <= {"0", "1"} else self.unk_token_id
+            for word in text.split()
+        ]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The words of tokens: [2] is `"01"`."""
+        words = (f"{token:0{self.inputs}b}"[::-1] if 0 <= token < len(self) else self.unk_token for token in ids)
+        return " ".join(words)
 
 
 def gate(name: str) -> Gates:

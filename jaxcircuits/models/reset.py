@@ -1,26 +1,36 @@
 """Reset networks: the same numbers as a trained model's, arranged so that they compute nothing that was learnt."""
 
-from typing import cast
+from functools import singledispatch
+from typing import Any, cast
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
+from .gates import Gates
 from .gpt2 import GPT2
 
 HEADS = ("query", "key", "value", "query_bias", "key_bias", "value_bias")
 """Weights and biases whose first axis, after the layer's, is the head."""
 
 
-def reset_network(model: GPT2, key: PRNGKeyArray) -> GPT2:
+@singledispatch
+def reset_network(model: Any, key: PRNGKeyArray) -> Any:
     """The model with its weights permuted over heads and neurons, as a control: its circuits mean nothing.
 
     In every layer each of the q, k and v weights and biases gets its own permutation over heads, the columns of W_in
     and the entries of b_in each their own over neurons; all else stays (Conmy et al. 2023, 2304.14997, section 4; Cao
-    et al. 2021, 2104.03514). A model of one head and without MLPs has nothing to permute.
+    et al. 2021, 2104.03514). In every layer of a network of units the columns of the weights and the biases move along
+    by a number of units each, as a permutation of so few might leave them in place.
 
-    Raises ValueError for such a model.
+    Raises ValueError for a model that has nothing to permute: one head and no MLPs, or one unit a layer.
     """
+    raise ValueError(f"reset network: expected a model of jaxcircuits, got a {type(model).__name__}")
+
+
+@reset_network.register(GPT2)
+def _reset_gpt2(model: GPT2, key: PRNGKeyArray) -> GPT2:
     attention, mlp = model.blocks.attention, model.blocks.mlp
     if mlp is None and attention.query.shape[1] == 1:
         raise ValueError("reset network: a model with 1 head a layer and without MLPs has nothing to permute")
@@ -31,6 +41,23 @@ def reset_network(model: GPT2, key: PRNGKeyArray) -> GPT2:
         neurons = [_permuted(keys[-2], mlp.w_in, 1), _permuted(keys[-1], mlp.b_in, 0)]
         model = eqx.tree_at(lambda m: [m.blocks.mlp.w_in, m.blocks.mlp.b_in], model, neurons)
     return cast(GPT2, model)
+
+
+@reset_network.register(Gates)
+def _reset_gates(model: Gates, key: PRNGKeyArray) -> Gates:
+    weights, biases = model.weights, model.biases
+    first = below = 0
+    for inputs, units in zip(model.graph.units[:-1], model.graph.units[1:], strict=True):
+        rows, columns = slice(below, below + len(inputs)), slice(first, first + len(units))
+        if len(units) > 1:
+            key, own = jax.random.split(key)
+            along = jax.random.randint(own, 2, 1, len(units))
+            weights = weights.at[rows, columns].set(jnp.roll(weights[rows, columns], along[0], axis=1))
+            biases = biases.at[columns].set(jnp.roll(biases[columns], along[1]))
+        first, below = first + len(units), below + len(inputs)
+    if max(map(len, model.graph.rows)) == 1:
+        raise ValueError("reset network: a network with 1 unit a layer has nothing to permute")
+    return eqx.tree_at(lambda m: (m.weights, m.biases), model, (weights, biases))
 
 
 def _permuted(key: PRNGKeyArray, weight: Array, axis: int) -> Array:

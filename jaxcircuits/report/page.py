@@ -114,8 +114,7 @@ def _title(run: dict[str, Any]) -> str:
 
 def _graph(graph: Graph) -> dict[str, Any]:
     return {
-        "layers": graph.num_layers,
-        "heads": graph.num_heads,
+        "rows": [list(row) for row in graph.rows],
         "mlps": list(graph.has_mlp),
         "embeddings": list(graph.embeddings),
         "senders": list(graph.senders),

@@ -17,16 +17,17 @@ PORTS = {"q": -0.2, "k": 0.0, "v": 0.2, "": 0.0}
 
 
 def plot(circuit: Circuit) -> "Figure":
-    """Draws a circuit by layer (upwards) and head; lines are as thick as their scores, blue above 0, orange below.
+    """Draws a circuit by layer (upwards) and head or unit; lines are as thick as their scores.
 
-    Edges into queries are dashed, into keys dotted. `plot(circuit).savefig("circuit.pdf")` writes it.
+    Blue lines score above 0, orange ones below. Edges into queries are dashed, into keys dotted.
+    `plot(circuit).savefig("circuit.pdf")` writes it.
     """
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
     graph = circuit.graph
     places = _places(graph)
-    size = (1.2 + 0.62 * (graph.num_heads + 1), 1.6 + 0.8 * graph.num_layers)
+    size = (1.2 + 0.62 * (_widest(graph) + 1), 1.6 + 0.8 * graph.num_layers)
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     edges = kept_edges(circuit)
@@ -51,15 +52,23 @@ def plot(circuit: Circuit) -> "Figure":
 
 
 def _places(graph: Graph) -> dict[str, tuple[float, float]]:
-    """Where each node stands: heads in a row, the MLP to their right and half a row higher."""
-    middle = (graph.num_heads - 1) / 2
+    """Where each node stands: heads or units in a row, the MLP to their right and half a row higher."""
+    widest = _widest(graph)
+    middle = (widest - 1) / 2
     places = {"logits": (middle, graph.num_layers + 0.1)}
     for number, name in enumerate(graph.embeddings):
         places[name] = (middle + 1.5 * (number - (len(graph.embeddings) - 1) / 2), -0.9)
-    for layer in range(graph.num_layers):
-        places |= {f"a{layer}.h{head}": (float(head), float(layer)) for head in range(graph.num_heads)}
-        places[f"m{layer}"] = (float(graph.num_heads), layer + 0.45)
+    for layer, row in enumerate(graph.rows):
+        start = middle - (len(row) - 1) / 2
+        places |= {name: (start + number, float(layer)) for number, name in enumerate(row)}
+        if graph.has_mlp[layer]:
+            places[f"m{layer}"] = (float(widest), layer + 0.45)
     return places
+
+
+def _widest(graph: Graph) -> int:
+    """Nodes in the longest row."""
+    return max(map(len, graph.rows))
 
 
 def _draw_edge(

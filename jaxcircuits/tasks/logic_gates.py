@@ -1,8 +1,9 @@
 """Logic gates: all inputs of a network of units, whose circuit is known connection by connection.
 
-The model is `jaxcircuits.gate(name)`; a prompt is one token whose binary digits are the inputs. Under zero ablation and
-L2 to its own output every connection of weight other than 0 is needed on all inputs together. On the input (1, 1) alone
-either input of an OR suffices: a method that removes edges one by one keeps one of the two, never both.
+The model is `gate-xor` or another of them; a prompt is one token whose binary digits are the inputs. Under zero
+ablation and L2 to its own output every connection of weight other than 0 is needed on all inputs together. On the
+input (1, 1) alone either input of an OR suffices: a method that removes edges one by one keeps one of the two, never
+both.
 """
 
 from typing import Any
@@ -24,24 +25,36 @@ UNUSED = {"adder": ("at_least_1->carry", "at_least_3->carry")}
 def generate(tokenizer: Any = None, *, seed: int = 0, size: int | None = None, gate: str = "xor") -> PromptPairs:
     """Every input of a gate once, each with another as its corrupt prompt.
 
-    - `tokenizer`: None, since inputs are no text. `size`: the first so many inputs; default all.
+    - `tokenizer`: a network's, whose words are its inputs' digits; without one `gate` says how many inputs there are.
+    - `size`: the first so many inputs; default all.
 
-    Raises ValueError for an unknown gate, more inputs than there are, and a tokenizer.
+    Raises ValueError for another model's tokenizer, an unknown gate, and more inputs than there are.
     """
-    if tokenizer is not None:
-        raise ValueError("logic_gates has no text: its model is jaxcircuits.gate(name), without a tokenizer")
     if gate not in INPUTS:
         raise ValueError(f"gate: expected one of {', '.join(INPUTS)}, got {gate!r}")
-    every = 2 ** INPUTS[gate]
+    every = 2 ** INPUTS[gate] if tokenizer is None else _words(tokenizer)
     count = every if size is None else size
     if not 2 <= count <= every:
-        raise ValueError(f"size: {gate} has {every} inputs, expected 2 to {every} of them, got {size}")
+        raise ValueError(f"size: the gate has {every} inputs, expected 2 to {every} of them, got {size}")
     clean = np.arange(count, dtype=np.int32)[:, None]
     return PromptPairs(clean=clean, corrupt=clean[derangement(np.random.default_rng(seed), count)])
 
 
+def _words(tokenizer: Any) -> int:
+    """How many tokens there are. Raises ValueError if they are not the rows of so many binary digits."""
+    first = tokenizer.decode([0])
+    if set(first) != {"0"} or len(tokenizer) != 2 ** len(first):
+        raise ValueError(
+            f"logic_gates: expected the tokens of a network of units, '0' and '1' for each of its inputs, got "
+            f"{len(tokenizer)} tokens, the first {first!r}; choose a model such as gate-xor"
+        )
+    return len(tokenizer)
+
+
 def circuit(graph: Graph) -> tuple[str, ...]:
-    """Every connection of a built-in gate but those of weight 0."""
+    """Every connection of a built-in gate but those of weight 0. Raises ValueError for another model's graph."""
+    if not set(graph.embeddings) <= {"x0", "x1", "x2"}:
+        raise ValueError(f"this circuit is known for built-in gates (gate-xor, ...), got a graph of {graph.embeddings}")
     names = graph.names_of(graph.valid)
     unused = UNUSED["adder"] if "carry" in graph.senders else ()
     return tuple(name for name in names if name not in unused)
@@ -49,7 +62,7 @@ def circuit(graph: Graph) -> tuple[str, ...]:
 
 TASK = Task(
     name="logic_gates",
-    description="all inputs of a gate (model jaxcircuits.gate)",
+    description="all inputs of a gate (models gate-xor, gate-adder, ...)",
     generate=generate,
     metric="l2",
     source="known by construction",

@@ -1,29 +1,34 @@
 "use strict";
-// The circuit by layer and head: the input below, the logits on top, only measured edges between.
+// The circuit by layer and head, or unit: the input below, the logits on top, only measured edges between.
 
 const PORT = { q: -1, k: 0, v: 1, mlp: 0, logits: 0 };
 const canvas = byId("graph");
 let placed = new Map(); // node -> {x, y, w, h}
 
 function layOut(width) {
-  const columns = graph.heads + (graph.mlps.some(Boolean) ? 1 : 0);
+  const layers = graph.rows.length;
+  const widest = Math.max(...graph.rows.map((row) => row.length));
+  const columns = widest + (graph.mlps.some(Boolean) ? 1 : 0);
   const gutter = width < 500 ? 20 : 40;
   const cell = Math.min((width - gutter) / columns, 104);
   const left = gutter + (width - gutter - cell * columns) / 2;
-  const row = graph.layers <= 4 ? 96 : graph.layers <= 8 ? 76 : 62;
+  const row = layers <= 4 ? 96 : layers <= 8 ? 76 : 62;
   const h = cell >= 40 ? Math.min(cell * 0.44, 25) : Math.min(cell * 0.62, 18);
   const w = cell >= 40 ? Math.min(cell * 0.84, 64) : h;
   const top = 56;
   const places = new Map();
-  const y = (layer) => top + row * (graph.layers - layer) + row * 0.1;
-  for (let layer = 0; layer < graph.layers; layer += 1) {
-    for (let head = 0; head < graph.heads; head += 1) {
-      places.set(`a${layer}.h${head}`, { x: left + cell * (head + 0.5), y: y(layer), w, h, label: `${layer}.${head}` });
-    }
-    const x = left + cell * (graph.heads + 0.5);
+  const y = (layer) => top + row * (layers - layer) + row * 0.1;
+  const wide = (label) => (cell >= 40 && label.length > 5 ? Math.min(cell * 0.94, 14 + 7 * label.length) : w);
+  graph.rows.forEach((names, layer) => {
+    names.forEach((name, i) => {
+      const label = hasHeads ? name.replace(HEAD, "$1.$2") : name;
+      const x = left + cell * (i + 0.5 + (widest - names.length) / 2);
+      places.set(name, { x, y: y(layer), w: wide(label), h, label });
+    });
+    const x = left + cell * (widest + 0.5);
     if (graph.mlps[layer]) places.set(`m${layer}`, { x, y: y(layer) - row * 0.42, w, h, label: `m${layer}` });
-  }
-  const middle = left + (cell * graph.heads) / 2;
+  });
+  const middle = left + (cell * widest) / 2;
   const bottom = y(0) + row * 0.9;
   places.set("logits", { x: middle, y: 40, w: 72, h: 26, label: "logits" });
   graph.embeddings.forEach((name, i, all) =>
@@ -65,18 +70,18 @@ function drawNode(name, place) {
     class: "node", "data-node": name, role: "button", tabindex: -1,
     "aria-label": `${name}, ${describeNode(name)}: ${degrees(name)}`,
   },
-  svg("rect", { ...box, rx: name.startsWith("m") ? 4 : place.h / 2 }),
+  svg("rect", { ...box, rx: hasHeads && name.startsWith("m") ? 4 : place.h / 2 }),
   roomy ? svg("text", { x: place.x, y: place.y, dy: "0.35em", class: place.w < 46 ? "small" : null }, place.label) : null);
 }
 
 function drawAxes(layout) {
   const labels = [];
-  for (let layer = 0; layer < graph.layers; layer += 1) {
+  for (let layer = 0; layer < graph.rows.length; layer += 1) {
     const text = layout.width < 500 ? `${layer}` : `L${layer}`;
     labels.push(svg("text", { class: "axis", x: 2, y: layout.y(layer), dy: "0.35em" }, text));
     labels.push(svg("line", { class: "row", x1: layout.left, x2: layout.width, y1: layout.y(layer), y2: layout.y(layer) }));
   }
-  const columns = Array.from({ length: graph.heads }, (_, head) => `${layout.cell >= 44 ? "head " : ""}${head}`);
+  const columns = hasHeads ? graph.rows[0].map((_, head) => `${layout.cell >= 44 ? "head " : ""}${head}`) : [];
   if (graph.mlps.some(Boolean)) columns.push("MLP");
   const topLine = 14;
   columns.forEach((text, i) =>

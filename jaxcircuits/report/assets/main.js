@@ -38,6 +38,7 @@ byId("theme").addEventListener("click", () => {
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", theme.say);
 theme.say();
 
+if (!hasHeads) byId("search").placeholder = `Search: ${graph.senders[0]}`;
 drawHead();
 drawControls();
 drawLegend();

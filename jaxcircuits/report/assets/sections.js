@@ -92,7 +92,7 @@ function rankingControls() {
 }
 
 function drawLegend() {
-  const words = { q: "into queries", k: "into keys", v: "into values", mlp: "into MLPs", logits: "into logits" };
+  const words = { ...(hasHeads ? { q: "into queries", k: "into keys", v: "into values", mlp: "into MLPs" } : { mlp: "into units" }), logits: "into logits" };
   const kinds = Object.entries(words).map(([kind, text]) => el("label", { class: "kind" },
     el("input", { type: "checkbox", checked: state.kinds.has(kind), value: kind, onchange: (event) => {
       const chosen = new Set(state.kinds);

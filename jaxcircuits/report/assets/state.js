@@ -3,6 +3,8 @@
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const { graph, circuits, prompts } = data;
+const HEAD = /^a(\d+)\.h(\d+)$/;
+const hasHeads = HEAD.test(graph.rows[0][0]); // or single units
 const MOST_DRAWN = 1000; // edges; more of them are a felt, not a picture
 
 const parseReceiver = (name) => {
@@ -80,10 +82,12 @@ const count = (value) => value.toLocaleString("en");
 const counted = (value, word) => `${count(value)} ${word}${value === 1 ? "" : "s"}`;
 const arrow = (edge) => `${edge.sender} → ${edge.receiver}`;
 const describeNode = (name) => {
-  const head = /^a(\d+)\.h(\d+)$/.exec(name);
+  if (name === "logits") return "the model's output";
+  if (!hasHeads) return graph.embeddings.includes(name) ? "an input" : `unit of layer ${graph.rows.findIndex((row) => row.includes(name))}`;
+  const head = HEAD.exec(name);
   if (head) return `attention head ${head[2]} of layer ${head[1]}`;
   if (/^m\d+$/.test(name)) return `MLP of layer ${name.slice(1)}`;
-  return name === "logits" ? "the model's output" : "the token and position embeddings";
+  return "the token and position embeddings";
 };
 const spread = (effects) => `${signed(Math.min(...effects))} to ${signed(Math.max(...effects))}`;
 
