@@ -20,10 +20,10 @@ from .tracr import tracr
 
 TABLES: dict[str, Callable[[Settings], Table]] = {
     "tracr": tracr,
-    "methods": methods,
     "greater-than-68": greater_than_68,
     "roc": roc_of_task,
     "induction-pareto": induction_pareto,
+    "methods": methods,
 }
 
 

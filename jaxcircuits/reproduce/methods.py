@@ -39,9 +39,9 @@ LEARNT: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Methods that learn, with what differs from their defaults; Edge Pruning's target is the sparsity of the truth.
 
-A compiled program computes with steps: the slope of f in a mask is 0 almost everywhere, and large in narrow windows.
-Edges must come down slowly, so that a needed one meets its window before others break the chain; and the multipliers
-must stay small beside the few slopes that are met. The authors' scripts for tracr take rates of 0.03 and 0.001.
+Measured on tracr-reverse in 2,000 steps: at the default rates, and at 0.1 for masks, the target breaks the program
+before f can tell its edges apart; 0.04 is too slow to reach the target; 0.06 with multipliers that hardly move finds
+the circuit from each of 4 seeds. The authors' scripts for tracr take 0.03 and 0.001 in 6,000 steps, under KL.
 """
 
 
@@ -84,9 +84,7 @@ def methods(settings: Settings) -> Table:
     )
 
 
-def _system(
-    settings: Settings, checkpoint: Checkpoint, program: str, reference: str
-) -> tuple[list[Row], list[Curve]]:
+def _system(settings: Settings, checkpoint: Checkpoint, program: str, reference: str) -> tuple[list[Row], list[Curve]]:
     objectives = [_objective(settings, checkpoint, program, metric, reference) for metric in METRICS]
     label, truth = f"{program}-{reference}", _truth(checkpoint, program, objectives[0])
     found = acdc_circuits(settings, f"{label}-l2", objectives[0], THRESHOLDS)
@@ -107,9 +105,7 @@ def _system(
     return rows, curves
 
 
-def _objective(
-    settings: Settings, checkpoint: Checkpoint, program: str, metric: Any, reference: str
-) -> Objective:
+def _objective(settings: Settings, checkpoint: Checkpoint, program: str, metric: Any, reference: str) -> Objective:
     size = {"size": settings.size} if settings.size else {}
     task = by_name(program.replace("-", "_"))
     pairs = task.generate(checkpoint.tokenizer, seed=settings.seed, **size, **PROGRAMS[program])
