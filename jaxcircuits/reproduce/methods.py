@@ -65,7 +65,8 @@ def methods(settings: Settings) -> Table:
     """Areas of all methods and ACDC on the compiled programs, under zero and resample ablation.
 
     The truth is the program's circuit under zero ablation. Under resample ablation fewer edges matter: those whose
-    removal alone changes the output, so that exact patching has 1 there by construction. Raises ValueError for another model or task than the two that the table has.
+    removal alone changes the output, so that exact patching has 1 there by construction.
+    Raises ValueError for another model or task than the two that the table has.
     """
     if settings.model is not None or settings.task is not None:
         raise ValueError("the table methods has its own models and tasks: expected neither --model nor --task")
