@@ -79,7 +79,7 @@ def test_a_run_that_was_stopped_and_resumed_is_the_run_that_was_not(tmp_path):
 def test_the_gradient_of_the_lagrangian(x64):
     """Descent on log alpha, ascent on the multipliers, against finite differences of the loss."""
     objective = jc.Objective(micro_model("gpt2", dtype=jnp.float64), micro_pairs(), "logit_diff")
-    learner = EdgePruning(0.9, 0.5, 100, 80, 5, 0.8, 0.01)
+    learner = EdgePruning(0.9, 0.5, 100, 80, 5, 0.8, 0.1, 0.01)
     learner = jax.tree.map(jnp.asarray, learner)
     random = np.random.default_rng(0)
     start = learner.start(objective, jax.random.key(0))
@@ -106,7 +106,7 @@ def test_the_gradient_of_the_lagrangian(x64):
 def test_saturated_parameters_give_f_at_the_rounded_mask(x64):
     objective = jc.Objective(micro_model("gpt2", dtype=jnp.float64), micro_pairs(), "kl")
     mask = np.random.default_rng(0).random(objective.graph.shape) < 0.6
-    learner = jax.tree.map(jnp.asarray, EdgePruning(0.9, None, 100, 80, 5, 0.8, 0.01))
+    learner = jax.tree.map(jnp.asarray, EdgePruning(0.9, None, 100, 80, 5, 0.8, 0.1, 0.01))
     parameters = {
         "log_alpha": {"edges": jnp.where(mask, 40.0, -40.0)},
         "multipliers": {"edges": jnp.zeros(2)},

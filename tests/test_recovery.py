@@ -1,4 +1,4 @@
-"""Every method on a model whose circuit is known: the three edges of `chain_model`, all others without effect."""
+"""Every method on models whose circuit is known: the three edges of `chain_model`; the compiled programs' circuits."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +7,8 @@ from conftest import CHAIN, chain_model, micro_pairs
 
 import jaxcircuits as jc
 from jaxcircuits.discovery.methods import METHODS
+from jaxcircuits.reproduce.methods import LEARNT
+from jaxcircuits.reproduce.tracr import PROGRAMS
 
 EXACTLY = ("exact", "eap", "clean-corrupted", "eap-ig-inputs", "eap-ig-activations", "mask-ig")
 """Methods that give 0 to an edge without effect."""
@@ -39,3 +41,37 @@ def test_acdc_keeps_the_known_circuit(x64):
     objective = jc.Objective(chain_model(dtype=jnp.float64), micro_pairs(width=5), "kl")
     result = jc.acdc(objective, 1e-9)
     assert set(objective.graph.names_of(result.mask)) == set(CHAIN)
+
+
+def compiled(program):
+    """A compiled program in float64 under zero ablation, in the original's convention, and its circuit."""
+    checkpoint, options = jc.load(program, dtype="float64"), PROGRAMS[program]
+    task = jc.tasks.by_name(program.replace("-", "_"))
+    pairs = task.generate(checkpoint.tokenizer, **options)
+    truth = checkpoint.graph.mask_of(list(task.circuit(checkpoint.graph, **options)))
+    return jc.Objective(checkpoint.model, pairs, "l2", "zero"), truth
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*prompts do not differ")
+@pytest.mark.parametrize("program", sorted(PROGRAMS))
+@pytest.mark.parametrize("name", ["exact", "edge-pruning"])
+def test_a_compiled_circuit_is_recovered(program, name, x64, record_property):
+    objective, truth = compiled(program)
+    valid = objective.graph.valid
+    options = {}
+    if name == "edge-pruning":
+        options = LEARNT[name][1] | {"sparsity": 1 - float(truth.sum()) / objective.graph.num_edges}
+    found = area(np.abs(METHODS[name].run(objective, **options).scores)[valid], truth[valid])
+    record_property("roc_area", found)
+    assert found == 1
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*prompts do not differ")
+@pytest.mark.parametrize("program", sorted(PROGRAMS))
+def test_acdc_keeps_a_compiled_circuit(program, x64, record_property):
+    objective, truth = compiled(program)
+    found = jc.roc([jc.Circuit.of(jc.acdc(objective, 1e-3))], truth).pessimistic
+    record_property("roc_area", found)
+    assert found == 1

@@ -1,5 +1,7 @@
 """The ACDC paper's tables, computed: one file a table, each puts published numbers next to this library's.
 
+Besides them `methods`: every scoring method against known circuits.
+
 `TABLES[name](settings)` gives a `Table`; searches that are done are kept in the settings' folder, so that a run that
 was interrupted goes on where it stopped.
 """
@@ -8,6 +10,7 @@ from collections.abc import Callable
 
 from .greater_than import greater_than_68
 from .induction import induction_pareto
+from .methods import methods
 from .roc import roc_of_task
 from .settings import Settings as Settings
 from .table import Curve as Curve
@@ -20,6 +23,7 @@ TABLES: dict[str, Callable[[Settings], Table]] = {
     "greater-than-68": greater_than_68,
     "roc": roc_of_task,
     "induction-pareto": induction_pareto,
+    "methods": methods,
 }
 
 

@@ -55,9 +55,11 @@ def hisp_circuits(settings: Settings, name: str, objective: Objective) -> list[C
     return [Circuit(scored.graph, mask, scored.scores, scored.run) for mask in stages(scored)]
 
 
-def kept_scores(settings: Settings, name: str, method: Callable[[Objective], Scores], objective: Objective) -> Circuit:
-    """A method's scores, as a circuit of all edges."""
-    return settings.kept(name, lambda: method(objective), objective=_identity(objective))
+def kept_scores(
+    settings: Settings, name: str, method: Callable[..., Any], objective: Objective, **options: Any
+) -> Circuit:
+    """A method's scores under some hyperparameters, as a circuit: of all edges, or of those whose mask was learnt."""
+    return settings.kept(name, lambda: method(objective, **options), objective=_identity(objective), **options)
 
 
 def stages(scored: Scores | Circuit) -> list[EdgeBools]:

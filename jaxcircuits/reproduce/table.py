@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -88,7 +89,7 @@ class Table:
 
 
 def _draw_curves(axes: Any, curves: Sequence[Curve], names: tuple[str, str]) -> None:
-    for curve, marker in zip(curves, "os^Dvx*P", strict=False):
+    for curve, marker in zip(curves, itertools.cycle("os^Dvx*P"), strict=False):
         axes.plot(*zip(*sorted(curve.points), strict=True), marker=marker, markersize=4, lw=1, label=curve.method)
     axes.set_xlabel(names[0])
     axes.set_ylabel(names[1])
