@@ -186,9 +186,9 @@ def _cfg(graph: Graph) -> dict[str, Any]:
 
 def _graph(cfg: dict[str, Any], senders: Collection[str]) -> Graph:
     """The graph that a file states; which layers have MLPs, if it does not say so, is what its `senders` tell."""
-    layers, heads = sizes = [cfg.get("n_layers"), cfg.get("n_heads")]
-    if not all(type(size) is int and size > 0 for size in sizes):
-        raise ValueError(f"cfg: expected whole numbers n_layers, n_heads above 0, got {sizes}")
+    layers, heads = cfg.get("n_layers"), cfg.get("n_heads")
+    if type(layers) is not int or type(heads) is not int or layers < 1 or heads < 1:
+        raise ValueError(f"cfg: expected whole numbers n_layers, n_heads above 0, got {[layers, heads]}")
     if cfg.get("parallel_attn_mlp"):
         raise ValueError("cfg: circuits of models with parallel attention and MLP are not supported")
     if "units" in cfg:

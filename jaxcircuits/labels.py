@@ -37,8 +37,8 @@ def labels_of(pairs: PromptPairs, scored: np.ndarray, logits: jax.ShapeDtypeStru
 def check_metric(metric: Metric, labels: Labels) -> None:
     """Calls the metric on shapes alone, so that what it misses is said before any compute.
 
-    Raises ValueError for a target of another width than the logits', a metric that compares outputs of a model with one, and one
-    that gives no number.
+    Raises ValueError for a target of another width than the logits', for a metric that compares outputs where there is
+    one alone, and for a metric that gives no number.
     """
     if labels.target is not None and labels.target.shape != labels.full.shape:
         raise ValueError(f"target: expected {labels.full.shape[-1]} values a position, got {labels.target.shape[-1]}")

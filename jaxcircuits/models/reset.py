@@ -51,7 +51,7 @@ def _reset_gates(model: Gates, key: PRNGKeyArray) -> Gates:
         rows, columns = slice(below, below + len(inputs)), slice(first, first + len(units))
         if len(units) > 1:
             key, own = jax.random.split(key)
-            along = jax.random.randint(own, 2, 1, len(units))
+            along = jax.random.randint(own, (2,), 1, len(units))
             weights = weights.at[rows, columns].set(jnp.roll(weights[rows, columns], along[0], axis=1))
             biases = biases.at[columns].set(jnp.roll(biases[columns], along[1]))
         first, below = first + len(units), below + len(inputs)
