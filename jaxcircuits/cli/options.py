@@ -41,33 +41,18 @@ def read_config(ctx: Context, path: Path | None) -> Path | None:
         return None
     import yaml
 
-    values = read_mapping("--config", path, yaml.safe_load, "names and values, as 'metric: kl'", yaml.YAMLError)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"--config: cannot read {path}: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"--config: expected {path} to hold names and values, as 'metric: kl'")
     names = {spelt: str(param.name) for param in ctx.command.params for spelt in _spellings(param)}
     if unknown := [str(name) for name in values if str(name).replace("-", "_") not in names]:
         known = ", ".join(sorted(name for name in names if name not in ("config", "help")))
         raise ValueError(f"--config: {path} has unknown names {', '.join(unknown)}; expected some of {known}")
     ctx.default_map = {names[str(name).replace("-", "_")]: _as_typed(value) for name, value in values.items()}
     return path
-
-
-def read_mapping(
-    option: str,
-    path: Path,
-    parse: Callable[[str], Any],
-    expected: str,
-    failure: type[Exception] = ValueError,
-) -> dict[str, Any]:
-    """The mapping in an option's file; raises ValueError for a file that cannot be read or holds something else.
-
-    - `parse`: from the text, raises `failure`. `expected`: what the file should hold, in words.
-    """
-    try:
-        values = parse(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, failure) as error:
-        raise ValueError(f"{option}: cannot read {path}: {error}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{option}: expected {path} to hold {expected}")
-    return values
 
 
 def _spellings(param: Any) -> set[str]:

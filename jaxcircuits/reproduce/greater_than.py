@@ -4,7 +4,7 @@ from ..circuit import Circuit
 from ..evaluation.roc import members
 from ..tasks import by_name, greater_than
 from .searches import acdc_circuits
-from .settings import Settings
+from .settings import PAPER, Settings
 from .table import Curve, Row, Table
 
 THRESHOLD = 0.01585
@@ -52,7 +52,7 @@ def greater_than_68(settings: Settings) -> Table:
         rows,
         [Curve(model.source, "ACDC", points)],
         title="Greater-Than: what ACDC keeps at the paper's threshold",
-        source="section 4: 68 of 32,923 edges, 5 of 5 component types",
+        source=f"{PAPER}, section 4: 68 of 32,923 edges, 5 of 5 component types",
         axes=("edges", "negated difference of probabilities"),
         threshold=THRESHOLD,
         objective=objective.describe(),

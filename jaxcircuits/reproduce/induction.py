@@ -5,7 +5,7 @@ from ..discovery import eap_ig_inputs
 from ..objective import Objective
 from ..report.pareto import pareto_front
 from .searches import acdc_circuits, kept_scores, probed_circuits
-from .settings import Settings, powers
+from .settings import PAPER, Settings, powers
 from .table import Curve, Row, Table
 
 THRESHOLDS = powers(-4, 0, 21)
@@ -46,7 +46,7 @@ def induction_pareto(settings: Settings) -> Table:
         rows,
         curves,
         title="Induction: KL to the whole model against edges kept",
-        source="a plot without printed numbers",
+        source=f"{PAPER}, a plot without printed numbers",
         axes=("edges", "KL"),
         task=task,
         objective=objective.describe(),

@@ -77,14 +77,15 @@ def methods(settings: Settings) -> Table:
             more_rows, more_curves = _system(settings, checkpoint, program, reference)
             rows += more_rows
             curves += more_curves
-    return Table(
-        name="methods",
+    return settings.table(
+        "methods",
+        rows,
+        curves,
         title="Compiled programs: area under the ROC of every method's scores (trapezoid, ranked by absolute score)",
         source="none; computed alone",
-        rows=tuple(rows),
-        curves=tuple(curves),
         axes=("false positive rate (edges)", "true positive rate"),
-        run={"settings": settings.describe(), "learnt": LEARNT, "acdc": settings.thresholds or THRESHOLDS},
+        learnt=LEARNT,
+        acdc=settings.thresholds or THRESHOLDS,
     )
 
 

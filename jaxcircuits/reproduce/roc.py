@@ -11,7 +11,7 @@ from ..tasks import by_name
 from ..types import EdgeBools
 from .areas import areas
 from .searches import acdc_circuits, hisp_circuits, kept_scores, probed_circuits
-from .settings import Settings, powers
+from .settings import PAPER, Settings, powers
 from .table import Table
 
 # Of each task: the paper's model, prompts, and thresholds under KL and under the task's metric.
@@ -58,7 +58,7 @@ def roc_of_task(settings: Settings) -> Table:
         rows,
         curves,
         title=f"{settings.task}: area under the ROC against the known circuit (pessimistic)",
-        source="last version: KL, corrupted activations, edges",
+        source=f"{PAPER}, last version: KL, corrupted activations, edges",
         axes=("false positive rate (edges)", "true positive rate"),
         thresholds=thresholds,
         truth=int(truth.sum()),

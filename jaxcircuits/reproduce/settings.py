@@ -104,9 +104,9 @@ class Settings:
         axes: tuple[str, str],
         **run: Any,
     ) -> Table:
-        """The finished table; `source`: where in the paper. `run`: what of its making the settings do not say."""
+        """The finished table; `source`: where the published numbers stand. `run`: what of its making the settings do not say."""
         run = {"settings": self.describe(), **run}
-        return Table(name, title, f"{PAPER}, {source}", tuple(rows), tuple(curves), axes, run)
+        return Table(name, title, source, tuple(rows), tuple(curves), axes, run)
 
     def describe(self) -> dict[str, Any]:
         """The settings, for the record."""

@@ -9,7 +9,7 @@ from ..tasks import TASKS
 from ..types import EdgeBools
 from .areas import areas
 from .searches import acdc_circuits, hisp_circuits, probed_circuits
-from .settings import Settings, powers
+from .settings import PAPER, Settings, powers
 from .table import Curve, Row, Table
 
 THRESHOLDS = powers(-5, -1, 21)
@@ -49,7 +49,7 @@ def tracr(settings: Settings) -> Table:
         rows,
         curves,
         title="Compiled programs: area under the ROC against the known circuit (pessimistic)",
-        source="the tracr tasks, in its convention of edges and nodes",
+        source=f"{PAPER}, the tracr tasks, in its convention of edges and nodes",
         axes=("false positive rate (edges)", "true positive rate"),
         thresholds=settings.thresholds or THRESHOLDS,
         shift=SHIFT,
