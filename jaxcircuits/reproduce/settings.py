@@ -104,7 +104,10 @@ class Settings:
         axes: tuple[str, str],
         **run: Any,
     ) -> Table:
-        """The finished table; `source`: where the published numbers stand. `run`: what of its making the settings do not say."""
+        """The finished table.
+
+        - `source`: where the published numbers stand. `run`: what of its making the settings do not say.
+        """
         run = {"settings": self.describe(), **run}
         return Table(name, title, source, tuple(rows), tuple(curves), axes, run)
 
