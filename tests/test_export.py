@@ -6,7 +6,6 @@ import pytest
 
 import jaxcircuits as jc
 from jaxcircuits import report
-from jaxcircuits.report.curves import faithfulness_curve
 
 GRAPH = jc.Graph(3, 2)
 EDGES = ("input->a0.h1<q>", "input->a0.h1<v>", "a0.h1->m1", "m1->a2.h0<k>", "a2.h0->logits")
@@ -57,13 +56,3 @@ def test_the_figure_has_every_node_and_edge(edges, tmp_path):
     assert {text.get_text() for text in axes.texts} == set(drawn.nodes)
     figure.savefig(tmp_path / "circuit.svg")
     assert ElementTree.parse(tmp_path / "circuit.svg").getroot().tag.endswith("svg")
-
-
-def test_a_curve_that_does_not_fit_is_refused():
-    assert faithfulness_curve(None) == [] == faithfulness_curve({"cpr": 1})
-    curve = {"edges": [1, 2], "faithfulness": [0.5, None]}
-    assert faithfulness_curve({"curve": curve}) == [{"edges": 1, "faithfulness": 0.5}]
-    with pytest.raises(ValueError, match="as many edges"):
-        faithfulness_curve({"curve": {"edges": [1, 2], "faithfulness": [1]}})
-    with pytest.raises(ValueError, match="'edges' and 'faithfulness'"):
-        faithfulness_curve({"curve": [1, 2]})

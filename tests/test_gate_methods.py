@@ -124,7 +124,7 @@ def test_what_needs_gradients_is_refused_on_steps(name, steps):
         METHODS[name].run(steps)
 
 
-@pytest.mark.parametrize("name", NODES)
+@pytest.mark.parametrize("name", sorted(NODES))
 def test_what_needs_nodes_is_refused_on_relu(name, relu, x64):
     with pytest.raises(ValueError, match=f"^{name}: expected a model with `.*got Gates"):
         METHODS[name].run(relu)

@@ -50,12 +50,12 @@ class SearchOptions(NamedTuple):
     )
 
 
-@takes_groups(threshold="metric", batch="size", search="average")
+@takes_groups
 def discover(
     ctx: Context,
     task: TaskName,
-    prompts: PromptOptions = PromptOptions(metric="kl"),
     threshold: Annotated[float, typer.Option(help="an edge goes if that raises the metric by less")] = 0.1,
+    prompts: PromptOptions = PromptOptions(metric="kl"),
     search: SearchOptions = SearchOptions(),
     config: Config = None,
     report: Page = None,
@@ -73,12 +73,12 @@ def discover(
         write_report(report, [circuit], loaded.objective, loaded.checkpoint)
 
 
-@takes_groups(thresholds="model", batch="size", search="average")
+@takes_groups
 def sweep(
     ctx: Context,
     task: TaskName,
-    prompts: PromptOptions = PromptOptions(metric="kl"),
     thresholds: Annotated[str, typer.Option(help="as 1,0.1,0.01")] = "1,0.3,0.1,0.03,0.01,0.003,0.001",
+    prompts: PromptOptions = PromptOptions(metric="kl"),
     search: SearchOptions = SearchOptions(),
     config: Config = None,
     report: Page = None,

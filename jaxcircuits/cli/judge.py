@@ -94,7 +94,7 @@ class TestOptions(NamedTuple):
     permutations: Annotated[int, typer.Option(help="of the test of independence")] = 1000
 
 
-@takes_groups(ablation="dtype", controls="dtype", random="dtype", width="dtype")
+@takes_groups
 def evaluate_circuit(
     ctx: Context,
     file: File,
@@ -128,7 +128,7 @@ def evaluate_circuit(
     _save(record, out_file)
 
 
-@takes_groups(tests="dtype", width="dtype")
+@takes_groups
 def test_circuit(
     ctx: Context,
     file: File,

@@ -90,41 +90,31 @@ Config = Annotated[
 ]
 
 
-def takes_groups(**before: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def takes_groups(command: Callable[..., None]) -> Callable[..., None]:
     """Lets a command take groups of options: parameters whose default is a NamedTuple of typer's options.
 
     Typer is shown the fields in the group's place, with that default's values; the command gets the group again.
-
-    - `before`: for a parameter, or one field of a group, the option that it stands before in the help; the others
-      stand in the order in which they are declared.
     """
+    shown: list[inspect.Parameter] = []
+    groups: dict[str, Any] = {}
+    for name, parameter in inspect.signature(command).parameters.items():
+        if not hasattr(parameter.default, "_fields"):
+            shown.append(parameter)
+            continue
+        group = groups[name] = type(parameter.default)
+        types, defaults = get_type_hints(group, include_extras=True), parameter.default._asdict()
+        shown += [parameter.replace(name=f, annotation=types[f], default=defaults[f]) for f in group._fields]
 
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        shown: list[inspect.Parameter] = []
-        groups: dict[str, Any] = {}
-        for name, parameter in inspect.signature(command).parameters.items():
-            options = [parameter]
-            if hasattr(parameter.default, "_fields"):
-                group = groups[name] = type(parameter.default)
-                types, defaults = get_type_hints(group, include_extras=True), parameter.default._asdict()
-                options = [parameter.replace(name=f, annotation=types[f], default=defaults[f]) for f in group._fields]
-            for option in options:
-                next_one = before.get(option.name, before.get(name))
-                names = [other.name for other in shown]
-                shown.insert(names.index(next_one) if next_one else len(shown), option)
+    @functools.wraps(command)
+    def gathered(**values: Any) -> None:
+        for name, group in groups.items():
+            values[name] = group(**{field: values.pop(field) for field in group._fields})
+        command(**values)
 
-        @functools.wraps(command)
-        def gathered(**values: Any) -> None:
-            for name, group in groups.items():
-                values[name] = group(**{field: values.pop(field) for field in group._fields})
-            command(**values)
-
-        keyword_only = [option.replace(kind=inspect.Parameter.KEYWORD_ONLY) for option in shown]
-        gathered.__signature__ = inspect.Signature(keyword_only)  # type: ignore[attr-defined]
-        gathered.__annotations__ = {option.name: option.annotation for option in shown}
-        return gathered
-
-    return decorate
+    keyword_only = [option.replace(kind=inspect.Parameter.KEYWORD_ONLY) for option in shown]
+    gathered.__signature__ = inspect.Signature(keyword_only)  # type: ignore[attr-defined]
+    gathered.__annotations__ = {option.name: option.annotation for option in shown}
+    return gathered
 
 
 class PromptOptions(NamedTuple):

@@ -26,11 +26,10 @@ from .options import (
 SHOWN = 10  # edges that `score` prints
 
 
-@takes_groups(method="model", steps="dtype", option="dtype", positions="dtype")
+@takes_groups
 def score(
     ctx: Context,
     task: TaskName,
-    prompts: PromptOptions = PromptOptions(metric="logit_diff"),
     method: Annotated[str, typer.Option(help="see `jaxcircuits methods`")] = "eap",
     steps: Annotated[int | None, typer.Option(help="points of a path, for the methods that have one")] = None,
     option: Annotated[
@@ -39,6 +38,7 @@ def score(
     positions: Annotated[
         str | None, typer.Option(help="score edges at one token position, as 3, or a span before 7, as 3:7")
     ] = None,
+    prompts: PromptOptions = PromptOptions(metric="logit_diff"),
     config: Config = None,
     out_file: Annotated[Path | None, typer.Option("--out", help="write the scores to this JSON file")] = None,
 ) -> None:
