@@ -87,19 +87,20 @@ def gate_authors(python: str, job: dict[str, Any]) -> None:
 
 
 def time_authors(options: argparse.Namespace) -> None:
-    """A step of the authors' code in its own process, this library's before and after it; both with node masks."""
+    """Steps of the authors' code, in a process of its own, and this library's, twice in turns; with node masks."""
     job = {"threads": os.cpu_count(), "checkout": options.edge_pruning}
     gate_authors(options.python, job)
     objective, pairs = start_problem(options, "kl")
-    before = peak()
-    seconds = pruning_steps(objective, node_sparsity=0.72)
-    row = shape_and_memory(objective, before)
-    theirs = ask(options.python, "peer_edge_pruning.py", objective, pairs, what="time", turns=TURNS, **job)
-    seconds += pruning_steps(objective, node_sparsity=0.72)
+    before, theirs, seconds = peak(), [], []
+    for _ in range(2):
+        theirs.append(ask(options.python, "peer_edge_pruning.py", objective, pairs, what="time", turns=TURNS, **job))
+        seconds += pruning_steps(objective, node_sparsity=0.72)
+    authors, reference = (sum((answer[name] for answer in theirs), []) for name in ("seconds", "reference"))
     emit(
         what="edge-pruning-authors",
-        versions={**theirs["versions"], "commit": commit_of(options.edge_pruning)},
-        **row,
-        authors_gib=theirs["gib"],
-        seconds=compared({"authors": theirs["seconds"], "ours": seconds, "authors_reference": theirs["reference"]}),
+        versions={**theirs[0]["versions"], "commit": commit_of(options.edge_pruning)},
+        **shape_and_memory(objective, before),
+        authors_gib=theirs[0]["gib"],
+        seconds=compared({"authors": authors, "ours": seconds, "authors_reference": reference}),
+        load=round(os.getloadavg()[0], 1),
     )
