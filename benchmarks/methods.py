@@ -1,7 +1,7 @@
 """Scoring methods against the plain passes that their cost is measured in, in one run.
 
     python benchmarks/methods.py [--size small|tiny] [--prompts N] [--length N] [--edges N]
-    python benchmarks/methods.py --eap-ig CHECKOUT --python PYTHON
+    python benchmarks/methods.py [--eap-ig CHECKOUT] [--edge-pruning CHECKOUT] --python PYTHON
 
 Each part runs in a process of its own, so that its peak of memory is its own; `--part NAME` runs that one alone.
 
@@ -14,8 +14,13 @@ Each part runs in a process of its own, so that its peak of memory is its own; `
 - exact: a seeded sample of the chunks of edges that exact patching evaluates, beside one plain forward pass an edge.
 - package: the public EAP-IG, only with `--eap-ig`. A gate of its own first: the same scores of all edges on the tiny
   model in float64. Then seconds of its `attribute` and of this library's functions, and the peak of its process (this
-  library's are those of eap and eap-ig). CHECKOUT is a clone of github.com/hannamw/EAP-IG, PYTHON that of an
-  environment with torch, transformer-lens, einops and safetensors (that of peers.py will do).
+  library's are those of eap and eap-ig). CHECKOUT is a clone of github.com/hannamw/EAP-IG.
+- edge-pruning-authors: only with `--edge-pruning`, a clone of github.com/princeton-nlp/Edge-Pruning. A gate first: the
+  same logits and KL of circuits on the tiny model in float64. Then seconds and peak of their step and of this
+  library's, both with node masks; `authors_reference` are the whole model's runs in theirs, which here are made once.
+
+PYTHON is that of an environment with torch, transformers 4, datasets, transformer-lens, einops and safetensors (that of
+peers.py will do).
 
 What is compared is timed in turns, warm; a `ratio` is that of the first to this one. Memory, in GiB: `peak` of the
 process, compiling included; `peak_before`, with the model and its references but before the part; `bound`, what the
@@ -23,13 +28,10 @@ objective holds and what a masked gradient of one microbatch takes as compiled, 
 """
 
 import argparse
-import os
 import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -37,23 +39,14 @@ import jax.numpy as jnp
 import numpy as np
 from common import compared, emit, in_turns, machine, matmul_ceiling, peak, seconds_of
 from jaxtyping import Array, Float, Int
-from peer_gates import ask, tiny
-from peers import commit_of, problem
+from methods_common import POINTS, TURNS, pruning_steps, require_same, shape_and_memory, start_problem
+from methods_peers import time_authors, time_package
+from peer_gates import tiny
 
 import jaxcircuits as jc
-from jaxcircuits.batching import memory_needed
-from jaxcircuits.discovery.edge_pruning import EdgePruning
 from jaxcircuits.discovery.exact import _chunks, _clean_run, _without_edges
-from jaxcircuits.discovery.learning import learn
-from jaxcircuits.objective import _value_and_gradient
 
-TURNS, POINTS, WIDTH = 5, 5, 8
-TOLERANCE = 1e-9
-PACKAGE: dict[str, Callable[[jc.Objective], jc.Scores]] = {
-    "EAP": jc.eap,
-    "EAP-IG-inputs": lambda objective: jc.eap_ig_inputs(objective, steps=POINTS),
-}
-"""The package's names of the methods that are compared."""
+WIDTH = 8
 
 
 # --- plain passes ------------------------------------------------------------------------------
@@ -83,35 +76,7 @@ def weight_gradient(
     return loss(model)
 
 
-def shape_and_memory(objective: jc.Objective, before: float, after: float | None = None) -> dict[str, Any]:
-    """The prompts, and the memory as the header says."""
-    after = peak() if after is None else after
-    held = sum(leaf.nbytes for leaf in jax.tree.leaves(objective) if eqx.is_array(leaf))
-    taken = memory_needed(_value_and_gradient, objective, objective.full_mask(), None)
-    return {
-        "metric": objective.metric_name,
-        "prompts": list(objective.clean.shape),
-        "microbatch": objective.microbatch,
-        "gib": {"peak": after, "peak_before": before, "bound": round((held + taken) / 2**30, 2)},
-    }
-
-
 # --- parts -------------------------------------------------------------------------------------
-
-
-def start_problem(options: argparse.Namespace, metric: str = "logit_diff") -> tuple[jc.Objective, jc.PromptPairs]:
-    return problem(options.size, metric, options.prompts, options.length)
-
-
-def check(what: str, **pairs: tuple[Any, Any]) -> None:
-    """Stops unless both of every pair are the same, up to a share of the largest."""
-    differences = {}
-    for name, (one, other) in pairs.items():
-        one, other = np.asarray(one), np.asarray(other)
-        differences[name] = float(np.abs(one - other).max() / np.abs(other).max())
-    emit(what=what, largest_relative_difference=differences)
-    if not max(differences.values()) < TOLERANCE:
-        raise SystemExit(f"{what}: they differ, no benchmark")
 
 
 def gate(_: argparse.Namespace) -> None:
@@ -124,7 +89,7 @@ def gate(_: argparse.Namespace) -> None:
         answers = jnp.concatenate([pairs.answer, pairs.wrong], 1)
         losses = [weight_gradient(objective.model, objective.clean, answers, x)[0] for x in (True, False)]
         full = float(objective(valid))
-        check(
+        require_same(
             "gate",
             eap=(jc.eap(objective).values, -objective.gradient(valid)),
             exact=(jc.exact(objective).values[*edges.T], np.asarray(objective.many(masks)) - full),
@@ -180,22 +145,13 @@ def time_eap_ig(options: argparse.Namespace) -> None:
 def time_edge_pruning(options: argparse.Namespace) -> None:
     """Steps one by one, a masked gradient after each; the first of both compiles."""
     objective, _ = start_problem(options, "kl")
-    before, mask, start = peak(), objective.full_mask(), time.perf_counter()
-    seconds: dict[str, list[float]] = {"step": [], "masked_gradient": []}
+    before, mask, gradients = peak(), objective.full_mask(), []
 
-    def between(state: jc.State) -> None:
-        nonlocal start
-        jax.block_until_ready(state.parameters)
-        seconds["step"].append(time.perf_counter() - start)
-        seconds["masked_gradient"].append(seconds_of(lambda: objective.value_and_gradient(mask)))
-        start = time.perf_counter()
+    def gradient() -> None:
+        gradients.append(seconds_of(lambda: objective.value_and_gradient(mask)))
 
-    learner = EdgePruning(
-        sparsity=0.95, node_sparsity=None, steps=TURNS + 1, ramp=TURNS, warm_up=1, rate=0.8, decay=0.01
-    )
-    learn(learner, objective, steps=TURNS + 1, batch=options.prompts, progress=between, chunk=1)
-    warm = {name: values[1:] for name, values in seconds.items()}
-    emit(what="edge-pruning", **shape_and_memory(objective, before), seconds=compared(warm))
+    seconds = {"step": pruning_steps(objective, between=gradient), "masked_gradient": gradients[1:]}
+    emit(what="edge-pruning", **shape_and_memory(objective, before), seconds=compared(seconds))
 
 
 def time_exact(options: argparse.Namespace) -> None:
@@ -227,38 +183,6 @@ def time_exact(options: argparse.Namespace) -> None:
     )
 
 
-def gate_package(python: str, job: dict[str, Any]) -> None:
-    """The public package's score of every edge is this library's."""
-    with jax.enable_x64(True):
-        objective, pairs = tiny("logit_diff")
-        valid, scores = objective.graph.valid, {}
-        names = objective.graph.names_of(valid)
-        for method, ours in PACKAGE.items():
-            theirs = ask(python, "peer_eap_ig.py", objective, pairs, what="gate", method=method, **job)["scores"]
-            if set(theirs) != set(names):
-                raise SystemExit(f"the package has other edges: {sorted(set(theirs) ^ set(names))[:5]}")
-            scores[method] = [theirs[name] for name in names], ours(objective).values[valid]
-        check("gate of the package", **scores)
-
-
-def time_package(options: argparse.Namespace) -> None:
-    """The public package in its own process, this library before and after it."""
-    job = {"threads": os.cpu_count(), "checkout": options.eap_ig, "points": POINTS}
-    gate_package(options.python, job)
-    objective, pairs = start_problem(options)
-    for method, ours in PACKAGE.items():
-        seconds = in_turns(TURNS, ours=lambda ours=ours: ours(objective).values)["ours"]
-        theirs = ask(options.python, "peer_eap_ig.py", objective, pairs, what="time", method=method, turns=TURNS, **job)
-        seconds += in_turns(TURNS, ours=lambda ours=ours: ours(objective).values)["ours"]
-        emit(
-            what=f"package {method}",
-            versions={**theirs["versions"], "commit": commit_of(options.eap_ig)},
-            prompts=list(objective.clean.shape),
-            package_gib=theirs["gib"],
-            seconds=compared({"package": theirs["seconds"], "ours": seconds}),
-        )
-
-
 PARTS: dict[str, Callable[[argparse.Namespace], None]] = {
     "gate": gate,
     "machine": describe_machine,
@@ -267,6 +191,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], None]] = {
     "edge-pruning": time_edge_pruning,
     "exact": time_exact,
     "package": time_package,
+    "edge-pruning-authors": time_authors,
 }
 
 
@@ -277,16 +202,20 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=16)
     parser.add_argument("--edges", type=int, default=500, help="of exact patching, at least so many")
     parser.add_argument("--eap-ig", metavar="CHECKOUT", help="of the public EAP-IG")
-    parser.add_argument("--python", help="of an environment in which the public EAP-IG runs")
+    parser.add_argument("--edge-pruning", metavar="CHECKOUT", help="of the code of Edge Pruning's authors")
+    parser.add_argument("--python", help="of an environment in which these two run")
     parser.add_argument("--part", choices=tuple(PARTS), help="that part alone")
     options = parser.parse_args()
-    if (options.eap_ig is None) != (options.python is None) or (options.part == "package" and options.python is None):
-        parser.error("expected --eap-ig CHECKOUT --python PYTHON, both")
+    checkouts = {"package": options.eap_ig, "edge-pruning-authors": options.edge_pruning}
+    if any(checkouts.values()) != (options.python is not None) or not checkouts.get(options.part, True):
+        parser.error("expected --python PYTHON with --eap-ig CHECKOUT or --edge-pruning CHECKOUT")
     warnings.simplefilter("ignore")
     if options.part:
         PARTS[options.part](options)
         return
-    for part in list(PARTS)[: None if options.eap_ig else -1]:
+    for part in PARTS:
+        if not checkouts.get(part, True):
+            continue
         done = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--part", part])
         if done.returncode:
             raise SystemExit(done.returncode)

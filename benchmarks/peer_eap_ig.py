@@ -14,14 +14,13 @@ What runs is its own `attribute`. Around it:
 Weights have gradients, as those of a HookedTransformer have unless one turns them off.
 """
 
-import resource
 import sys
 import time
 import types
 from pathlib import Path
 
 import torch
-from peer_model import answer_job, versions
+from peer_model import answer_job, peak, versions
 from transformer_lens import HookedTransformer
 
 
@@ -63,11 +62,6 @@ def prepare(model: HookedTransformer) -> None:
     model.to_tokens = lambda tokens, **_: tokens
     zeros = torch.zeros
     torch.zeros = lambda *shape, device=None, **options: zeros(*shape, device="cpu", **options)
-
-
-def peak() -> float:
-    """GiB that the process held at most so far."""
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
 
 
 def gate(model: HookedTransformer, prompts: dict, job: dict) -> dict:

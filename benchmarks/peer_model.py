@@ -4,6 +4,7 @@ Needs torch, transformer-lens and safetensors, not jaxcircuits.
 """
 
 import json
+import resource
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,13 +16,16 @@ from safetensors.torch import load_file
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 
-def answer_job(answers: dict[str, Callable[..., dict]]) -> None:
-    """Reads FOLDER/job.json, calls the function of its `what`, writes FOLDER/answer.json."""
+def answer_job(answers: dict[str, Callable[..., dict]], load: Callable[..., Any] | None = None) -> None:
+    """Reads FOLDER/job.json, calls the function of its `what`, writes FOLDER/answer.json.
+
+    `load` makes the function's model of FOLDER/model and a dtype; default: `hooked_transformer`.
+    """
     folder = Path(sys.argv[1])
     job = json.loads((folder / "job.json").read_text())
     torch.set_num_threads(job["threads"])
     prompts = {name: torch.from_numpy(array).long() for name, array in np.load(folder / "prompts.npz").items()}
-    model = hooked_transformer(folder / "model", getattr(torch, job["dtype"]))
+    model = (load or hooked_transformer)(folder / "model", getattr(torch, job["dtype"]))
     answer = answers[job["what"]](model, prompts, job)
     (folder / "answer.json").write_text(json.dumps(answer))
 
@@ -84,6 +88,11 @@ def _state(tensors: dict[str, torch.Tensor], layers: int, heads: int) -> dict[st
             state[f"{theirs}.mlp.W_{part}"] = tensors[f"{ours}.mlp.{name}.weight"]
             state[f"{theirs}.mlp.b_{part}"] = tensors[f"{ours}.mlp.{name}.bias"]
     return state
+
+
+def peak() -> float:
+    """GiB that the process held at most so far."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
 
 
 def versions(*packages: str) -> dict[str, Any]:
