@@ -105,7 +105,8 @@ def test_a_gates_circuit_is_judged(run, tmp_path):
 def test_without_a_reset_network_a_circuit_is_judged_all_the_same(run, tmp_path):
     out = tmp_path / "circuit.json"
     assert (
-        run("discover", "logic_gates", "--model", "gate-majority", "--threshold", 0.3, *ARGUMENTS, "--out", out)[0] == 0
+        run("discover", "logic_gates", "--model", "gate-majority", "--threshold", 0.01, *ARGUMENTS, "--out", out)[0]
+        == 0
     )
     code, printed, error = run("evaluate", out, "--random", 3)
     assert code == 0 and "nothing to permute: no such control" in error and "on a reset network" not in printed

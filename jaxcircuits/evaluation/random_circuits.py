@@ -90,7 +90,10 @@ def _union(graph: Graph, edges: int, walks: Iterator[Walk], random: np.random.Ge
             missing -= len(new)
         if not missing:
             return mask
-    raise ValueError(f"found no circuit of {edges} edges that all lie on paths from an embedding to logits")
+    raise ValueError(
+        f"found no circuit of {edges} edges that all lie on paths from an embedding to logits; choose another size, or "
+        "no random circuits"
+    )
 
 
 def _between(graph: Graph, mask: EdgeBools, random: np.random.Generator) -> Walk:

@@ -206,7 +206,7 @@ class Digits:
             for word in text.split()
         ]
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Iterable[int] | Int[np.ndarray, " word"]) -> str:
         """The words of tokens: [2] is `"01"`."""
         words = (f"{token:0{self.inputs}b}"[::-1] if 0 <= token < len(self) else self.unk_token for token in ids)
         return " ".join(words)
