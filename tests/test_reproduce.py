@@ -1,6 +1,7 @@
 """The paper's tables: what they compute where the answer is known, that they go on, what they need."""
 
 import csv
+import importlib
 import json
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 from conftest import gpt2_tokenizer
 
 import jaxcircuits as jc
+from jaxcircuits.discovery.methods import METHODS
 from jaxcircuits.reproduce import TABLES, Settings, by_name
 from jaxcircuits.reproduce.settings import powers
 
@@ -70,6 +72,25 @@ def test_a_table_is_written_as_text_numbers_record_and_picture(tracr, tmp_path):
     record = json.loads(paths[2].read_text())
     assert record["format"] == "jaxcircuits-table/1" and record["run"]["settings"]["steps"] == 3
     assert paths[3].read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_methods_are_judged_where_they_are_defined(tmp_path, monkeypatch):
+    """A method that refuses a loss is judged by the next one; methods that learn are in test_recovery.py."""
+    module = importlib.import_module("jaxcircuits.reproduce.methods")
+    monkeypatch.setattr(module, "LEARNT", {})
+    monkeypatch.setattr(module, "METHODS", {name: METHODS[name] for name in ("exact", "eap", "clean-corrupted")})
+    table = TABLES["methods"](Settings(tmp_path, dtype="float64"))
+    for program in ("tracr-reverse", "tracr-proportion"):
+        for reference in ("zero", "resample"):
+            assert computed(table, f"{program}-{reference}", "acdc", "area, l2") == 1
+            assert computed(table, f"{program}-{reference}", "exact", "area, l2") == 1
+            assert 0.9 < computed(table, f"{program}-{reference}", "eap", "area, alignment") <= 1
+        [refused] = [row for row in table.rows if (row.system, row.method) == (f"{program}-zero", "clean-corrupted")]
+        assert refused.computed is None and "expected reference 'resample'" in refused.note
+        assert computed(table, f"{program}-resample", "clean-corrupted", "area, l2") == 1
+    with pytest.raises(ValueError, match="neither --model nor --task"):
+        TABLES["methods"](Settings(tmp_path, task="ioi"))
 
 
 @pytest.mark.slow

@@ -101,7 +101,9 @@ def _system(settings: Settings, checkpoint: Checkpoint, program: str, reference:
             try:
                 circuits = _ranked(settings, label, name, objective, truth)
             except Refused as refusal:
-                rows.append(Row(label, name, quantity, None, None, f"refused: {refusal}"))
+                note = f"refused: {refusal}"
+                if (rows[-1].method, rows[-1].note) != (name, note):
+                    rows.append(Row(label, name, quantity, None, None, note))
                 continue
             area = roc(circuits, truth)
             note = BY_CONSTRUCTION if name == "exact" and reference != "zero" else ""
