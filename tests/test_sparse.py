@@ -30,6 +30,7 @@ def test_losses_are_those_of_the_dense_objective(name, metric, reference, kind, 
     np.testing.assert_allclose(evaluator.per_example_many(masks[:7], 4), dense[:7], rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("positions", [1, 1 << 15])
 def test_any_number_of_nodes_at_once(positions, x64, monkeypatch):
     """One at a time, as a CPU does with long prompts, and all of a step, as accelerators do."""
