@@ -66,6 +66,8 @@ def pruning_steps(
             between()
         start = time.perf_counter()
 
-    learner = EdgePruning(0.95, node_sparsity, steps=TURNS + 1, ramp=TURNS, warm_up=1, rate=0.8, decay=0.01)
+    learner = EdgePruning(
+        0.95, node_sparsity, steps=TURNS + 1, ramp=TURNS, warm_up=1, rate=0.8, multiplier_rate=0.8, decay=0.01
+    )
     learn(learner, objective, steps=TURNS + 1, batch=objective.num_prompts, progress=note, chunk=1)
     return seconds[1:]
