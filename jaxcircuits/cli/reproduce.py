@@ -80,8 +80,13 @@ def reproduce(
 
 def _print(result: Table) -> None:
     head, *rows = result.cells()
+    notes = list(dict.fromkeys(note for *_, note in rows if note))
     table = RichTable(*head, title=result.title, box=None)
-    for row in rows:
-        table.add_row(*row)
+    for column in table.columns:
+        column.overflow = "fold"
+    for *cells, note in rows:
+        table.add_row(*cells, f"see {notes.index(note) + 1}" if note else "")
     out.print(table, markup=False)
+    for number, note in enumerate(notes, 1):
+        out.print(f"{number}: {note}", markup=False)
     out.print(f"published: {result.source}", markup=False)
