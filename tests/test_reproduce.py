@@ -13,6 +13,7 @@ import jaxcircuits as jc
 from jaxcircuits.discovery.methods import METHODS
 from jaxcircuits.reproduce import TABLES, Settings, by_name
 from jaxcircuits.reproduce.settings import powers
+from jaxcircuits.reproduce.table import Curve, Row
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*prompts do not differ")  # the original's permuted rows
 
@@ -130,6 +131,19 @@ def test_what_was_found_on_another_model_is_not_taken(tmp_path):
     for settings, threshold in ((second, 0.1), (first, 0.2)):
         with pytest.raises(ValueError, match="was made with .* take another --out"):
             settings.kept("search", lambda: found, threshold=threshold)
+
+
+def test_a_printed_table_has_its_notes_below_it_each_once(run, tmp_path, monkeypatch):
+    def compute(settings):
+        rows = [Row("a-system-with-a-long-name", "ACDC", "edge area", 0.5, None, "not defined here") for _ in range(2)]
+        curve = Curve("s", "ACDC", ((0.0, 0.0), (1.0, 1.0)))
+        return settings.table("tracr", rows, [curve], title="Areas", source="a paper", axes=("false", "true"))
+
+    monkeypatch.setitem(TABLES, "tracr", compute)
+    code, printed, _ = run("reproduce", "tracr", "--out", tmp_path / "out")
+    assert code == 0 and printed.count("see 1") == 2 and printed.count("1: not defined here") == 1
+    assert "a-system-with-a-long-name" in printed and "published: a paper" in printed
+    assert (tmp_path / "out" / "tracr.md").read_text().count("not defined here") == 2
 
 
 def test_thresholds_are_even_powers_of_ten():
