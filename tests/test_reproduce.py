@@ -81,7 +81,7 @@ def test_methods_are_judged_where_they_are_defined(tmp_path, monkeypatch):
     module = importlib.import_module("jaxcircuits.reproduce.methods")
     monkeypatch.setattr(module, "LEARNT", {})
     monkeypatch.setattr(module, "METHODS", {name: METHODS[name] for name in ("exact", "eap", "clean-corrupted")})
-    table = TABLES["methods"](Settings(tmp_path, dtype="float64"))
+    table = TABLES["methods"](Settings(tmp_path))
     for program in ("tracr-reverse", "tracr-proportion"):
         for reference in ("zero", "resample"):
             assert computed(table, f"{program}-{reference}", "acdc", "area, l2") == 1
