@@ -28,6 +28,9 @@ from .types import Model
 BUILT = {f"gate-{name}": build for name, build in GATES.items()}
 """Bundled models that are built, not read from files."""
 
+NORMS, BIASES = ", layer norms folded", ", value biases folded"
+"""What a source says of a model that was changed as it was loaded."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
@@ -66,7 +69,7 @@ def load(
 ) -> Checkpoint:
     """Loads a bundled model, a folder, a GGUF file, or a model from the Hugging Face hub, in this order.
 
-    - `name`: "tiny-gpt2", "gate-xor", "path/to/folder", "path/to/model.gguf" or "gpt2".
+    - `name`: "tiny-gpt2", "gate-xor", "path/to/folder", "path/to/model.gguf" or "gpt2"; or a checkpoint's `source`.
     - `revision`: the hub's branch, tag or commit.
     - `dtype`: of all weights; float64 needs `jax.config.update("jax_enable_x64", True)`.
     - `fold_layer_norms`, `fold_value_biases`: see `models.gpt2_folding`; both together give the weights of ACDC's
@@ -81,6 +84,10 @@ def load(
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"expected a floating dtype such as float32, got {dtype}")
     name = os.fspath(name)
+    if not Path(name).exists():
+        name, said = _of_source(name)
+        revision = revision or said["revision"]
+        fold_layer_norms, fold_value_biases = fold_layer_norms or said[NORMS], fold_value_biases or said[BIASES]
     if name in BUILT:
         if fold_layer_norms or fold_value_biases:
             raise ValueError(f"{name} has neither layer norms nor value biases that could be folded")
@@ -89,10 +96,23 @@ def load(
     files, source = _find(name, revision)
     model = _read_gpt2(*_open(files), dtype)
     if fold_layer_norms:
-        model, source = gpt2_folding.fold_layer_norms(model), f"{source}, layer norms folded"
+        model, source = gpt2_folding.fold_layer_norms(model), source + NORMS
     if fold_value_biases:
-        model, source = gpt2_folding.fold_value_biases(model), f"{source}, value biases folded"
+        model, source = gpt2_folding.fold_value_biases(model), source + BIASES
     return Checkpoint(model, source, files)
+
+
+def _of_source(source: str) -> tuple[str, dict[str, Any]]:
+    """The name in a checkpoint's `source`, and what it says besides."""
+    said: dict[str, Any] = {"revision": None}
+    for folded in (BIASES, NORMS):
+        said[folded] = source.endswith(folded)
+        source = source.removesuffix(folded)
+    name = source.removeprefix("bundled ")
+    if source.startswith("hub "):
+        name, _, revision = source.removeprefix("hub ").partition(" at ")
+        said["revision"] = revision or None
+    return name, said
 
 
 def _find(name: str, revision: str | None) -> tuple[Path, str]:

@@ -14,6 +14,7 @@ import numpy as np
 from . import notebook
 from .files import plain, write_json
 from .graph import Graph, UnitGraph
+from .run import extended
 from .scores import Scores
 from .types import EdgeBools, EdgeScores
 
@@ -49,8 +50,11 @@ class Circuit:
 
     @classmethod
     def of(cls, result: Any, *, d_model: int = 0, **run: Any) -> "Circuit":
-        """The circuit of a discovery result (`graph`, `mask`, `scores`, `run`); `run` adds to its record."""
-        return cls(result.graph, result.mask, result.scores, {**result.run, **run}, d_model)
+        """The circuit of a discovery result (`graph`, `mask`, `scores`, `run`).
+
+        - `run` adds to its record: `task`, `model` and the prompts' `seed` let it be judged from its file alone.
+        """
+        return cls(result.graph, result.mask, result.scores, extended(result.run, run), d_model)
 
     @classmethod
     def select(

@@ -1,32 +1,106 @@
 """Files are written whole or not at all."""
 
+import contextlib
+import fcntl
+import glob
 import json
 import math
 import os
-import tempfile
+import secrets
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 
 def write_whole(path: str | os.PathLike, write: Callable[[Path], object]) -> None:
-    """Calls `write(temporary)` and moves the result over `path` in one step; `path` is untouched on failure."""
-    path = Path(path)
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder: expected the name of a file to write")
-    if not path.parent.is_dir():
-        raise ValueError(f"cannot write {path}: the folder {path.parent} does not exist; create it first")
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
+    """Calls `write(temporary)` and moves the result over `path` in one step; `path` is untouched on failure.
+
+    A file that is replaced leaves its permissions to the new one; a link leads to the file that is written. What
+    writers that were killed left behind goes.
+
+    Raises ValueError as `check_can_write` does.
+    """
+    path = _checked(path)
+    _remove_abandoned(path)
+    mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else None
+    temporary, handle = _temporary(path, 0o666 if mode is None else 0o600)
     try:
-        write(Path(temporary))
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
+        write(temporary)
+        if mode is not None:
+            os.fchmod(handle, mode)
+        os.fsync(handle)
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
+    finally:
+        os.close(handle)
+    with contextlib.suppress(OSError):  # some file systems cannot
+        _sync_folder(path.parent)
+
+
+def check_can_write(path: str | os.PathLike) -> None:
+    """Raises ValueError for what `write_whole` could not write: found out by trying, with nothing left behind."""
+    path = _checked(path)
+    temporary, handle = _temporary(path, 0o600)
+    os.close(handle)
+    temporary.unlink()
+
+
+def check_can_fill(folder: str | os.PathLike) -> None:
+    """Raises ValueError for a folder, there or not yet there, into which no files could be written."""
+    folder = Path(folder).absolute()
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: expected the name of a folder")
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    check_can_write(there / "file")
+
+
+def _checked(path: str | os.PathLike) -> Path:
+    """The file that a path leads to. Raises ValueError for one that no file can take the place of."""
+    named, path = Path(path), Path(os.path.realpath(path))
+    if path.is_dir():
+        raise ValueError(f"{named} is a folder: expected the name of a file to write")
+    if not path.parent.is_dir():
+        raise ValueError(f"cannot write {named}: the folder {named.parent} does not exist; create it first")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{named} is a device, a pipe or a socket: expected the name of a file to write")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise ValueError(f"cannot write {named}: the file is read-only; choose another place")
+    return path
+
+
+def _temporary(path: Path, mode: int) -> tuple[Path, int]:
+    """A new file beside `path`, open, and locked as long as that."""
+    temporary = path.parent / f".{path.name[:100]}.{secrets.token_hex(4)}.tmp"
+    try:
+        handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
+        with contextlib.suppress(OSError):  # some file systems have no locks
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise ValueError(f"cannot write {path}: {error.strerror}; choose another place") from None
+    return temporary, handle
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Removes temporary files of `path` that no writer holds."""
+    for name in glob.glob(f".{glob.escape(path.name[:100])}.*.tmp", root_dir=path.parent, include_hidden=True):
+        with contextlib.suppress(OSError):  # held by its writer, or gone
+            handle = os.open(path.parent / name, os.O_RDWR)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(path.parent / name)
+            finally:
+                os.close(handle)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_json(path: str | os.PathLike, value: Any, *, indent: int | None = 1) -> None:

@@ -136,6 +136,12 @@ def by_name(metric: str | Metric) -> Metric:
     return METRICS[metric]
 
 
+def name_of(metric: Metric) -> str:
+    """What a record calls a metric: a built-in's name is its own, another function of that name is said to be one."""
+    name = getattr(metric, "__name__", type(metric).__name__)
+    return name if METRICS.get(name, metric) is metric else f"{name} (another function than the built-in)"
+
+
 def _needed(label: Array | None, name: str) -> Array:
     if label is None:
         raise ValueError(f"this metric needs {name!r}, which these prompts do not have; choose kl or l2, or add it")

@@ -24,6 +24,7 @@ from .labels import check_metric, labels_of
 from .metrics import Labels, Metric
 from .models import Held as Held
 from .references import REFERENCES, name_of, reference_values, sender_values
+from .run import SOURCE, digest
 from .types import Mask, Model, PositionedMask
 
 
@@ -82,7 +83,7 @@ class Objective(eqx.Module):
         """
         pairs.check_against(model.vocab_size, model.max_positions)
         self.metric = metrics.by_name(metric)
-        self.metric_name = getattr(self.metric, "__name__", type(self.metric).__name__)
+        self.metric_name = metrics.name_of(self.metric)
         _check_options(reference, average, microbatch, mesh, len(pairs))
         self.mesh, self.average = mesh, average
         self.model = model = batching.place_weights(model, mesh)
@@ -221,19 +222,20 @@ class Objective(eqx.Module):
         device = jax.devices()[0]
         count = 1 if self.mesh is None else self.mesh.size
         return {
+            SOURCE: {} if self.mesh is not None else {"digest": self._digest()},
             "metric": self.metric_name,
             "reference": self.reference_name,
             "ablation": {
                 "granularity": "edge",
-                "component": "residual stream edges",
+                "component": "all",
                 "value": self.reference_name,
                 "reference_data": {"resample": "corrupt prompts, pairwise", "mean": "corrupt prompts, mean"}.get(
                     self.reference_name, self.reference_name
                 ),
                 "reference_size": self.num_prompts,
                 "positions": "all",
-                "direction": "clean run, absent edges replaced",
-                "set": "complement of the circuit",
+                "direction": "ablate",
+                "set": "circuit",
             },
             "average": self.average,
             "prompts": self.num_prompts,
@@ -247,6 +249,11 @@ class Objective(eqx.Module):
                 **{package: metadata.version(package) for package in ("jaxcircuits", "jax", "equinox", "numpy")},
             },
         }
+
+    def _digest(self) -> str:
+        """Of the prompts and labels, not of what a model makes of them."""
+        labels = self.labels.answer, self.labels.wrong, self.labels.year
+        return digest((self.clean, self.scored, *(label for label in labels if label is not None)))
 
     def require(self, method: str, *parts: str, remedy: str) -> None:
         """Raises ValueError if the model lacks some of what `jaxcircuits.models` lists; it names the method.

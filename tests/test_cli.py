@@ -84,6 +84,60 @@ def test_sweep_writes_a_circuit_for_each_threshold_a_table_and_a_plot(run, micro
     assert code == 1 and "is a file" in error
 
 
+def test_thresholds_that_print_alike_have_their_own_files(run, micro):
+    thresholds = 0.1, 0.1 + 1e-9, 0.1 + 2e-9
+    command = "sweep", micro / "micro.npz", "--model", micro / "micro", "--thresholds", ",".join(map(repr, thresholds))
+    assert run(*command, "--out", micro / "sweep")[0] == 0
+    files = sorted((micro / "sweep").glob("*.json"))
+    assert sorted(jc.Circuit.load(file).run["threshold"] for file in files) == list(thresholds)
+
+
+def test_a_sweep_writes_each_circuit_as_soon_as_it_is_known(run, micro, monkeypatch):
+    """A search that fails after its first result leaves that one."""
+    from jaxcircuits.discovery.acdc import _Search
+
+    real, results = _Search.result, []
+
+    def second_fails(self, *given):
+        if results:
+            raise ValueError("the second fails")
+        results.append(real(self, *given))
+        return results[0]
+
+    monkeypatch.setattr(_Search, "result", second_fails)
+    command = "sweep", micro / "micro.npz", "--model", micro / "micro", "--thresholds", "1,0.01"
+    code, _, error = run(*command, "--out", micro / "sweep")
+    assert code == 1 and "the second fails" in error
+    [file] = (micro / "sweep").iterdir()
+    np.testing.assert_array_equal(jc.Circuit.load(file).mask, results[0].mask)
+
+
+def test_results_that_would_be_lost_are_refused_before_anything_is_computed(run, micro, monkeypatch):
+    def never(*_, **__):
+        raise AssertionError("computed")
+
+    monkeypatch.setattr("jaxcircuits.cli.options.load", never)
+    monkeypatch.setattr("jaxcircuits.cli.acdc.load", never)
+    monkeypatch.setattr("jaxcircuits.cli.scores.load", never)
+    (micro / "link.html").symlink_to(micro / "page.html")
+    task = micro / "micro.npz"
+    page = micro / "page.html"
+    wrong = [
+        (["discover", task, "--out", page, "--report", page], "expected different files"),
+        (["discover", task, "--out", page, "--report", micro / "link.html"], "expected different files"),
+        (["report", task, "--out", page, "--keep", page], "expected different files"),
+        (["discover", task, "--out", "/dev/null"], "--out: /dev/null is a device"),
+        (["discover", task, "--out", "/proc/circuit.json"], "--out: cannot write"),
+        (["discover", task, "--report", "/proc/page.html"], "--report: cannot write"),
+        (["score", task, "--out", "/proc/scores.json"], "--out: cannot write"),
+        (["sweep", task, "--out", "/proc/sweep"], "--out: cannot write"),
+        (["reproduce", "tracr", "--out", "/proc/table"], "--out: cannot write"),
+    ]
+    for arguments, said in wrong:
+        code, _, error = run(*arguments)
+        assert code == 1 and said in error and error.count("\n") == 1, (arguments, error)
+
+
 def test_score_and_prune_write_what_they_print(run, micro):
     scores, out = micro / "scores.json", micro / "circuit.json"
     code, printed, _ = run(

@@ -2,10 +2,13 @@
 
 import os
 import stat
+import subprocess
+import sys
 
 import pytest
 
-from jaxcircuits.files import write_json, write_whole
+from jaxcircuits import files
+from jaxcircuits.files import check_can_fill, check_can_write, write_json, write_whole
 
 
 def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_behind(tmp_path):
@@ -63,3 +66,97 @@ def test_json_with_a_number_that_json_cannot_hold_is_refused(number, tmp_path):
         write_json(path, {"value": [number]})
     assert os.listdir(tmp_path) == ["result.json"]
     assert path.read_bytes() == before == '{\n "name": "é",\n "value": 1\n}\n'.encode()
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o666, 0o755])
+def test_a_file_keeps_its_permissions(mode, tmp_path):
+    path = tmp_path / "result.txt"
+    path.write_text("old")
+    path.chmod(mode)
+    seen = []
+
+    def write(temporary):
+        seen.append(stat.S_IMODE(temporary.stat().st_mode) & 0o077)
+        temporary.write_text("new")
+
+    write_whole(path, write)
+    assert stat.S_IMODE(path.stat().st_mode) == mode and path.read_text() == "new" and seen == [0]
+
+
+def test_a_link_leads_to_the_file_that_is_written(tmp_path):
+    (tmp_path / "target").mkdir()
+    for name in ("there.txt", "not-yet.txt"):
+        target, link = tmp_path / "target" / name, tmp_path / name
+        link.symlink_to(target)
+        if name == "there.txt":
+            target.write_text("old")
+        write_whole(link, lambda temporary: temporary.write_text("new"))
+        assert link.is_symlink() and target.read_text() == "new" and not target.is_symlink()
+    assert sorted(os.listdir(tmp_path / "target")) == ["not-yet.txt", "there.txt"]
+
+
+def test_devices_and_pipes_stay_what_they_are(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "null").symlink_to("/dev/null")
+    for path in ("/dev/null", tmp_path / "pipe", tmp_path / "null"):
+        for call in (check_can_write, lambda path: write_whole(path, lambda temporary: temporary.write_text("x"))):
+            with pytest.raises(ValueError, match="is a device, a pipe or a socket: expected the name of a file"):
+                call(path)
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode) and (tmp_path / "pipe").is_fifo()
+
+
+def test_whether_a_file_can_be_written_is_known_without_writing(tmp_path, monkeypatch):
+    path = tmp_path / "result.txt"
+    check_can_write(path)
+    check_can_fill(tmp_path / "new" / "folder")
+    assert os.listdir(tmp_path) == []
+    path.write_text("old")
+    check_can_write(path)
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["result.txt"]
+    with pytest.raises(ValueError, match="is a file: expected the name of a folder"):
+        check_can_fill(path)
+    monkeypatch.setattr(files.os, "access", lambda path, how: False)
+    with pytest.raises(ValueError, match="the file is read-only"):
+        check_can_write(path)
+
+
+@pytest.mark.parametrize("folder", ["/proc", "/sys"])
+def test_a_folder_that_takes_no_files_is_said_so(folder):
+    for check in (check_can_write, check_can_fill):
+        with pytest.raises(ValueError, match="cannot write .*; choose another place"):
+            check(f"{folder}/nothing-of-this-name")
+
+
+def test_what_a_killed_writer_left_goes_with_the_next_and_what_is_written_stays(tmp_path):
+    script = """
+import os, signal, sys
+from jaxcircuits.files import write_whole
+def write(temporary):
+    temporary.write_text("half")
+    if sys.argv[2] == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    print("written", flush=True)
+    sys.stdin.read()
+write_whole(sys.argv[1], write)
+"""
+    path = tmp_path / "result [1].txt"
+    subprocess.run([sys.executable, "-c", script, path, "killed"], check=False)
+    assert len(os.listdir(tmp_path)) == 1
+    slow = subprocess.Popen(
+        [sys.executable, "-c", script, path, "slow"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert slow.stdout.readline() == "written\n"
+    assert len(os.listdir(tmp_path)) == 1
+    write_whole(path, lambda temporary: temporary.write_text("new"))
+    assert len(os.listdir(tmp_path)) == 2 and path.read_text() == "new"
+    slow.communicate()
+    assert os.listdir(tmp_path) == [path.name] and path.read_text() == "half"
+
+
+def test_bytes_are_on_the_disk_before_the_name_is_theirs(tmp_path, monkeypatch):
+    seen = []
+    for name in ("fsync", "replace"):
+        known = getattr(os, name)
+        monkeypatch.setattr(files.os, name, lambda *given, name=name, known=known: (seen.append(name), known(*given)))
+    write_whole(tmp_path / "result.txt", lambda temporary: temporary.write_text("new"))
+    assert seen == ["fsync", "replace", "fsync"]

@@ -1,6 +1,6 @@
 """`discover` and `sweep`: ACDC."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -9,8 +9,8 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ..circuit import Circuit
+from ..discovery import ACDCResult, acdc_sweep
 from ..discovery import Progress as ACDCProgress
-from ..discovery import acdc_sweep
 from ..discovery.schedule import HEAD_ORDERS, NAME_ORDERS
 from ..files import write_whole
 from ..report import plot_pareto
@@ -21,6 +21,7 @@ from .options import (
     Loaded,
     PromptOptions,
     TaskName,
+    check_fillable,
     check_writable,
     config_of,
     err,
@@ -62,7 +63,7 @@ def discover(
     out_file: Annotated[Path | None, typer.Option("--out", help="write the circuit to this JSON file")] = None,
 ) -> None:
     """Finds a circuit with ACDC and prints it."""
-    check_writable(out_file)
+    check_writable(out=out_file, report=report)
     check_page(report)
     [circuit], loaded = _run(ctx, task, [threshold], prompts, search)
     print_circuit(circuit)
@@ -85,18 +86,22 @@ def sweep(
     out_folder: Annotated[Path | None, typer.Option("--out", help="write circuits, table and plot here")] = None,
 ) -> None:
     """Finds the circuits of several thresholds, sharing the work, and prints a table."""
+    check_writable(report=report)
     check_page(report)
-    if out_folder is not None and out_folder.exists() and not out_folder.is_dir():
-        raise ValueError(f"--out: {out_folder} is a file: expected the name of a folder")
-    circuits, loaded = _run(ctx, task, numbers_of(thresholds), prompts, search)
+    chosen = numbers_of(thresholds)
+    check_fillable(out_folder)
+
+    def keep(circuit: Circuit) -> None:
+        if out_folder is not None:
+            out_folder.mkdir(parents=True, exist_ok=True)
+            circuit.save(out_folder / file_name(circuit.run["threshold"]))
+
+    circuits, loaded = _run(ctx, task, chosen, prompts, search, keep)
     rows = [(run["threshold"], run["edges_kept"], run["metric_final"]) for run in (c.run for c in circuits)]
     out.print(f"{'threshold':>12} {'edges':>8} {prompts.metric:>16}")
     for row in rows:
         out.print(f"{row[0]:>12g} {row[1]:>8} {row[2]:>16.6g}")
     if out_folder is not None:
-        out_folder.mkdir(parents=True, exist_ok=True)
-        for circuit in circuits:
-            circuit.save(out_folder / f"circuit-{circuit.run['threshold']:g}.json")
         table = "".join(f"{t!r},{edges},{value!r}\n" for t, edges, value in rows)
         write_whole(
             out_folder / "table.csv", lambda path: path.write_text(f"threshold,edges,{prompts.metric}\n{table}")
@@ -107,10 +112,21 @@ def sweep(
         write_report(report, circuits, loaded.objective, loaded.checkpoint)
 
 
+def file_name(threshold: float) -> str:
+    """The file of a sweep's circuit: short where that says the whole number, so that no two thresholds share one."""
+    short = f"{threshold:g}"
+    return f"circuit-{short if float(short) == threshold else repr(threshold)}.json"
+
+
 def _run(
-    ctx: Context, task: str, thresholds: Sequence[float], prompts: PromptOptions, search: SearchOptions
+    ctx: Context,
+    task: str,
+    thresholds: Sequence[float],
+    prompts: PromptOptions,
+    search: SearchOptions,
+    keep: Callable[[Circuit], None] = lambda circuit: None,
 ) -> tuple[list[Circuit], Loaded]:
-    """Loads, checks, computes; one circuit a threshold, and what they are circuits of."""
+    """Loads, checks, computes; one circuit a threshold, and what they are circuits of; `keep` gets each at once."""
     options = search._asdict()
     width, within = options.pop("batch"), options.pop("within")
     start = None if within is None else Circuit.load(within)
@@ -119,10 +135,14 @@ def _run(
         if start is not None and start.graph != loaded.objective.graph:
             raise ValueError("--within: expected a circuit of this model, got one with other layers or heads")
         options |= {"width": width, "seed": prompts.seed, "within": None if start is None else start.mask}
+
+        def circuit_of(result: ACDCResult) -> Circuit:
+            return Circuit.of(result, d_model=loaded.objective.d_model, config=config_of(ctx), **loaded.run)
+
+        options["on_result"] = lambda result: keep(circuit_of(result))
         with _progress() as show:
             results = acdc_sweep(loaded.objective, thresholds, on_progress=show, **options)
-    d_model = loaded.objective.d_model
-    return [Circuit.of(result, d_model=d_model, config=config_of(ctx), **loaded.run) for result in results], loaded
+    return [circuit_of(result) for result in results], loaded
 
 
 @contextmanager

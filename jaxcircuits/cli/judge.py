@@ -23,19 +23,17 @@ from ..evaluation import (
 from ..evaluation.ablation import CHOICES
 from ..models.reset import reset_network
 from ..objective import Objective
+from ..run import extended
 from .options import (
-    Average,
     Cache,
     Config,
     Context,
     Devices,
-    DtypeName,
-    PromptOptions,
     check_writable,
     config_of,
     err,
-    load,
     out,
+    recorded,
     span_of,
     takes_groups,
     warnings_as_lines,
@@ -60,10 +58,12 @@ class JudgedOptions(NamedTuple):
     reference: Annotated[
         str | None, typer.Option(help="what absent edges carry; default: the circuit's, or resample")
     ] = None
-    dtype: DtypeName = "float32"
+    dtype: Annotated[str | None, typer.Option(help="float32 or float64; default: the circuit's")] = None
     size: Annotated[int | None, typer.Option(help="prompts; default: the circuit's")] = None
     seed: Annotated[int | None, typer.Option(help="of the prompts and of what is drawn; default: the circuit's")] = None
-    average: Average = "together"
+    average: Annotated[
+        str | None, typer.Option(help="several scored positions: together or per_prompt; default: the circuit's")
+    ] = None
     devices: Devices = 1
     cache: Cache = None
 
@@ -107,7 +107,7 @@ def evaluate_circuit(
     out_file: Out = None,
 ) -> None:
     """Judges a circuit, or scores: faithfulness, its curve, completeness, with controls beside them."""
-    check_writable(out_file)
+    check_writable(out=out_file)
     circuit = Circuit.load(file)
     asked = _Asked(circuit, options)
     parts = ablation._asdict()
@@ -123,7 +123,7 @@ def evaluate_circuit(
         method = None if reset is None else method
         seed = asked.options.seed
         record = evaluate(judged, circuit, random=random * controls, reset=reset, method=method, seed=seed)
-    record = dataclasses.replace(record, run={**record.run, **run, "config": config_of(ctx)})
+    record = dataclasses.replace(record, run=extended(record.run, {**run, "config": config_of(ctx)}))
     _print_evaluation(record)
     _save(record, out_file)
 
@@ -139,13 +139,13 @@ def test_circuit(
     out_file: Out = None,
 ) -> None:
     """Tests five hypotheses about a circuit (Shi et al., 2410.13032)."""
-    check_writable(out_file)
+    check_writable(out=out_file)
     circuit = Circuit.load(file)
     asked = _Asked(circuit, options)
     with warnings_as_lines():
         judged, run = asked.objective(width=width)
         record = hypothesis_tests(judged, circuit, seed=asked.options.seed, **tests._asdict())
-    record = dataclasses.replace(record, run={**record.run, **run, "config": config_of(ctx)})
+    record = dataclasses.replace(record, run=extended(record.run, {**run, "config": config_of(ctx)}))
     _print_tests(record)
     _save(record, out_file)
 
@@ -156,7 +156,7 @@ def compare(
     out_file: Out = None,
 ) -> None:
     """Compares two circuits: shared edges and nodes, and how alike their scores rank."""
-    check_writable(out_file)
+    check_writable(out=out_file)
     record = similarity(Circuit.load(first), Circuit.load(second))
     out.print(f"{record.edges[0]} and {record.edges[1]} edges, {record.shared} in both")
     out.print(f"Jaccard: edges {_number(record.jaccard_edges)}, nodes {_number(record.jaccard_nodes)}")
@@ -174,31 +174,14 @@ class _Asked:
     """The objective that options and a circuit's record name together; what is typed goes first."""
 
     def __init__(self, circuit: Circuit, options: JudgedOptions) -> None:
-        run = circuit.run
-        config = run.get("config")
-        typed = config if isinstance(config, dict) else {}
-        task = options.task or typed.get("task", run.get("task"))
-        model = options.model or typed.get("model", run.get("model"))
-        if not task or not model:
-            raise ValueError("the file does not say which task and model it is about: give --task and --model")
-        self.task: str = task
-        self.options = PromptOptions(
-            model,
-            metric=options.metric or run.get("metric", "logit_diff"),
-            reference=options.reference or run.get("reference", "resample"),
-            dtype=options.dtype,
-            size=options.size or run.get("prompts"),
-            seed=int(run.get("seed", 0)) if options.seed is None else options.seed,
-            average=options.average,
-            devices=options.devices,
-            cache=options.cache,
-        )
+        self.recorded = recorded(circuit.run, options)
+        self.options = self.recorded.options
 
     def objective(self, *, reset: bool = False, **ablation: Any) -> tuple[Ablated, dict[str, Any]]:
         """The objective under an ablation, on the model or on its reset network; and its record."""
         key = jax.random.key(self.options.seed)
         change = (lambda model: reset_network(model, key)) if reset else None
-        objective, run, pairs, _ = load(self.task, self.options, change)
+        objective, run, pairs, _ = self.recorded.load(change)
         return ablated(objective, pairs=pairs, **ablation), run
 
     def reset(self, **ablation: Any) -> Ablated | None:
@@ -214,7 +197,8 @@ def _method_of(circuit: Circuit) -> Callable[[Objective], Any] | None:
     """The method that found a circuit, with its hyperparameters, if its record names one."""
     run, name = circuit.run, circuit.run.get("method")
     if name == "acdc":
-        taken = {key: run[key] for key in ("order", "head_order", "groups", "absolute", "seed") if key in run}
+        taken = {key: run[key] for key in ("order", "head_order", "groups", "absolute") if key in run}
+        taken["seed"] = int(run.get("order_seed", 0))
         return lambda objective: acdc(objective, float(run["threshold"]), **taken)
     if name not in methods.METHODS:
         return None

@@ -16,10 +16,12 @@ from rich.console import Console
 from .. import checkpoints, tasks
 from ..batching import compile_clock, device_mesh, use_compilation_cache
 from ..data import PromptPairs
+from ..files import check_can_fill, check_can_write
 from ..metrics import METRICS
 from ..metrics import by_name as metric_by_name
 from ..objective import Objective
 from ..references import REFERENCES
+from ..run import SOURCE, Source
 
 if TYPE_CHECKING:
     from typer import Context
@@ -154,7 +156,47 @@ def load(task: str, prompts: PromptOptions, change: Callable[[Any], Any] | None 
     with compile_clock() as clock:
         objective = Objective(model, pairs, prompts.metric, prompts.reference, **options)
     run = {"task": named, "model": loaded.source, "seed": prompts.seed, "seconds_compiling_objective": clock.seconds}
+    run[SOURCE] = {"task": task, "model": loaded.source, "seed": prompts.seed}
     return Loaded(objective, run, pairs, loaded)
+
+
+class Recorded(NamedTuple):
+    """What a record names; `digest` of its prompts, None where others were asked for."""
+
+    task: str
+    options: PromptOptions
+    digest: str | None
+
+    def load(self, change: Callable[[Any], Any] | None = None) -> Loaded:
+        """`load` of it. Raises ValueError where the prompts come out as others than those of the record."""
+        loaded = load(self.task, self.options, change)
+        made = loaded.objective.describe()[SOURCE].get("digest")
+        if self.digest and made and self.digest != made:
+            raise ValueError(
+                f"the prompts of {self.task} (size {self.options.size}, seed {self.options.seed}) are others than the "
+                "record's: the file has changed, or they were made otherwise; give --task, --size or --seed"
+            )
+        return loaded
+
+
+def recorded(run: dict[str, Any], typed: Any = None) -> Recorded:
+    """What a record says that its objective was made of.
+
+    - `typed`: another group of options and a task; what is not None goes first.
+
+    Raises ValueError for a record that names no task or no model, unless they are typed.
+    """
+    source = Source.of(run)
+    given = {} if typed is None else {name: value for name, value in typed._asdict().items() if value is not None}
+    said = {
+        name: getattr(source, name) for name in ("task", "model", "metric", "reference", "dtype", "average", "seed")
+    }
+    said |= {"size": source.prompts}
+    values = {"metric": "logit_diff", **{name: value for name, value in said.items() if value is not None}, **given}
+    if not values.get("task") or not values.get("model"):
+        raise ValueError("the file does not say which task and model it is about: give --task and --model")
+    has_own_prompts = not given.keys() & {"task", "model", "size", "seed"}
+    return Recorded(values.pop("task"), PromptOptions(**values), source.digest if has_own_prompts else None)
 
 
 def prompts_of(task: str, loaded: checkpoints.Checkpoint, size: int | None, seed: int) -> tuple[PromptPairs, str]:
@@ -195,14 +237,29 @@ def span_of(text: str) -> tuple[int, int]:
     return int(first), int(end) if colon else int(first) + 1
 
 
-def check_writable(path: Path | None) -> None:
-    """Raises ValueError, before anything is computed, for a result file that could not be written."""
-    if path is None:
-        return
-    if path.is_dir():
-        raise ValueError(f"--out: {path} is a folder: expected the name of a file")
-    if not path.absolute().parent.is_dir():
-        raise ValueError(f"--out: the folder {path.absolute().parent} does not exist; create it first")
+def check_writable(**outputs: Path | None) -> None:
+    """Raises ValueError, before anything is computed, for result files that could not be written or are the same.
+
+    - `outputs`: the file that each option names.
+    """
+    named = {option: path for option, path in outputs.items() if path is not None}
+    for option, path in named.items():
+        try:
+            check_can_write(path)
+        except ValueError as error:
+            raise ValueError(f"--{option}: {error}") from None
+    if len({path.resolve() for path in named.values()}) < len(named):
+        options = " and ".join(f"--{option}" for option in named)
+        raise ValueError(f"{options}: expected different files, got {' and '.join(map(str, named.values()))}")
+
+
+def check_fillable(folder: Path | None) -> None:
+    """Raises ValueError, before anything is computed, for a folder of results that could not be filled."""
+    if folder is not None:
+        try:
+            check_can_fill(folder)
+        except ValueError as error:
+            raise ValueError(f"--out: {error}") from None
 
 
 @contextmanager

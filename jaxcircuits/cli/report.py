@@ -13,7 +13,8 @@ from ..files import write_whole
 from ..objective import Objective
 from ..report import plot, to_dot, to_markdown, write_page
 from ..report.page import check_judgements
-from .options import Config, Context, PromptOptions, check_writable, load, out, warnings_as_lines
+from ..run import Source
+from .options import Config, Context, check_writable, out, recorded, warnings_as_lines
 
 PICTURES = (".png", ".svg", ".pdf")
 TEXTS = {".dot": to_dot, ".md": to_markdown}
@@ -38,8 +39,7 @@ def report(
 
     Of an evaluation or tests alone, the circuit is read from the file that they judged.
     """
-    check_writable(out_file)
-    check_writable(keep)
+    check_writable(out=out_file, keep=keep)
     circuits, judgements = _read(files)
     if len(circuits) > 1 and (keep or inspection):
         raise ValueError("--keep and --inspection: expected one FILE, as an inspection is of one circuit")
@@ -71,8 +71,7 @@ def write_report(
 
 
 def check_page(path: Path | None) -> None:
-    """Raises ValueError, before anything is computed, for a report that could not be written."""
-    check_writable(path)
+    """Raises ValueError for a report that is no page."""
     if path is not None and path.suffix != ".html":
         raise ValueError(f"--report: expected a page ending in .html, got {path}")
 
@@ -101,23 +100,13 @@ def _inspect(
 def _inspect_again(circuits: Sequence[Circuit], prompts: int, effects: bool) -> list[Inspection]:
     """With the prompts and the model that the record of the run names."""
     run: dict[str, Any] = circuits[0].run
-    typed = run.get("config", {})
-    if missing := [name for name in ("task", "model", "metric", "reference") if name not in (run | typed)]:
+    source = Source.of(run)
+    if missing := [name for name in ("task", "model", "metric", "reference") if getattr(source, name) is None]:
         raise ValueError(
             f"the record names no {' and no '.join(missing)}, so the model cannot be run for the report: "
             "use --no-model or --inspection"
         )
-    values = run | {name: typed[name] for name in ("task", "model") if name in typed}
-    options = PromptOptions(
-        model=values["model"].removeprefix("bundled ").removeprefix("hub "),
-        metric=values["metric"],
-        reference=values["reference"],
-        dtype=run.get("dtype", "float32"),
-        size=typed.get("size", run.get("prompts")),
-        seed=run.get("seed", 0),
-        average=run.get("average", "together"),
-    )
-    loaded = load(values["task"], options)
+    loaded = recorded(run).load()
     return _inspect(circuits, loaded.objective, loaded.checkpoint, prompts, effects)
 
 

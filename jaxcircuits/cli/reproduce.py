@@ -16,6 +16,7 @@ from .options import (
     Context,
     DtypeName,
     Seed,
+    check_fillable,
     config_of,
     dtype_of,
     err,
@@ -48,8 +49,7 @@ def reproduce(
     """Computes a table of the ACDC paper and prints it beside the published one; goes on where it was interrupted."""
     compute = tables.by_name(table)
     folder = out_folder or Path("reproduced") / table
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--out: {folder} is a file: expected the name of a folder")
+    check_fillable(folder)
     dtype_of(dtype)
     if cache is not None:
         use_compilation_cache(cache)

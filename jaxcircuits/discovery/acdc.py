@@ -52,6 +52,7 @@ def acdc_sweep(
     within: ArrayLike | None = None,
     seed: int = 0,
     on_progress: Callable[[Progress], None] | None = None,
+    on_result: Callable[[ACDCResult], None] | None = None,
 ) -> list[ACDCResult]:
     """The circuits that ACDC keeps at several thresholds, each as it would be alone, for less than their sum.
 
@@ -70,7 +71,7 @@ def acdc_sweep(
       by node, else dense.
     - `within`: a circuit to search in, such as the best edges by some scores: the others are gone from the outset.
       Fewer trials, and another answer than that of the whole graph.
-    - `on_progress`: called after every round.
+    - `on_progress`: called after every round. `on_result`: called with each threshold's result as soon as it is known.
 
     Returns one result a threshold, in their order. Raises ValueError for a bad option, and for a metric that is NaN or
     infinite in a decision, naming its trial; warns of thresholds at 0, below it, or within float noise before the first
@@ -112,6 +113,8 @@ def acdc_sweep(
             for threshold in search.thresholds:
                 seconds = time.perf_counter() - start, clock.seconds
                 results[threshold] = search.result(threshold, metric_full, noise, seconds, options)
+                if on_result is not None:
+                    on_result(results[threshold])
     for result in results.values():
         _warn_of_noise(result)
     return [results[threshold] for threshold in thresholds]
