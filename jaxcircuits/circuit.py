@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from . import layout as layouts
 from . import notebook
 from .files import plain, write_json
-from .graph import Graph, UnitGraph
+from .graph import Graph
 from .scores import Scores
 from .types import EdgeBools, EdgeScores
 
@@ -120,13 +121,10 @@ class Circuit:
     def save(self, path: str | os.PathLike) -> None:
         """Writes the circuit as JSON, whole or not at all."""
         graph = self.graph
-        cfg = _cfg(graph)
-        if _graph(cfg, graph.senders) != graph:
-            raise ValueError("the circuit format holds graphs of units, and of transformers with ungrouped heads only")
         kept = set(self.nodes) | {*graph.embeddings, "logits"}
         value = {
             "format": FORMAT,
-            "cfg": {**cfg, "d_model": self.d_model},
+            "cfg": {**_cfg(graph), "d_model": self.d_model},
             "nodes": {name: {"in_graph": name in kept} for name in graph.nodes},
             "edges": {
                 graph.edge_name(s, r): {"score": float(self.scores[s, r]), "in_graph": bool(self.mask[s, r])}
@@ -173,19 +171,27 @@ class Circuit:
 
 
 def _cfg(graph: Graph) -> dict[str, Any]:
-    """A graph as a file states it: in the public format's words, and ours for what these cannot say."""
-    cfg: dict[str, Any] = {"n_layers": graph.num_layers, "n_heads": graph.num_heads, "parallel_attn_mlp": False}
-    if isinstance(graph, UnitGraph):
-        return {**cfg, "units": [list(layer) for layer in graph.units]}
-    if not all(graph.has_mlp):
-        cfg["mlps"] = list(graph.has_mlp)
+    """A graph as a file states it: in the public format's words where these say it all, else with its layout."""
+    layout, layers = graph.layout, range(graph.num_layers)
+    kinds = [(sender.layer, sender.kind) for sender in graph.sender_table]
+    cfg = {"n_layers": len(layers), "n_heads": kinds.count((0, "head")), "parallel_attn_mlp": False}
+    if layout.neighbours_only:
+        names = [sender.name for sender in graph.sender_table]
+        units = [[name for name, (at, _) in zip(names, kinds, strict=True) if at == layer] for layer in (-1, *layers)]
+        return {**cfg, "n_heads": 1, "units": units}
+    if not all(has_mlp := [(layer, "mlp") in kinds for layer in layers]):
+        cfg["mlps"] = has_mlp
     if graph.embeddings != ("input",):
         cfg["embeddings"] = list(graph.embeddings)
-    return cfg
+    if cfg["n_heads"] and _graph(cfg, graph.senders) == graph:
+        return cfg
+    return {**cfg, "layout": layouts.to_json(layout)}
 
 
 def _graph(cfg: dict[str, Any], senders: Collection[str]) -> Graph:
     """The graph that a file states; which layers have MLPs, if it does not say so, is what its `senders` tell."""
+    if "layout" in cfg:
+        return Graph(layouts.from_json(cfg["layout"]))
     layers, heads = cfg.get("n_layers"), cfg.get("n_heads")
     if type(layers) is not int or type(heads) is not int or layers < 1 or heads < 1:
         raise ValueError(f"cfg: expected whole numbers n_layers, n_heads above 0, got {[layers, heads]}")
@@ -194,14 +200,14 @@ def _graph(cfg: dict[str, Any], senders: Collection[str]) -> Graph:
     if "units" in cfg:
         if not isinstance(cfg["units"], list) or not all(map(_are_names, cfg["units"])):
             raise ValueError("cfg: units: expected a list of layers, each a list of the names of units")
-        return UnitGraph(tuple(map(tuple, cfg["units"])))
+        return Graph(layouts.of_units(tuple(map(tuple, cfg["units"]))))
     mlps = cfg.get("mlps") or [f"m{layer}" in senders for layer in range(layers)]
     if not isinstance(mlps, list) or not all(type(has_mlp) is bool for has_mlp in mlps):
         raise ValueError("cfg: mlps: expected a list of true and false, one a layer")
     embeddings = cfg.get("embeddings", ["input"])
     if not _are_names(embeddings):
         raise ValueError("cfg: embeddings: expected a list of the names of senders")
-    return Graph(layers, heads, mlps=tuple(mlps), embeddings=tuple(embeddings))
+    return Graph.transformer(layers, heads, mlps=tuple(mlps), embeddings=tuple(embeddings))
 
 
 def _are_names(value: Any) -> bool:

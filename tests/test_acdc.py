@@ -288,7 +288,7 @@ def test_margins_within_float_noise_are_reported():
 @pytest.mark.parametrize("order", NAME_ORDERS)
 @pytest.mark.parametrize("head_order", HEAD_ORDERS)
 def test_every_order_tries_every_edge_and_group_once(order, head_order):
-    graph = jc.Graph(2, 3)
+    graph = jc.Graph.transformer(2, 3)
     steps = all_steps(graph, order=order, head_order=head_order, seed=3)
     singles = [step.name for step in steps if not step.is_group]
     assert sorted(singles) == sorted(graph.names_of(graph.valid))
@@ -296,7 +296,7 @@ def test_every_order_tries_every_edge_and_group_once(order, head_order):
 
 
 def test_orders_are_those_of_the_senders_inside_a_receiver():
-    graph = jc.Graph(2, 2)
+    graph = jc.Graph.transformer(2, 2)
 
     def into_logits(**options):
         return [step.name.split("->")[0] for step in all_steps(graph, **options)[: len(graph.senders)]]

@@ -11,10 +11,10 @@ from conftest import random_mask
 import jaxcircuits as jc
 
 GRAPHS = {
-    "gpt2": jc.Graph(2, 2),
-    "attention-only": jc.Graph(2, 3, mlps=False),
-    "one-mlp": jc.Graph(3, 1, mlps=(False, True, False)),
-    "compiled": jc.Graph(1, 1, embeddings=("tok", "pos")),
+    "gpt2": jc.Graph.transformer(2, 2),
+    "attention-only": jc.Graph.transformer(2, 3, mlps=False),
+    "one-mlp": jc.Graph.transformer(3, 1, mlps=(False, True, False)),
+    "compiled": jc.Graph.transformer(1, 1, embeddings=("tok", "pos")),
     "units": jc.gate("adder").graph,
 }
 
@@ -26,7 +26,7 @@ def random_circuit(graph, seed=0, **run):
 
 def eap_ig_json():
     """As EAP-IG's `Graph.to_json` writes it: no format, no run, scores in single precision as Python floats."""
-    graph = jc.Graph(1, 2)
+    graph = jc.Graph.transformer(1, 2)
     kept = {"input->a0.h1<v>", "a0.h1->logits", "input->m0", "m0->logits"}
     names = [graph.edge_name(*edge) for edge in graph.edges]
     return {
@@ -88,7 +88,7 @@ def test_a_circuit_of_eap_ig_is_read(tmp_path):
     path = tmp_path / "theirs.json"
     path.write_text(json.dumps(eap_ig_json()))
     circuit = jc.Circuit.load(path)
-    assert (circuit.graph, circuit.run, circuit.d_model) == (jc.Graph(1, 2), {}, 16)
+    assert (circuit.graph, circuit.run, circuit.d_model) == (jc.Graph.transformer(1, 2), {}, 16)
     assert set(circuit.edges) == {"input->a0.h1<v>", "a0.h1->logits", "input->m0", "m0->logits"}
     assert circuit.nodes == ("input", "a0.h1", "m0", "logits")
     np.testing.assert_array_equal(circuit.scores[circuit.graph.valid], 0.5 * np.arange(circuit.graph.num_edges))
@@ -173,7 +173,7 @@ def test_scores_that_are_no_numbers_and_wrong_shapes_are_refused():
 
 def test_a_graph_that_the_format_cannot_hold_is_refused(tmp_path):
     with pytest.raises(ValueError, match="transformers with ungrouped heads only"):
-        random_circuit(jc.Graph(1, 2, num_kv_heads=1)).save(tmp_path / "circuit.json")
+        random_circuit(jc.Graph.transformer(1, 2, groups=1)).save(tmp_path / "circuit.json")
 
 
 def test_a_failed_save_leaves_the_old_file(tmp_path):
@@ -186,7 +186,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path):
 
 
 def some_scores(seed=0, graph=None, ties=False):
-    graph = graph or jc.Graph(2, 2)
+    graph = graph or jc.Graph.transformer(2, 2)
     values = np.random.default_rng(seed).normal(size=graph.shape)
     return jc.Scores(graph, np.round(values) if ties else values, True, "made up", {"metric": "kl"})
 

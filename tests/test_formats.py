@@ -86,7 +86,7 @@ def test_a_transformer_lens_folder_gives_its_logits(form, tmp_path):
     config = CONFIG | FORMS[form]
     state = tensors(config)
     loaded = jc.load(write(tmp_path / "model", config, state))
-    assert loaded.graph == jc.Graph(2, 2, mlps=False)
+    assert loaded.graph == jc.Graph.transformer(2, 2, mlps=False)
     ours = eqx.filter_jit(loaded.model)(jnp.asarray(TOKENS))
     theirs = forward(config, state, TOKENS)
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-6 * max(10, np.abs(theirs).max()))

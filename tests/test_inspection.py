@@ -80,7 +80,7 @@ def test_what_is_refused(inspected, tmp_path):
     objective, circuit, inspection = inspected
     with pytest.raises(ValueError, match="at least 1"):
         jc.inspect_circuit(objective, circuit, prompts=0)
-    other = jc.Graph(3, 2)
+    other = jc.Graph.transformer(3, 2)
     with pytest.raises(ValueError, match="graph"):
         jc.inspect_circuit(objective, jc.Circuit(other, other.valid, np.zeros(other.shape), {}))
     with pytest.raises(ValueError, match="effects: expected shape"):

@@ -8,7 +8,7 @@ from conftest import random_mask
 
 import jaxcircuits as jc
 
-GRAPH = jc.Graph(3, 4)
+GRAPH = jc.Graph.transformer(3, 4)
 
 
 def scored(seed=0, mask=None):

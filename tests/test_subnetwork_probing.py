@@ -66,7 +66,7 @@ def test_it_resumes(objective, tmp_path):
 
 def test_the_penalty_is_the_mean_over_tensors_of_their_means():
     """As a transcription: q, k and v of a layer are vectors over heads, an MLP is a number of its own."""
-    graph = jc.Graph(2, 3)
+    graph = jc.Graph.transformer(2, 3)
     kept = np.random.default_rng(0).random(len(graph.receivers) - 1)
     tensors = [part for layer in kept.reshape(2, 10) for part in np.split(layer, [3, 6, 9])]
     np.testing.assert_allclose(np.sum(_tensor_shares(graph) * kept), np.mean([part.mean() for part in tensors]))

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from ..graph import Graph
 
-GPT2_SMALL = Graph(12, 12)
+GPT2_SMALL = Graph.transformer(12, 12)
 
 
 def heads(numbers: str) -> tuple[str, ...]:

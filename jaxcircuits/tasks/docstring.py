@@ -70,7 +70,7 @@ def _prompt(method: str, arguments: Sequence[str], listed: Sequence[str], words:
     return "\n".join(["", f"def {method}(self, {', '.join(arguments)}):", summary, "", *lines, "    :param"])
 
 
-ATTN_ONLY_4L = Graph(4, 8, mlps=False)
+ATTN_ONLY_4L = Graph.transformer(4, 8, mlps=False)
 
 
 def circuit(graph: Graph) -> tuple[str, ...]:
