@@ -25,7 +25,7 @@ KINDS = {EMBEDDING: "embeddings", "head": "heads", "mlp": "MLPs", "unit": "units
 
 
 class Sender(NamedTuple):
-    """A node's output: the `index`-th of its `kind` in its layer (-1: before the first), written before moment `written`.
+    """A node's output: the `index`-th of its `kind` in its layer (-1: before the first), there from moment `written` on.
 
     `block` counts the layout's groups of equal nodes, in all layers: nodes of one block are computed alike.
     """
@@ -266,6 +266,10 @@ class Graph:
         return self._relation("owners")
 
     @cached_property
+    def _num_inputs(self) -> np.ndarray:
+        return self._inputs.sum(1)
+
+    @cached_property
     def _reads_through(self) -> np.ndarray:
         """The receivers that what each node writes depends on."""
         return self._relation("readers")
@@ -281,8 +285,8 @@ class Graph:
 
     def input_kind(self, receiver: int) -> str:
         """Through which of its node's inputs a column reads: "q", "k", "v"; "" where the node has one alone."""
-        rows = self._inputs[[self.nodes.index(name) for name in self.owners(receiver)]]
-        return self.receiver_table[receiver].port if (rows.sum(1) > 1).any() else ""
+        own = self.receiver_table[receiver]
+        return own.port if (self._num_inputs[list(own.owners)] > 1).any() else ""
 
     def readers(self, receiver: int) -> np.ndarray:
         """Rows of the senders whose node reads through this column; none for `logits`."""

@@ -65,18 +65,22 @@ def test_an_edge_exists_exactly_where_the_sender_is_computed_first(sizes):
 
 
 def test_equal_and_hashable_by_value():
-    assert jc.Graph.transformer(2, 2) == jc.Graph.transformer(2, 2, mlps=(True, True)) and hash(jc.Graph.transformer(2, 2)) == hash(jc.Graph.transformer(2, 2))
+    assert jc.Graph.transformer(2, 2) == jc.Graph.transformer(2, 2, mlps=(True, True)) and hash(
+        jc.Graph.transformer(2, 2)
+    ) == hash(jc.Graph.transformer(2, 2))
     assert jc.Graph.transformer(2, 2) != jc.Graph.transformer(2, 2, mlps=False)
 
 
 def test_grouped_keys_and_values():
     graph = jc.Graph.transformer(1, 4, groups=2)
     assert graph.receivers[:8] == tuple(
-        f"a0.h{head}<{kind}>" for kind, heads in (("q", 4), ("k", 2), ("v", 2)) for head in range(heads)
+        f"a0.{name}{index}<{kind}>"
+        for kind, name, count in (("q", "h", 4), ("k", "g", 2), ("v", "g", 2))
+        for index in range(count)
     )
     third = graph.senders.index("a0.h2")
-    assert third in graph.readers(graph.receiver_index("a0.h1<k>"))
-    assert third not in graph.readers(graph.receiver_index("a0.h0<k>"))
+    assert third in graph.readers(graph.receiver_index("a0.g1<k>"))
+    assert third not in graph.readers(graph.receiver_index("a0.g0<k>"))
 
 
 def test_two_embedding_senders():

@@ -224,7 +224,9 @@ def node_values(model: Any, reference: SenderValues) -> NodeValues:
             x = plus_constant(model, x + rows[number].sum(0), layer, number)
         return x, tuple(values)
 
-    return tuple(over_layers(layout, step, reference[:first].sum(0), split(layout, reference[first:], "num_senders"))[1])
+    return tuple(
+        over_layers(layout, step, reference[:first].sum(0), split(layout, reference[first:], "num_senders"))[1]
+    )
 
 
 def patterns(model: Any, tokens: Tokens) -> Float[Array, "layer head position position"]:

@@ -15,7 +15,7 @@ RECORDED = ("task", "model", "method", "metric", "reference", "threshold", "prom
 
 
 def kept_edges(circuit: Circuit) -> list[tuple[str, str, str, float]]:
-    """(sender, reading node, "q", "k", "v" or "", score) of every edge, in edge order; into each node that shares it."""
+    """(sender, reading node, "q", "k", "v" or "", score) of every edge, in edge order; one for each node that reads."""
     graph = circuit.graph
     return [
         (graph.senders[sender], node, graph.input_kind(receiver), float(circuit.scores[sender, receiver]))
