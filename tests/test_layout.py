@@ -12,10 +12,11 @@ import jaxcircuits
 
 PACKAGE = Path(jaxcircuits.__file__).parent
 
-BASE = {"types", "files"}
+BASE = {"types", "files", "finite"}
 MAY_IMPORT = {
     "types": set(),
     "files": set(),
+    "finite": set(),
     "graph": BASE | {"notebook"},
     "notebook": BASE | {"graph"},
     "data": BASE,
@@ -24,8 +25,12 @@ MAY_IMPORT = {
     "tasks": BASE | {"data", "graph"},
     "models": BASE | {"graph"},
     "tensors": BASE,
+    "gguf_file": BASE | {"tensors"},
+    "gguf_names": BASE | {"gguf_file", "tensors"},
+    "gguf_tokenizer": BASE,
+    "tokenizer": BASE | {"formats", "gguf_file", "gguf_names", "gguf_tokenizer"},
     "formats": BASE | {"models"},
-    "checkpoints": BASE | {"graph", "models", "formats", "tensors"},
+    "checkpoints": BASE | {"graph", "models", "formats", "tensors", "gguf_names", "tokenizer"},
     "references": BASE | {"data", "batching"},
     "labels": BASE | {"data", "metrics", "batching"},
     "gradients": BASE | {"models"},
