@@ -1,6 +1,9 @@
 """Checkpoints in every format that is read, what comes back, and what is refused by file and tensor."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import equinox as eqx
 import flax.serialization
@@ -380,3 +383,31 @@ def test_a_model_of_the_hub_is_downloaded_without_pickles(monkeypatch, saved):
     with pytest.raises(ValueError, match="neither safetensors nor flax weights; convert its pickle once"):
         jc.load("someone/model")
     assert not any(pattern.endswith((".bin", ".pt")) for call in calls for pattern in call[2])
+
+
+# --- memory ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_loading_takes_little_more_memory_than_the_weights(tmp_path):
+    """200 MB in bfloat16, computed in float32: the process' highest resident size, less what it was before."""
+    if not Path("/proc/self/status").exists():
+        pytest.skip("the system does not say how much memory a process had")
+    script = """
+import pathlib, re, sys
+import jax, jaxcircuits as jc
+
+def size(name):
+    return 1024 * int(re.search(name + r":\\s*(\\d+) kB", pathlib.Path("/proc/self/status").read_text())[1])
+
+jc.load("tiny-gpt2")
+before = size("VmRSS")
+model = jc.load(sys.argv[1]).model
+weights = sum(leaf.nbytes for leaf in jax.tree.leaves(model))
+assert weights > 400e6 and model.dtype == "float32"
+print((size("VmHWM") - before) / weights)
+"""
+    config = jc.GPT2Config(20000, 1024, 768, 12, 12)
+    jc.save(jc.GPT2.random(config, jax.random.key(0), jnp.bfloat16), tmp_path / "model")
+    run = subprocess.run([sys.executable, "-c", script, tmp_path / "model"], capture_output=True, text=True, check=True)
+    assert float(run.stdout) < 1.3
