@@ -25,7 +25,7 @@ KINDS = {EMBEDDING: "embeddings", "head": "heads", "mlp": "MLPs", "unit": "units
 
 
 class Sender(NamedTuple):
-    """A node's output: the `index`-th of its `kind` in its layer (-1: before the first), there from moment `written` on.
+    """A node's output: the `index`-th of its `kind` in its layer (-1: before the first), there from `written` on.
 
     `block` counts the layout's groups of equal nodes, in all layers: nodes of one block are computed alike.
     """

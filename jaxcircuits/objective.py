@@ -249,18 +249,6 @@ class Objective(eqx.Module):
             },
         }
 
-    def require(self, method: str, *parts: str, remedy: str) -> None:
-        """Raises ValueError if the model lacks some of what `jaxcircuits.models` lists; it names the method.
-
-        - `remedy`: what to do instead.
-        """
-        missing = [part for part in parts if not hasattr(self.model, part)]
-        if missing:
-            raise ValueError(
-                f"{method}: expected a model with `{missing[0]}` (see jaxcircuits.models), got "
-                f"{type(self.model).__name__}, which has none; {remedy}"
-            )
-
     def _check_finite(self) -> None:
         """Raises ValueError for NaN or infinity, naming the weight, else where in the runs it arises first."""
         weights, clean, reference, metric = _finite_parts(self)

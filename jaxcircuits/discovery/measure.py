@@ -13,9 +13,6 @@ from ..nodes import NodeObjective
 from ..objective import Objective
 from ..scores import Positions, Scores, Span, positions_inside, spans_within
 
-NODES_ONLY = "choose a method of edges (exact, mask-ig, acdc)"
-"""What to do where a model cannot be run with a mask over its nodes."""
-
 
 def scored(
     objective: Objective | NodeObjective,
