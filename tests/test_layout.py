@@ -46,7 +46,7 @@ MAY_IMPORT = {
     "discovery": BASE | {"graph", "scores", "objective", "references", "nodes", "metrics", "batching", "live"},
     "circuit": BASE | {"graph", "scores", "notebook"},
     "interchange": BASE | {"graph", "scores", "circuit"},
-    "evaluation": BASE | {"graph", "scores", "objective", "batching", "circuit", "sparse"},
+    "evaluation": BASE | {"graph", "scores", "objective", "references", "batching", "circuit", "sparse"},
     "report": BASE | {"graph", "scores", "circuit", "evaluation"},
 }
 EVERYTHING = {"cli", "reproduce", "__init__"}
