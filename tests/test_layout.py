@@ -19,10 +19,11 @@ MAY_IMPORT = {
     "finite": set(),
     "graph": BASE | {"notebook"},
     "notebook": BASE | {"graph"},
-    "data": BASE,
+    "framing": BASE,
+    "data": BASE | {"framing"},
     "batching": BASE,
     "metrics": BASE | {"data"},
-    "tasks": BASE | {"data", "graph"},
+    "tasks": BASE | {"data", "graph", "framing"},
     "models": BASE | {"graph"},
     "tensors": BASE,
     "gguf_file": BASE | {"tensors"},
@@ -45,7 +46,7 @@ MAY_IMPORT = {
     "discovery": BASE | {"graph", "scores", "objective", "references", "nodes", "metrics", "batching", "live"},
     "circuit": BASE | {"graph", "scores", "notebook"},
     "interchange": BASE | {"graph", "scores", "circuit"},
-    "evaluation": BASE | {"graph", "scores", "objective", "batching", "circuit", "sparse"},
+    "evaluation": BASE | {"graph", "scores", "objective", "references", "batching", "circuit", "sparse"},
     "report": BASE | {"graph", "scores", "circuit", "evaluation"},
 }
 EVERYTHING = {"cli", "reproduce", "__init__"}

@@ -72,6 +72,14 @@ def test_the_penalty_is_the_mean_over_tensors_of_their_means():
     np.testing.assert_allclose(np.sum(_tensor_shares(graph) * kept), np.mean([part.mean() for part in tensors]))
 
 
+def test_a_run_has_that_penalty(x64):
+    """Not one over all nodes: the two MLPs weigh as much as the two heads of a layer's queries together."""
+    objective = jc.Objective(micro_model("gpt2", dtype=jnp.float64), micro_pairs(), "kl")
+    result = jc.subnetwork_probing(objective, 1.0, steps=1)
+    weights = [1 / 8 if name.startswith("m") else 1 / 16 for name in objective.graph.receivers[:-1]]
+    np.testing.assert_allclose(result.state.learner.weights, weights)
+
+
 def test_saturated_masks_give_f_at_the_rounded_mask(x64):
     nodes = jc.NodeObjective(jc.Objective(micro_model("gpt2", dtype=jnp.float64), micro_pairs(), "nll"), "edges")
     kept = np.random.default_rng(1).random(len(nodes.names)) < 0.5

@@ -66,6 +66,8 @@ class JudgedOptions(NamedTuple):
     average: Average = "together"
     devices: Devices = 1
     cache: Cache = None
+    bos: Annotated[bool | None, typer.Option("--bos/--no-bos", help="begin with BOS; default: the circuit's")] = None
+    template: Annotated[str | None, typer.Option(help="of a chat; default: the circuit's")] = None
 
 
 def _choice(part: str) -> Any:
@@ -192,6 +194,8 @@ class _Asked:
             average=options.average,
             devices=options.devices,
             cache=options.cache,
+            bos=run.get("bos") if options.bos is None else options.bos,
+            template=run.get("template") if options.template is None else options.template,
         )
 
     def objective(self, *, reset: bool = False, **ablation: Any) -> tuple[Ablated, dict[str, Any]]:

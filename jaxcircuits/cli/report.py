@@ -116,6 +116,8 @@ def _inspect_again(circuits: Sequence[Circuit], prompts: int, effects: bool) -> 
         size=typed.get("size", run.get("prompts")),
         seed=run.get("seed", 0),
         average=run.get("average", "together"),
+        bos=run.get("bos"),
+        template=run.get("template"),
     )
     loaded = load(values["task"], options)
     return _inspect(circuits, loaded.objective, loaded.checkpoint, prompts, effects)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
+import equinox as eqx
 import numpy as np
 from jaxtyping import Bool, Float
 
@@ -15,6 +16,7 @@ from ..circuit import Circuit
 from ..finite import check_finite
 from ..graph import Graph
 from ..objective import Objective
+from ..references import sender_values
 from ..scores import Positions, Span, positions_inside, spans_within
 from ..sparse import SparseEvaluator
 
@@ -158,6 +160,14 @@ class Ablated:
     def baselines(self) -> Float[np.ndarray, "2 batch"]:
         """The losses of no circuit and of the whole model, where the ablation replaces what it may and nothing."""
         return self.losses_of(np.stack([np.zeros_like(self.graph.valid), self.graph.valid]))
+
+    def rounding(self) -> Float[np.ndarray, " batch"]:
+        """How far rounding alone moves each prompt's loss: no circuit, where absent edges carry what is running."""
+        objective = self.objective
+        same = sender_values(objective.model, objective.clean, objective.microbatch)
+        replaced = eqx.tree_at(lambda o: o.reference, objective, same)
+        empty, full = dataclasses.replace(self, objective=replaced).baselines()
+        return np.maximum(np.abs(empty - full), np.finfo(np.dtype(objective.model.dtype)).eps * np.abs(full))
 
     def describe(self) -> dict[str, Any]:
         """What determines the losses, for the record of a result."""
