@@ -278,17 +278,17 @@ class Graph:
         """Columns through which a node reads: q, k and v of a head, one of an MLP or `logits`, none of `input`."""
         return np.flatnonzero(self._inputs[self.nodes.index(node)])
 
-    def owners(self, receiver: int) -> tuple[str, ...]:
+    def owners(self, receiver: int | np.integer) -> tuple[str, ...]:
         """Names of the nodes that this column is an input of."""
         owners = self.receiver_table[receiver].owners
         return tuple(self.senders[row] for row in owners) if owners else ("logits",)
 
-    def input_kind(self, receiver: int) -> str:
+    def input_kind(self, receiver: int | np.integer) -> str:
         """Through which of its node's inputs a column reads: "q", "k", "v"; "" where the node has one alone."""
         own = self.receiver_table[receiver]
         return own.port if (self._num_inputs[list(own.owners)] > 1).any() else ""
 
-    def readers(self, receiver: int) -> np.ndarray:
+    def readers(self, receiver: int | np.integer) -> np.ndarray:
         """Rows of the senders whose node reads through this column; none for `logits`."""
         return np.array(self.receiver_table[receiver].readers, int)
 

@@ -9,6 +9,7 @@ import pytest
 from conftest import random_mask
 
 import jaxcircuits as jc
+from jaxcircuits import layout
 
 GRAPHS = {
     "gpt2": jc.Graph.transformer(2, 2),
@@ -171,9 +172,45 @@ def test_scores_that_are_no_numbers_and_wrong_shapes_are_refused():
         jc.Circuit(graph, mask[1:], scores[1:], {})
 
 
-def test_a_graph_that_the_format_cannot_hold_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="transformers with ungrouped heads only"):
-        random_circuit(jc.Graph.transformer(1, 2, groups=1)).save(tmp_path / "circuit.json")
+LAYOUTS = {
+    "grouped": layout.transformer(2, 4, 2),
+    "parallel": layout.Layout(("input",), (layout.Stack(2, (layout.parallel(layout.heads(2), layout.mlp()),)),)),
+    "joint": layout.Layout(("input",), (layout.Stack(2, (layout.heads(2, 1, is_joint=True), layout.mlp())),)),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_file_holds_any_layout(name, tmp_path):
+    circuit = random_circuit(jc.Graph(LAYOUTS[name]))
+    circuit.save(tmp_path / "circuit.json")
+    again = jc.Circuit.load(tmp_path / "circuit.json")
+    assert again.graph == circuit.graph and again.graph.valid.shape == circuit.mask.shape
+    assert (again.mask == circuit.mask).all() and (again.scores == circuit.scores).all()
+
+
+@pytest.mark.parametrize(
+    "path, value, said",
+    [
+        (("stacks", 0, "layers"), 2147483648, "count from 1 to"),
+        (("stacks", 0, "layers"), 100000, "at most .* senders and receivers"),
+        (("stacks", 0, "moments", 0, "ports", 0, "names"), "{layer.__class__}", "pattern with"),
+        (("stacks", 0, "moments", 0, "nodes", 0, "inputs", 0, 1), [0, 9, 0, 0], "one receiver of a port for each node"),
+        (("embeddings",), "input", "a list of names"),
+        (("stacks",), None, "expected embeddings and stacks"),
+    ],
+)
+def test_a_layout_that_is_none_is_refused(path, value, said, tmp_path):
+    file = tmp_path / "circuit.json"
+    random_circuit(jc.Graph(LAYOUTS["grouped"])).save(file)
+    record = json.loads(file.read_text())
+    *way, last = path
+    part = record["cfg"]["layout"]
+    for key in way:
+        part = part[key]
+    part[last] = value
+    file.write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=f"circuit.json: layout: .*{said}"):
+        jc.Circuit.load(file)
 
 
 def test_a_failed_save_leaves_the_old_file(tmp_path):

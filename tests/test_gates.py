@@ -32,7 +32,7 @@ def one_input(name, token, reference="zero"):
 @pytest.mark.parametrize("name", TRUTH)
 def test_truth_tables(name):
     model = jc.gate(name)
-    inputs = len(model.graph.units[0])
+    inputs = len(model.units[0])
     for token in range(model.vocab_size):
         digits = [token >> place & 1 for place in range(inputs)]
         np.testing.assert_array_equal(model(jnp.array([token]))[0], np.float32(TRUTH[name](*digits)))

@@ -120,8 +120,8 @@ def split(layout: Layout, x: Array, of: str) -> list[tuple[Array, ...]]:
     return parts
 
 
-def joined(parts: Sequence[Float[Array, "layer own position width"]]) -> Float[Array, "_ position width"]:
-    """What each stack's scan gave of its layers, as rows in graph order."""
+def joined(parts: Sequence[Array]) -> Float[Array, "_ position width"]:
+    """What each stack's scan gave of its layers, [layer, own, position, width], as rows in graph order."""
     return jnp.concatenate([part.reshape(-1, *part.shape[2:]) for part in parts])
 
 
