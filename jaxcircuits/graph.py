@@ -20,7 +20,7 @@ from .types import EdgeBools
 EMBEDDING = "embedding"
 """The kind of the senders before the first layer."""
 
-KINDS = {EMBEDDING: "embeddings", "head": "heads", "mlp": "MLPs", "unit": "units"}
+KINDS = {EMBEDDING: "inputs", "head": "heads", "mlp": "MLPs", "unit": "units"}
 """What people call nodes of a kind."""
 
 

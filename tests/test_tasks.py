@@ -137,7 +137,7 @@ def test_internal_edges_are_inputs_that_are_fed_of_heads_that_send():
 
 @pytest.mark.parametrize("task", COUNTS)
 def test_a_known_circuit_is_of_one_model(task):
-    with pytest.raises(ValueError, match="known for .*12 layers.* got a graph with 2 layers"):
+    with pytest.raises(ValueError, match="known for .* layers.* got a graph with 2 layers"):
         jc.tasks.TASKS[task].circuit(jc.Graph.transformer(2, 4))
 
 

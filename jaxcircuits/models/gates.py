@@ -109,7 +109,7 @@ class Gates(AbstractModel):
         """What the inputs write: the binary digits of the token."""
         count = len(self.units[0])
         bits = jnp.right_shift(tokens[None], jnp.arange(count, dtype=tokens.dtype)[:, None]) & 1
-        return bits.astype(self.dtype)[..., None] * self.weights[:count, None]
+        return bits.astype(self.dtype)[..., None] * self._written[:count, None]
 
     def read(
         self, port: str, layer: Int[Array, ""], index: Int[Array, ""], x: Float[Array, "at width"], at: Array
@@ -122,7 +122,7 @@ class Gates(AbstractModel):
         self, kind: str, layer: Int[Array, ""], index: Int[Array, ""], ys: tuple[Array, ...], at: Array
     ) -> Float[Array, "at width"]:
         """The unit's value, along the directions of those that read it."""
-        return ys[0][:, None] * self.weights[len(self.units[0]) + self._first(layer) + index][None]
+        return ys[0][:, None] * self._written[len(self.units[0]) + self._first(layer) + index][None]
 
     def constant(self, layer: Int[Array, ""], moment: int) -> None:
         """Nothing."""
@@ -133,6 +133,13 @@ class Gates(AbstractModel):
         """The outputs in what `logits` reads: all, or those in `columns`."""
         outputs = residual[..., -len(self.units[-1]) :]
         return outputs if columns is None else outputs[..., columns]
+
+    @property
+    def _written(self) -> Float[Array, "sender width"]:
+        """The weights of connections alone: a unit is read by those of the next layer, the last ones as outputs."""
+        graph, last = self.graph, len(self.units[-1])
+        ends = np.eye(len(graph.senders), dtype=bool)[:, -last:]
+        return jnp.where(jnp.asarray(np.hstack([graph.valid[:, :-1], ends])), self.weights, 0)
 
     def _first(self, layer: Int[Array, ""]) -> Int[Array, ""]:
         """The number of a layer's first unit."""
