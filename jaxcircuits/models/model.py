@@ -101,8 +101,11 @@ class AbstractModel(eqx.Module):
 
     def pattern(
         self, layer: Index, index: Index, ys: tuple[Float[Array, "position ..."], ...]
-    ) -> Float[Array, "position position"]:
-        """How much each position reads of each earlier one, in one head whose receivers computed `ys`."""
+    ) -> Float[Array, "*node position position"]:
+        """How much each position reads of each earlier one, in one head whose receivers computed `ys`.
+
+        Of joint heads `ys` and patterns have a leading axis, as in `write`.
+        """
         raise ValueError(f"{type(self).__name__} has no attention patterns")
 
     # --- what follows from it ------------------------------------------------------------------

@@ -224,7 +224,9 @@ def node_values(model: Any, reference: SenderValues) -> NodeValues:
             x = plus_constant(model, x + rows[number].sum(0), layer, number)
         return x, tuple(values)
 
-    return tuple(over_layers(layout, step, reference[:first].sum(0), split(layout, reference[first:], "num_senders"))[1])
+    return tuple(
+        over_layers(layout, step, reference[:first].sum(0), split(layout, reference[first:], "num_senders"))[1]
+    )
 
 
 def patterns(model: Any, tokens: Tokens) -> Float[Array, "layer head position position"]:
@@ -238,7 +240,8 @@ def patterns(model: Any, tokens: Tokens) -> Float[Array, "layer head position po
                 if nodes.kind == "head":
                     own = [ys[port][np.array(index)] for port, index in nodes.inputs]
                     run = lambda index, *ys: model.pattern(layer, index, ys)  # noqa: E731
-                    found.append(jax.vmap(run)(_numbers(nodes.count), *own))
+                    run = run if nodes.is_joint else jax.vmap(run)
+                    found.append(run(_numbers(nodes.count), *own))
             rows = written(model, moment, layer, ys, positions_of(x))
             x = plus_constant(model, x + rows.sum(0), layer, number)
         return x, jnp.concatenate(found)
