@@ -59,7 +59,7 @@ class Rotation(NamedTuple):
         self, layer: Int[Array, ""], x: Float[Array, "at key"], at: Int[Array, " at"]
     ) -> Float[Array, "at key"]:
         """Queries or keys at the positions `at`; entries beyond the pairs stay as they are."""
-        wide = jnp.promote_types(x.dtype, jnp.float32)  # the 8 bits of bfloat16 count no positions
+        wide = np.promote_types(x.dtype, np.float32)  # the 8 bits of bfloat16 count no positions
         frequencies, scales = (jnp.asarray(values, wide) for values in self)
         angles = at[:, None].astype(wide) * frequencies[layer][None]
         cos, sin = ((scales[layer] * turn(angles)).astype(x.dtype) for turn in (jnp.cos, jnp.sin))
