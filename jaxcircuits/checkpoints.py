@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import logging
 import os
 import shutil
 import tempfile
@@ -17,10 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import DTypeLike
 
-from .formats import CONVERSION_OF_MODEL, CONVERSION_OF_STATE, Format, config_json, gpt2_table, read_format
+from .formats import CONVERSION_OF_MODEL, CONVERSION_OF_STATE, Format, config_json, format_of, gpt2_table, read_format
+from .gguf_names import GGUFTensors, is_gguf
 from .graph import Graph
 from .models import GATES, GPT2, gpt2_folding
-from .tensors import PICKLES, WEIGHT_FILES, FlaxTensors, SafeTensors, open_tensors
+from .tensors import PICKLES, WEIGHT_FILES, Tensors, open_tensors
+from .tokenizer import has_tokenizer, load_tokenizer
 from .types import Model
 
 BUILT = {f"gate-{name}": build for name, build in GATES.items()}
@@ -31,13 +32,13 @@ BUILT = {f"gate-{name}": build for name, build in GATES.items()}
 class Checkpoint:
     """A loaded model: what `load` returns.
 
-    - `model`, `graph`: the weights and their edges. `source`: where they came from. `folder`: their files; None for
-      a model that is built, not read.
+    - `model`, `graph`: the weights and their edges. `source`: where they came from. `files`: their folder or GGUF file;
+      None for a model that is built, not read.
     """
 
     model: Model
     source: str
-    folder: Path | None
+    files: Path | None
 
     @property
     def graph(self) -> Graph:
@@ -46,31 +47,12 @@ class Checkpoint:
     @property
     def has_tokenizer(self) -> bool:
         """Whether the model can read text."""
-        return self.folder is None or (self.folder / "tokenizer_config.json").is_file()
+        return self.files is None or has_tokenizer(self.files)
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The model's tokenizer, loaded at first use. Raises ValueError if the folder has none."""
-        if self.folder is None:
-            return self.model.tokenizer
-        if not self.has_tokenizer:
-            named = read_format(self.folder / "config.json").tokenizer_name
-            remedy = f", or save the tokenizer {named!r} into {self.folder}" if named else ""
-            raise ValueError(
-                f"{self.source} has no tokenizer_config.json: it cannot read text; use an .npz task file{remedy}"
-            )
-        quiet = logging.getLogger("transformers")
-        quiet.addFilter(_is_not_about_torch)
-        try:
-            import transformers
-
-            named = json.loads((self.folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-            loader: Any = transformers.AutoTokenizer
-            if named.get("tokenizer_class") == "TokenizersBackend":  # which asks for no model that transformers knows
-                loader = transformers.PreTrainedTokenizerFast
-            return loader.from_pretrained(self.folder, local_files_only=True)
-        finally:
-            quiet.removeFilter(_is_not_about_torch)
+        """The model's tokenizer, loaded at first use. Raises ValueError if its files have none."""
+        return self.model.tokenizer if self.files is None else load_tokenizer(self.files)
 
 
 def load(
@@ -81,9 +63,10 @@ def load(
     fold_layer_norms: bool = False,
     fold_value_biases: bool = False,
 ) -> Checkpoint:
-    """Loads a bundled model, a folder, or a model from the Hugging Face hub, in this order.
+    """Loads a bundled model, a folder, a GGUF file, or a model from the Hugging Face hub, in this order.
 
-    - `name`: "tiny-gpt2", "gate-xor", "path/to/folder" or "gpt2". `revision`: the hub's branch, tag or commit.
+    - `name`: "tiny-gpt2", "gate-xor", "path/to/folder", "path/to/model.gguf" or "gpt2".
+    - `revision`: the hub's branch, tag or commit.
     - `dtype`: of all weights; float64 needs `jax.config.update("jax_enable_x64", True)`.
     - `fold_layer_norms`, `fold_value_biases`: see `models.gpt2_folding`; both together give the weights of ACDC's
       published zero-ablation numbers. The model computes the same; what an absent head leaves out differs.
@@ -102,25 +85,36 @@ def load(
             raise ValueError(f"{name} has neither layer norms nor value biases that could be folded")
         model = jax.tree.map(lambda leaf: leaf.astype(dtype), BUILT[name]())
         return Checkpoint(model, f"bundled {name}", None)
-    folder, source = _find(name, revision)
-    form = read_format(folder / "config.json")
-    model = _read_gpt2(form, open_tensors(folder) or _refuse(folder, form), dtype)
+    files, source = _find(name, revision)
+    model = _read_gpt2(*_open(files), dtype)
     if fold_layer_norms:
         model, source = gpt2_folding.fold_layer_norms(model), f"{source}, layer norms folded"
     if fold_value_biases:
         model, source = gpt2_folding.fold_value_biases(model), f"{source}, value biases folded"
-    return Checkpoint(model, source, folder)
+    return Checkpoint(model, source, files)
 
 
 def _find(name: str, revision: str | None) -> tuple[Path, str]:
-    """The folder of a name, and what to call it in records."""
+    """The folder or GGUF file of a name, and what to call it in records."""
     if name in bundled():
         return _bundled_folder() / name, f"bundled {name}"
-    if Path(name).is_dir():
+    if Path(name).is_dir() or is_gguf(name):
         return Path(name), name
     if Path(name).exists():
-        raise ValueError(f"{name} is a file: expected the folder of a model (config.json and model.safetensors)")
+        expected = "the folder of a model (config.json and model.safetensors), or a file that ends in .gguf"
+        raise ValueError(f"{name} is a file: expected {expected}")
+    if name.lower().endswith(".gguf"):
+        raise ValueError(f"no file {name}")
     return _download(name, revision), f"hub {name}" + (f" at {revision}" if revision else "")
+
+
+def _open(files: Path) -> tuple[Format, Tensors]:
+    """What a folder or a GGUF file holds, and its tensors, none of them read yet."""
+    if is_gguf(files):
+        tensors = GGUFTensors(files)
+        return format_of(tensors.values, str(files)), tensors
+    form = read_format(files / "config.json")
+    return form, open_tensors(files) or _refuse(files, form)
 
 
 def _refuse(folder: Path, form: Format) -> NoReturn:
@@ -188,7 +182,7 @@ def _checkpoint_tensors(model: GPT2) -> Iterator[tuple[str, np.ndarray]]:
             yield prefix + entry.name.format(layer), entry.from_fields([field[layer] for field in fields])
 
 
-def _read_gpt2(form: Format, tensors: SafeTensors | FlaxTensors, dtype: np.dtype) -> GPT2:
+def _read_gpt2(form: Format, tensors: Tensors, dtype: np.dtype) -> GPT2:
     """Fills a model from the table; layers are stacked into arrays made once, without a second copy."""
     config = form.config
     skeleton = eqx.filter_eval_shape(form.model_type.random, config, jax.random.key(0), dtype)
@@ -249,7 +243,3 @@ def _download(name: str, revision: str | None) -> Path:
         f"the hub's {name!r} has neither safetensors nor flax weights; convert its pickle once, with torch installed: "
         f"{conversion} and load that folder"
     )
-
-
-def _is_not_about_torch(record: logging.LogRecord) -> bool:
-    return "PyTorch was not found" not in record.getMessage() and "None of PyTorch" not in record.getMessage()

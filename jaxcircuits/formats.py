@@ -96,6 +96,11 @@ def read_format(path: Path) -> Format:
         raise ValueError(f"{path.parent} has no config.json: expected the folder of a Hugging Face model") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is malformed: {error}") from None
+    return format_of(values, str(path))
+
+
+def format_of(values: Any, source: str) -> Format:
+    """The format that a config's values ask for. Raises ValueError, naming the source and the key."""
     try:
         if isinstance(values, dict) and "d_model" in values and "model_type" not in values:
             config = transformer_lens_config(values)
@@ -103,7 +108,7 @@ def read_format(path: Path) -> Format:
         config = gpt2_config(values)
         return Format(config, gpt2_table(config), CONVERSION_OF_MODEL)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{source}: {error}") from None
 
 
 # --- Hugging Face ----------------------------------------------------------------------------------

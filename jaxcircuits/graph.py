@@ -6,8 +6,9 @@ Edge names are those of the public benchmark format (MIB, EAP-IG): `a0.h3->a5.h1
 """
 
 import dataclasses
+from collections import Counter
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -18,6 +19,9 @@ from .types import EdgeBools
 
 EMBEDDING = "embedding"
 """The kind of the senders before the first layer."""
+
+KINDS = {EMBEDDING: "embeddings", "head": "heads", "mlp": "MLPs", "unit": "units"}
+"""What people call nodes of a kind."""
 
 
 class Sender(NamedTuple):
@@ -171,6 +175,33 @@ class Graph:
         """Bool [group, sender]: senders written at one moment: the embeddings, a layer's heads, its MLP."""
         return self.written[None, :] == np.unique(self.written)[:, None]
 
+    @cached_property
+    def _blocks(self) -> list[list[list[str]]]:
+        """Of each layer, of each of its groups of equal nodes, the names."""
+        layers: list[dict[int, list[str]]] = [{} for _ in range(self.num_layers)]
+        for sender in self.sender_table[len(self.embeddings) :]:
+            layers[sender.layer].setdefault(sender.block, []).append(sender.name)
+        return [list(layer.values()) for layer in layers]
+
+    @property
+    def rows(self) -> tuple[tuple[str, ...], ...]:
+        """The nodes that stand side by side in each layer of a drawing: those of its largest group."""
+        return tuple(tuple(max(blocks, key=len)) for blocks in self._blocks)
+
+    @property
+    def beside(self) -> tuple[tuple[str, ...], ...]:
+        """The other nodes of each layer (an MLP beside its heads)."""
+        rows = zip(self._blocks, self.rows, strict=True)
+        return tuple(tuple(name for block in blocks for name in block if name not in row) for blocks, row in rows)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """What it has how many of, for people."""
+        counts = Counter(sender.kind for sender in self.sender_table)
+        named = {name: counts[kind] for kind, name in KINDS.items() if counts[kind]}
+        others = {f"{kind} nodes": count for kind, count in counts.items() if kind not in KINDS}
+        return {"layers": self.num_layers, **named, **others}
+
     # --- names <-> indices ---------------------------------------------------------------------
 
     @cached_property
@@ -245,10 +276,13 @@ class Graph:
 
     def owners(self, receiver: int) -> tuple[str, ...]:
         """Names of the nodes that this column is an input of."""
-        return ("logits",) if receiver == len(self.receivers) - 1 else self._named(receiver)
+        owners = self.receiver_table[receiver].owners
+        return tuple(self.senders[row] for row in owners) if owners else ("logits",)
 
-    def _named(self, receiver: int) -> tuple[str, ...]:
-        return tuple(self.senders[row] for row in self.receiver_table[receiver].owners)
+    def input_kind(self, receiver: int) -> str:
+        """Through which of its node's inputs a column reads: "q", "k", "v"; "" where the node has one alone."""
+        rows = self._inputs[[self.nodes.index(name) for name in self.owners(receiver)]]
+        return self.receiver_table[receiver].port if (rows.sum(1) > 1).any() else ""
 
     def readers(self, receiver: int) -> np.ndarray:
         """Rows of the senders whose node reads through this column; none for `logits`."""

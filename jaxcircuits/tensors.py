@@ -1,14 +1,18 @@
 """The tensors of a checkpoint's files, checked one at a time: safetensors (also in shards) and flax msgpack."""
 
 import json
+import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import DTypeLike
 
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "flax_model.msgpack")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+ALIGNMENT = 64
+"""Bytes: where JAX's arrays begin."""
 
 
 def _is_buffer(name: str) -> bool:
@@ -16,12 +20,36 @@ def _is_buffer(name: str) -> bool:
     return name.endswith((".attn.bias", ".attn.masked_bias", ".attn.mask", ".attn.IGNORE"))
 
 
-def _checked(tensor: np.ndarray, name: str, shape: tuple[int, ...], source: str) -> np.ndarray:
+def checked(tensor: np.ndarray, name: str, shape: tuple[int, ...], source: str) -> np.ndarray:
+    """The tensor. Raises ValueError for another shape, or one that is not floating."""
     if tensor.shape != shape:
         raise ValueError(f"{source}: tensor {name} has shape {tensor.shape}, expected {shape} from config.json")
     if not jnp.issubdtype(tensor.dtype, jnp.floating):
         raise ValueError(f"{source}: tensor {name} has type {tensor.dtype}, expected a floating type")
     return tensor
+
+
+def empty(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
+    """An array to be filled, placed so that JAX on a CPU can take it over without a copy."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.empty(size + ALIGNMENT, np.uint8)
+    first = -memory.ctypes.data % ALIGNMENT
+    return memory[first : first + size].view(dtype).reshape(shape)
+
+
+@runtime_checkable
+class Tensors(Protocol):
+    """The tensors of a checkpoint by the names of its config's family, read one at a time."""
+
+    source: str
+
+    def names(self) -> list[str]:
+        """Of all tensors."""
+        ...
+
+    def read(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """One tensor. Raises ValueError for one that is missing, of another shape, or not floating."""
+        ...
 
 
 class SafeTensors:
@@ -44,7 +72,7 @@ class SafeTensors:
         with _open_safetensors(self.folder / file) as opened:
             if stored not in opened.keys():
                 raise ValueError(f"{self.folder / file} misses the tensor {stored}, which the index puts there")
-            return _checked(opened.get_tensor(stored), stored, shape, str(self.folder / file))
+            return checked(opened.get_tensor(stored), stored, shape, str(self.folder / file))
 
 
 def _open_safetensors(path: Path) -> Any:
@@ -85,10 +113,10 @@ class FlaxTensors:
     def read(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         if name not in self.tensors:
             raise ValueError(f"{self.source} misses the tensor {name}, which its config.json asks for")
-        return _checked(np.asarray(self.tensors[name]), name, shape, self.source)
+        return checked(np.asarray(self.tensors[name]), name, shape, self.source)
 
 
-def open_tensors(folder: Path) -> SafeTensors | FlaxTensors | None:
+def open_tensors(folder: Path) -> Tensors | None:
     """The weights of a folder; None if it has none in these formats. Raises ValueError for a malformed file."""
     single, index, flax_file = (folder / name for name in WEIGHT_FILES)
     if single.is_file():

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,11 +61,133 @@ def test_grad_drop_is_the_mean_size_over_layers_that_no_gradient_passes(x64):
         graph = objective.graph
         heads_and_mlp = graph.sender_groups[1::2] | graph.sender_groups[2::2]
         each = [np.asarray(objective.displacement_gradient(held[None], np.ones(1))) for held in heads_and_mlp]
-        in_layer = np.where(graph.receiver_times < 4, 1, 2)
+        in_layer = np.where(graph.reads < 4, 1, 2)
         total = total + np.abs(each).sum(0) / in_layer / 2
     scores = jc.atp_star(micro(pairs=pairs), qk_fix=False)
     np.testing.assert_allclose(scores.values, total, rtol=1e-9, atol=1e-14)
     assert not scores.signed and scores.run["backward_passes"] == 2
+
+
+def project(model, layer, head, kind, x):
+    """A head's queries, keys or values of a residual stream, in NumPy."""
+    norm, attention = model.blocks.attention_norm, model.blocks.attention
+    centred = x - x.mean(-1, keepdims=True)
+    x = centred / np.sqrt(centred.var(-1, keepdims=True) + model.config.layer_norm_epsilon)
+    x = x * np.asarray(norm.weight)[layer] + np.asarray(norm.bias)[layer]
+    field = {"q": "query", "k": "key", "v": "value"}[kind]
+    weight, bias = (np.asarray(getattr(attention, name))[layer, head] for name in (field, f"{field}_bias"))
+    return x @ weight + bias
+
+
+def head_output(model, layer, head, q, k, v):
+    scores = q @ k.T * model.config.attention_scales[layer]
+    scores[np.triu_indices(len(q), 1)] = -np.inf
+    pattern = np.exp(scores - scores.max(-1, keepdims=True))
+    return pattern / pattern.sum(-1, keepdims=True) @ v @ np.asarray(model.blocks.attention.output)[layer, head]
+
+
+def forward(model, tokens, frozen, written_more, reads_more):
+    """The plain model in NumPy: the last residual, what nodes write, what layers read; `frozen` nodes write constants.
+
+    `written_more`, `reads_more`: node or receiver -> what it writes or reads besides.
+    """
+    stream = np.asarray(model.token_embedding)[tokens] + np.asarray(model.position_embedding)[: len(tokens)]
+    written, streams = {"input": stream}, {}
+    for layer in range(model.config.n_layer):
+        streams[f"a{layer}"] = x = stream
+        for head in range(model.config.n_head):
+            node = f"a{layer}.h{head}"
+            q, k, v = (project(model, layer, head, kind, x + reads_more.get(f"{node}<{kind}>", 0)) for kind in "qkv")
+            written[node] = head_output(model, layer, head, q, k, v) + written_more.get(node, 0)
+            written[node] = frozen.get(node, written[node])
+            stream = stream + written[node]
+        stream = stream + np.asarray(model.blocks.attention.output_bias)[layer]
+        node = f"m{layer}"
+        written[node] = np.asarray(mlp_output(model, layer, stream + reads_more.get(node, 0)))
+        written[node] = frozen.get(node, written[node] + written_more.get(node, 0))
+        stream = stream + written[node]
+    return stream + reads_more.get("logits", 0), written, streams
+
+
+@eqx.filter_jit
+def mlp_output(model, layer, x):
+    return jax.tree.map(lambda leaf: leaf[layer], model.blocks).mlp_output(x)
+
+
+@eqx.filter_jit
+def nll(model, last, answer):
+    return -jax.nn.log_softmax(model.unembed(last))[answer].mean()
+
+
+def transcribed(model, pairs, effect):
+    """Sums over layers of sizes of slopes with that layer frozen, prompt by prompt; over L - 1, `logits` over L.
+
+    `effect(written, changes, streams)` lists, by score, the receiver and what is written or read more: (name, w, r).
+    """
+    totals, layers, step = {}, model.config.n_layer, 1e-5
+    for tokens, corrupt, answer in zip(pairs.clean, pairs.corrupt, pairs.answer, strict=True):
+
+        def loss(frozen, *more, tokens=tokens, answer=answer):
+            return float(nll(model, forward(model, tokens, frozen, *more)[0][-1], answer))
+
+        _, written, streams = forward(model, tokens, {}, {}, {})
+        reference = forward(model, corrupt, {}, {}, {})[1]
+        changes = {node: reference[node] - written[node] for node in written}
+        for name, receiver, *more in effect(model, changes, streams):
+            slopes = []
+            for layer in range(layers):
+                frozen = {node: written[node] for node in written if node[1:].split(".")[0] == str(layer)}
+                up, down = (
+                    loss(frozen, *({node: sign * step * x for node, x in part.items()} for part in more))
+                    for sign in (1, -1)
+                )
+                slopes.append(abs(up - down) / (2 * step))
+            counted = layers if receiver == "logits" else layers - 1
+            totals[name] = totals.get(name, 0) + sum(slopes) / counted / len(pairs)
+    return totals
+
+
+def head_change(model, receiver, streams, change):
+    """What a head writes more when one of its inputs reads `change` more, all else as it was."""
+    node, kind = receiver[:-3], receiver[-2]
+    layer, head = (int(part[1:]) for part in node.split("."))
+    x = streams[f"a{layer}"]
+    inputs = {each: project(model, layer, head, each, x) for each in "qkv"}
+    moved = {**inputs, kind: project(model, layer, head, kind, x + change)}
+    return {node: head_output(model, layer, head, *moved.values()) - head_output(model, layer, head, *inputs.values())}
+
+
+def edge_effects(model, changes, streams):
+    graph = model.graph
+    for sender, receiver in graph.edges:
+        sender, receiver = graph.senders[sender], graph.receivers[receiver]
+        if receiver.endswith(("<q>", "<k>")):
+            more = head_change(model, receiver, streams, changes[sender]), {}
+        else:
+            more = {}, {receiver: changes[sender]}
+        yield f"{sender}->{receiver}", receiver, *more
+
+
+def node_effects(model, changes, streams):
+    graph = model.graph
+    for column, receiver in enumerate(graph.receivers[:-1]):
+        if receiver.startswith("m"):
+            yield receiver, receiver, {receiver: changes[receiver]}, {}
+        else:
+            before = sum(changes[graph.senders[row]] for row in np.flatnonzero(graph.valid[:, column]))
+            yield receiver, receiver, head_change(model, receiver, streams, before), {}
+
+
+def test_the_default_is_the_papers_written_by_hand(x64):
+    """Both fixes: finite differences of runs with one layer frozen, patterns recomputed, sizes over L - 1."""
+    pairs = micro_pairs(batch=2)
+    objective = micro(pairs=pairs)
+    edges = transcribed(objective.model, pairs, edge_effects)
+    scores = jc.atp_star(objective)
+    np.testing.assert_allclose([scores.of(edge) for edge in edges], list(edges.values()), rtol=1e-5, atol=1e-9)
+    assert len(edges) == objective.graph.num_edges and min(edges.values()) > 1e-7
+    nodes = transcribed(objective.model, pairs, node_effects)
+    np.testing.assert_allclose(jc.atp_nodes(objective)[:-1], list(nodes.values()), rtol=1e-5, atol=1e-9)
 
 
 @pytest.mark.slow

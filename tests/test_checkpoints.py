@@ -327,9 +327,26 @@ def test_a_file_in_place_of_a_folder_is_refused():
 
 def test_a_folder_without_a_tokenizer_cannot_read_text(saved):
     loaded = jc.load(saved[1])
-    (saved[1] / "tokenizer.json").write_text("{}")
-    with pytest.raises(ValueError, match="has no tokenizer_config.json: it cannot read text"):
+    assert not loaded.has_tokenizer
+    with pytest.raises(ValueError, match="has no tokenizer_config.json or tokenizer.json: it cannot read text"):
         _ = loaded.tokenizer
+
+
+@pytest.mark.parametrize("settings", [None, {}, {"auto_map": {"AutoTokenizer": ["other.Tokenizer", None]}}])
+def test_a_tokenizer_is_read_from_its_json_alone_and_runs_no_code(settings, saved):
+    """A stated class of its own would be code of the checkpoint."""
+    letters_tokenizer().backend_tokenizer.save(str(saved[1] / "tokenizer.json"))
+    (saved[1] / "other.py").write_text("raise SystemExit('this ran')")
+    if settings is not None:
+        (saved[1] / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert jc.load(saved[1]).tokenizer.encode("c a") == [3, 1]
+
+
+@pytest.mark.parametrize("text", ["{}", "{", "[]", '{"model": {"type": "BPE"}}'])
+def test_a_malformed_tokenizer_is_refused_by_name(text, saved):
+    (saved[1] / "tokenizer.json").write_text(text)
+    with pytest.raises(ValueError, match="model: its tokenizer cannot be read: "):
+        _ = jc.load(saved[1]).tokenizer
 
 
 # --- the hub ---------------------------------------------------------------------------------------
@@ -355,7 +372,7 @@ def test_a_model_of_the_hub_is_downloaded_without_pickles(monkeypatch, saved):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     loaded = jc.load("someone/model", revision="main")
     assert_equal_models(loaded.model, model)
-    assert loaded.source == "hub someone/model at main" and loaded.folder == folder
+    assert loaded.source == "hub someone/model at main" and loaded.files == folder
     assert [call[:2] for call in calls] == [("someone/model", "main")]
     as_flax(folder)
     assert_equal_models(jc.load("someone/model").model, model)

@@ -12,7 +12,7 @@ ARGUMENTS = "--metric", "l2", "--reference", "zero", "--batch", 4
 
 def test_a_gate_is_a_bundled_model(x64):
     loaded = jc.load("gate-adder", dtype="float64")
-    assert loaded.source == "bundled gate-adder" and loaded.folder is None and loaded.model.dtype == np.float64
+    assert loaded.source == "bundled gate-adder" and loaded.files is None and loaded.model.dtype == np.float64
     assert loaded.graph == jc.gate("adder").graph and "gate-adder" in jc.bundled()
     np.testing.assert_array_equal(loaded.model.weights, jc.gate("adder").weights)
     with pytest.raises(ValueError, match="neither layer norms nor value biases"):

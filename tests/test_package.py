@@ -25,7 +25,7 @@ def test_a_wheel_brings_the_bundled_model(tmp_path):
     run("-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), cwd=tree)
     [wheel] = tmp_path.glob("*.whl")
     run("-m", "pip", "install", "--no-deps", "--quiet", "--target", str(tmp_path / "site"), str(wheel))
-    script = "import jaxcircuits as jc; print(jc.__file__); print(jc.load('tiny-gpt2').folder)"
+    script = "import jaxcircuits as jc; print(jc.__file__); print(jc.load('tiny-gpt2').files)"
     script += "; print((jc.report.page.ASSETS / 'page.html').is_file())"
     seen = run("-c", script, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path / "site")}).stdout.split()
     assert seen == [

@@ -1,11 +1,15 @@
+import itertools
+import math
+
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import CHAIN, chain_model, micro_pairs
+from conftest import CHAIN, chain_model, micro_model, micro_pairs
 
 import jaxcircuits as jc
-from jaxcircuits.discovery.ugs import sample
+from jaxcircuits.discovery.ugs import UGS, masks_at, sample
 
 
 @pytest.fixture(scope="module")
@@ -37,20 +41,52 @@ def test_draws_have_the_stated_shares(theta, x64):
     assert abs(uniform.mean() - 0.5) < 0.02 and abs(uniform.std() - 12**-0.5) < 0.02
 
 
-def test_the_gradient_is_the_mean_over_draws_in_which_the_edge_is_uniform(x64):
-    """Against a transcription, with an f whose gradient is known: f(z) = sum z^3."""
-    theta = jnp.asarray(np.random.default_rng(0).normal(size=(4, 5)))
-    key = jax.random.key(2)
-    slope = jax.grad(lambda theta: jnp.sum(sample(key, theta, 7) ** 3) / 7)(theta)
-    z, p = np.asarray(sample(key, theta, 7)), 1 / (1 + np.exp(-np.asarray(theta)))
-    expected = np.zeros(theta.shape)
-    for where in np.ndindex(theta.shape):
-        draws = z[(slice(None), *where)]
-        draws = draws[(draws > 0) & (draws < 1)]
-        if draws.size:
-            expected[where] = (3 * draws**2).mean() * p[where] * (1 - p[where])
-    np.testing.assert_allclose(slope, expected, rtol=1e-12)
-    assert (expected == 0).any() and (expected > 0).any()
+@pytest.mark.parametrize(
+    "samples, kept, cells", [(1, (0.5, 0.8), (8, 25)), (2, (0.2, 0.5), (25, 8)), (1, (0.95, 0.5), (800, 8))]
+)
+def test_the_gradient_has_no_bias(samples, kept, cells, x64):
+    """Its mean over all draws is the gradient of the mean of f over all masks, enumerated; f is linear in each edge.
+
+    u runs through midpoints of cells whose borders are those of the uniform windows, so the mean over draws is exact.
+    """
+    table = jnp.asarray(np.random.default_rng(0).normal(size=(2, 2)))
+    theta = jnp.asarray([[math.log(p / (1 - p)) for p in kept]])
+
+    def f(z):
+        return jnp.stack([1 - z[0, 0], z[0, 0]]) @ table @ jnp.stack([1 - z[0, 1], z[0, 1]])
+
+    def mean_over_masks(theta):
+        p = jax.nn.sigmoid(theta[0])
+        chance = {
+            mask: jnp.where(jnp.asarray(mask) == 1, p, 1 - p).prod() for mask in itertools.product((0, 1), (0, 1))
+        }
+        return sum(chance[mask] * table[mask] for mask in chance)
+
+    def estimate(u):
+        return jax.grad(lambda theta: jax.vmap(f)(masks_at(u, theta)).mean())(theta)
+
+    u = np.array(list(itertools.product(*((np.arange(count) + 0.5) / count for count in cells))))[:, None]
+    rows = np.array(list(itertools.product(range(len(u)), repeat=samples)))
+    found = jax.vmap(estimate)(jnp.asarray(u[rows]))
+    np.testing.assert_allclose(found.mean(0), jax.grad(mean_over_masks)(theta), rtol=1e-9)
+
+
+def test_the_gradient_of_the_loss_is_the_mean_slope_where_edges_are_uniform(x64):
+    """Of a real f, plus the penalty's, draw by draw."""
+    objective = jc.Objective(micro_model("one-head", dtype=jnp.float64), micro_pairs(), "kl")
+    valid = objective.graph.valid
+    theta, key = jnp.asarray(np.random.default_rng(0).normal(size=valid.shape)), jax.random.key(2)
+    learner = UGS(0.3, 0.05, 1.0, 5)
+
+    @eqx.filter_jit
+    def slope(theta):
+        return jax.grad(lambda theta: learner.loss(theta, objective, key, jnp.asarray(0))[0])(theta)
+
+    p = 1 / (1 + np.exp(-np.asarray(theta)))
+    expected = 0.3 * p * (1 - p) * valid
+    for z in np.asarray(sample(key, theta, 5)):
+        expected = expected + np.where((z > 0) & (z < 1), objective.gradient(z), 0) / 5
+    np.testing.assert_allclose(slope(theta), expected, rtol=1e-9, atol=1e-15)
 
 
 def test_saturated_probabilities_are_exact_masks():

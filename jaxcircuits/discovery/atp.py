@@ -3,8 +3,8 @@
 1. QK fix. A saturated softmax has no slope. For edges into queries and keys the attention pattern A is recomputed
    with the receiver reading `reference_s - clean_s` more, and the effect is `<dL/dA, A' - A>`.
 2. GradDrop. Direct and indirect effects may cancel. One backward pass for each layer l, in which no gradient passes
-   what layer l writes; the score is the mean of the absolute values, per prompt, over the layers other than the
-   receiver's own (whose own pass gives 0), so it has no sign.
+   what layer l writes; the score is the sum of the absolute values, per prompt, over L - 1: the pass of the receiver's
+   own layer gives 0. `logits` is in no layer, and its edges are divided by L. The score has no sign.
 
 The paper scores nodes. `atp_nodes` does: all edges into a query, key, value or MLP at once, at all positions. Choices
 of the edge version `atp_star`: a layer norm before a query or key is recomputed too; values, MLPs and logits are
@@ -107,20 +107,22 @@ def _runs(objective: Objective, drops: Array, prompt: tuple) -> tuple[Array, Arr
     """What the scores of one prompt are made of.
 
     Each sender's change to the reference, what every half-layer reads, EAP over the runs [sender, receiver], and every
-    run's gradient at what is written at each time [run, time, position, width].
+    run's gradient at what is written at each time [run, time, position, width], 0 where it is dropped.
     """
     tokens, reference, *rest = prompt
     model, graph = objective.model, objective.graph
     written, streams = model.sender_values(tokens), model.receiver_streams(tokens)
     change = reference - written
-    reads = jnp.asarray(graph.receiver_times >= np.arange(2 * graph.num_layers + 1)[:, None], change.dtype)
+    times = np.arange(2 * graph.num_layers + 1)[:, None]
+    reads, writes = jnp.asarray(graph.receiver_times >= times, change.dtype), jnp.asarray(graph.sender_times == times)
 
     def run(total, dropped):
         _, slopes = model.receiver_slopes(tokens, lambda x: objective._score(x, *rest), Held(dropped, written))
         with jax.default_matmul_precision(model.precision):
             scores = jnp.einsum("std,rtd->sr", change, slopes)
             total = total + (scores if len(drops) == 1 else jnp.abs(scores))
-            return total, jnp.einsum("wr,rtd->wtd", reads, slopes)
+            passes = ~(writes & dropped[None]).any(1)
+            return total, jnp.where(passes[:, None, None], jnp.einsum("wr,rtd->wtd", reads, slopes), 0)
 
     zeros = jnp.zeros(graph.shape, change.dtype)
     scores, slopes = jax.lax.scan(run, zeros, drops)

@@ -3,8 +3,11 @@
     minimise over theta:   E f(z) + strength * sum_e p_e,   p = sigmoid(theta)
 
 Each draw takes, for a share `w = p (1 - p)` of the edges, z uniform in (0, 1); the others are 1 with probability
-`p - w / 2`, else 0. All three come from one uniform u as `z = clip((p - u) / w + 1/2, 0, 1)`. Over the draws in which
-an edge is uniform the mean of `df/dz` is f with it minus f without it; that mean is its gradient with respect to p.
+`p - w / 2`, else 0. All three come from one uniform u as `z = clip((p - u) / w + 1/2, 0, 1)`. Where an edge is uniform
+the mean of `df/dz` is f with it minus f without it, the gradient with respect to p. With respect to theta it is w
+times that: the mean over all draws of `df/dz` where the edge is uniform, and 0 where it is not, which has no bias. The
+public code can divide by the number of uniform draws instead (`normalize_empirical_mask`, off by default): that is
+`1 - (1 - w)^samples` of the gradient, as no draw may be uniform.
 """
 
 import os
@@ -56,15 +59,16 @@ class UGS(eqx.Module):
 
 
 def sample(key: PRNGKeyArray, theta: Mask, samples: int) -> Float[Array, "circuit sender receiver"]:
-    """Draws of the mask; `dz/dp` is `samples / (draws in which the edge is uniform)` in those draws, else 0."""
-    p = jax.nn.sigmoid(theta)
-    fixed = jax.lax.stop_gradient(p)
-    window = jnp.maximum(fixed * (1 - fixed), 1e-12)
-    u = jax.random.uniform(key, (samples, *theta.shape), theta.dtype)
-    z = jnp.clip((fixed[None] - u) / window[None] + 0.5, 0, 1)
-    uniform = (z > 0) & (z < 1)
-    share = jnp.maximum(uniform.sum(0), 1).astype(theta.dtype) / samples
-    return z + jnp.where(uniform, (p - fixed)[None] / share[None], 0)
+    """Draws of the mask, see `masks_at`."""
+    return masks_at(jax.random.uniform(key, (samples, *theta.shape), theta.dtype), theta)
+
+
+def masks_at(u: Float[Array, "circuit sender receiver"], theta: Mask) -> Float[Array, "circuit sender receiver"]:
+    """The masks of uniform numbers u; `dz/dtheta` is 1 where z is uniform, else 0."""
+    p = jax.nn.sigmoid(jax.lax.stop_gradient(theta))
+    window = jnp.maximum(p * (1 - p), 1e-12)
+    z = jnp.clip((p[None] - u) / window[None] + 0.5, 0, 1)
+    return z + jnp.where((z > 0) & (z < 1), (theta - jax.lax.stop_gradient(theta))[None], 0)
 
 
 def ugs(

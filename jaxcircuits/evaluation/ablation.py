@@ -82,9 +82,8 @@ class Ablation:
         """Whose outputs may be replaced. Raises ValueError if there are none of that kind."""
         if self.component == "all":
             return np.ones(len(graph.senders), bool)
-        heads = [name.partition("<")[0] for name in graph.receivers if "<" in name]
-        mlps = [f"m{layer}" for layer, has_mlp in enumerate(graph.has_mlp) if has_mlp]
-        chosen = np.isin(graph.senders, heads if self.component == "heads" else mlps)
+        kind = {"heads": "head", "mlps": "mlp"}[self.component]
+        chosen = np.array([sender.kind == kind for sender in graph.sender_table])
         if not chosen.any():
             raise ValueError(f"component: this graph has no {self.component}; choose 'all'")
         return chosen
@@ -133,7 +132,7 @@ class Ablated:
         """Whether nodes run one by one, all prompts fit at once on one device, and edges are absent everywhere."""
         objective = self.objective
         is_whole = objective.mesh is None and objective.microbatch >= objective.num_prompts
-        return is_whole and self.ablation.positions == "all" and hasattr(objective.model, "head_projection")
+        return is_whole and self.ablation.positions == "all"
 
     @cached_property
     def _sparse(self) -> SparseEvaluator:

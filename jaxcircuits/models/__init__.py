@@ -22,6 +22,7 @@ from .olmo2 import Olmo2 as Olmo2
 from .olmo2 import Olmo2Config as Olmo2Config
 from .reset import reset_network as reset_network
 from .rotary import RopeScaling as RopeScaling
+from .runs import NodeValues as NodeValues
 from .slopes import Held as Held
 from .tracr import Tracr as Tracr
 from .tracr import TracrConfig as TracrConfig

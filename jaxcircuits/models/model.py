@@ -156,6 +156,11 @@ class AbstractModel(eqx.Module):
         with jax.default_matmul_precision(self.precision):
             return runs.recorded(self, tokens)[0]
 
+    def attention_patterns(self, tokens: Tokens) -> Float[Array, "layer head position position"]:
+        """How much each position of the clean run reads of each earlier one, in every head."""
+        with jax.default_matmul_precision(self.precision):
+            return runs.patterns(self, tokens)
+
     def node_run(
         self, tokens: Tokens, node_mask: NodeMask, reference: runs.NodeValues | None = None
     ) -> Float[Array, "position width"]:

@@ -38,9 +38,12 @@ def check_graph(graph: Graph, expected: Graph, model: str) -> None:
     """Raises ValueError for the graph of another model than the one whose circuit is known."""
     if graph != expected:
         raise ValueError(
-            f"this circuit is known for {model} ({expected.num_layers} layers x {expected.num_heads} heads, "
-            f"{expected.num_edges} edges), got {graph.num_layers} x {graph.num_heads} with {graph.num_edges} edges"
+            f"this circuit is known for {model} ({_sizes(expected)}), got a graph with {_sizes(graph)}"
         )
+
+
+def _sizes(graph: Graph) -> str:
+    return ", ".join(f"{count} {name}" for name, count in {**graph.sizes, "edges": graph.num_edges}.items())
 
 
 def internal_edges(names: Iterable[str]) -> tuple[str, ...]:

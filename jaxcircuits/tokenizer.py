@@ -1,0 +1,54 @@
+"""A checkpoint's tokenizer: transformers' own for a folder, one built from the tokens of a GGUF file."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from .formats import read_format
+from .gguf_file import GGUF
+from .gguf_names import is_gguf
+from .gguf_tokenizer import read_tokenizer
+
+FILES = ("tokenizer_config.json", "tokenizer.json")
+
+
+def has_tokenizer(files: Path) -> bool:
+    """Whether a model's folder or GGUF file has a tokenizer."""
+    return is_gguf(files) or any((files / name).is_file() for name in FILES)
+
+
+def load_tokenizer(files: Path) -> Any:
+    """The tokenizer of a model's folder or GGUF file; code of a checkpoint is never run.
+
+    Raises ValueError if there is none, or none that can be read.
+    """
+    if is_gguf(files):
+        try:
+            return read_tokenizer(GGUF(files).metadata)
+        except ValueError as error:
+            raise ValueError(f"{files}: {error}") from None
+    if not has_tokenizer(files):
+        named = read_format(files / "config.json").tokenizer_name
+        remedy = f", or save the tokenizer {named!r} into {files}" if named else ""
+        raise ValueError(f"{files} has no {' or '.join(FILES)}: it cannot read text; use an .npz task file{remedy}")
+    quiet = logging.getLogger("transformers")
+    quiet.addFilter(_is_not_about_torch)
+    try:
+        import transformers
+
+        settings = files / FILES[0]
+        named = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+        loader: Any = transformers.AutoTokenizer
+        if named.get("tokenizer_class", "TokenizersBackend") == "TokenizersBackend":  # no model that transformers knows
+            loader = transformers.PreTrainedTokenizerFast
+        return loader.from_pretrained(files, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # transformers and tokenizers raise many unrelated types for malformed files
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{files}: its tokenizer cannot be read: {reason}") from None
+    finally:
+        quiet.removeFilter(_is_not_about_torch)
+
+
+def _is_not_about_torch(record: logging.LogRecord) -> bool:
+    return "PyTorch was not found" not in record.getMessage() and "None of PyTorch" not in record.getMessage()
