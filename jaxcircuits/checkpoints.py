@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import DTypeLike
 
+from .finite import check_finite
 from .formats import CONVERSION_OF_MODEL, CONVERSION_OF_STATE, Format, config_json, format_of, gpt2_table, read_format
 from .gguf_names import GGUFTensors, is_gguf
 from .graph import Graph
@@ -197,7 +198,8 @@ def _read_gpt2(form: Format, tensors: Tensors, dtype: np.dtype) -> GPT2:
             for path, part in zip(entry.fields, entry.to_fields(tensor), strict=True):
                 shape = _field(skeleton, path).shape
                 arrays.setdefault(path, np.empty(shape, dtype))
-                arrays[path][... if layer is None else layer] = part
+                with np.errstate(over="ignore"):  # what a small dtype cannot hold is refused below
+                    arrays[path][... if layer is None else layer] = part
     if "lm_head.weight" in unread and config.tie_word_embeddings:
         unread.discard("lm_head.weight")
         tied = arrays["token_embedding"]
@@ -205,6 +207,8 @@ def _read_gpt2(form: Format, tensors: Tensors, dtype: np.dtype) -> GPT2:
             raise ValueError(f"{tensors.source}: lm_head.weight differs from wte.weight, but config.json ties them")
     if unread:
         raise ValueError(f"{tensors.source} has tensors that a GPT-2 of this config has not: {sorted(unread)[:3]}")
+    for path, array in arrays.items():
+        check_finite(f"{tensors.source}: {path} in {dtype}", array)
     paths = list(arrays)
     return eqx.tree_at(
         lambda model: [_field(model, path) for path in paths], skeleton, [jnp.asarray(arrays.pop(p)) for p in paths]

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from .files import write_whole
+from .finite import check_finite
 
 PADDING = -1
 
@@ -170,6 +171,11 @@ class PromptPairs:
         assert self.length is not None
         if (self.length < 1).any() or (self.length > width).any():
             raise ValueError(f"length: expected values from 1 to {width}, got {self.length.min()}..{self.length.max()}")
+        if self.target is not None:
+            check_finite("target", self.target, prompt=None)
+        years = 100 if self.digits is None else len(self.digits)
+        if self.year is not None and ((self.year < 0) | (self.year >= years)).any():
+            raise ValueError(f"year: expected two digits, 0 to {years - 1}, got {self.year.min()}..{self.year.max()}")
         if self.positions is not None and not self.positions.any(1).all():
             row = int(np.flatnonzero(~self.positions.any(1))[0])
             raise ValueError(f"positions: prompt {row} has no scored position")

@@ -10,18 +10,20 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Float, Int, Shaped
 
 from . import batching, gradients, metrics
 from .batching import CANDIDATES, PROMPTS, constrain, place
 from .data import PromptPairs
+from .finite import check_finite, check_weights, weights_are_finite
 from .gradients import Spans
 from .graph import Graph
 from .labels import check_metric, labels_of
 from .metrics import Labels, Metric
 from .models import Held as Held
-from .references import REFERENCES, name_of, reference_values
+from .references import REFERENCES, name_of, reference_values, sender_values
 from .types import Mask, Model, PositionedMask
 
 
@@ -74,8 +76,9 @@ class Objective(eqx.Module):
         - `mesh`: the devices to spread over (`jaxcircuits.device_mesh`): prompts along its axis `prompts`, circuits
           along `candidates`; weights on every device, or split among them if they do not fit.
 
-        Raises ValueError for prompts that do not fit the model or the mesh, labels that the metric misses, and
-        unknown names; MemoryError if not even one prompt fits.
+        Raises ValueError for prompts that do not fit the model or the mesh, labels that the metric misses, unknown
+        names, and NaN or infinity in a weight, the clean run, the reference or the metric; MemoryError if not even one
+        prompt fits.
         """
         pairs.check_against(model.vocab_size, model.max_positions)
         self.metric = metrics.by_name(metric)
@@ -101,6 +104,7 @@ class Objective(eqx.Module):
         full = _scored_logits(model, self.clean, self.scored, self.microbatch)
         self.labels = eqx.tree_at(lambda labels: labels.full, labels, full)
         self.reference = reference_values(reference, model, pairs, zeros, size=self.microbatch, mesh=mesh)
+        self._check_finite()
 
     @property
     def graph(self) -> Graph:
@@ -256,6 +260,18 @@ class Objective(eqx.Module):
                 f"{type(self.model).__name__}, which has none; {remedy}"
             )
 
+    def _check_finite(self) -> None:
+        """Raises ValueError for NaN or infinity, naming the weight, else where in the runs it arises first."""
+        weights, clean, reference, metric = _finite_parts(self)
+        check_weights(self.model, weights)
+        if not np.asarray(clean).all():
+            written = sender_values(self.model, self.clean, self.microbatch)
+            check_finite("clean run", written, sender=self.graph.senders, prompt=None)
+        check_finite("logits of the clean run", np.where(clean, 0, np.nan), prompt=None)
+        bad = np.where(reference, 0, np.nan)
+        check_finite(f"reference {self.reference_name!r}", bad, sender=self.graph.senders, prompt=None)
+        check_finite(f"metric {self.metric_name} of the whole model", metric, prompt=None)
+
     def _microbatch_that_fits(self) -> int:
         """All prompts where their buffers are a small share of the memory; else what a compiled gradient leaves."""
         if batching.from_first_process(16 * self.reference.nbytes < batching.memory_limit() // 4):
@@ -276,6 +292,7 @@ class Objective(eqx.Module):
         return x if isinstance(x, jax.Array) else place(x, self.mesh)
 
     def _cast(self, mask: ArrayLike, *, positioned: bool = False) -> PositionedMask:
+        _check_mask(mask)
         mask = self._placed(mask)
         if mask.shape != self.graph.shape and not (positioned and mask.shape == self._positioned_shape):
             raise ValueError(f"mask: expected shape {self.graph.shape} (senders, receivers), got {mask.shape}")
@@ -286,6 +303,7 @@ class Objective(eqx.Module):
         return *self.graph.shape, self.clean.shape[1]
 
     def _cast_many(self, masks: ArrayLike, width: int) -> tuple[Array, int]:
+        _check_mask(masks)
         masks = self._placed(masks)
         if masks.shape[1:] not in (self.graph.shape, self._positioned_shape):
             raise ValueError(f"masks: expected shape (circuits, *{self.graph.shape}), got {masks.shape}")
@@ -306,7 +324,10 @@ class Objective(eqx.Module):
         return self.clean, jnp.moveaxis(self.reference, 1, 0), self.scored, self.weights, self.labels
 
     def _score(self, residual: Float[Array, "position width"], scored, weights, labels) -> Float[Array, ""]:
-        values = jax.vmap(self.metric)(self.model.unembed(residual[scored]), labels)
+        return self._loss(self.model.unembed(residual[scored]), weights, labels)
+
+    def _loss(self, logits: Float[Array, "scored vocab"], weights, labels) -> Float[Array, ""]:
+        values = jax.vmap(self.metric)(logits, labels)
         return jnp.sum(jnp.where(weights > 0, values * weights, 0))
 
 
@@ -323,6 +344,22 @@ def _check_options(
         raise ValueError(f"mesh: expected the axes {CANDIDATES} and {PROMPTS}, got {mesh.axis_names}")
     if mesh is not None and prompts % mesh.shape[PROMPTS]:
         raise ValueError(f"mesh: expected prompts in multiples of {mesh.shape[PROMPTS]} devices, got {prompts}")
+
+
+def _check_mask(mask: ArrayLike) -> None:
+    """Raises ValueError for NaN or infinity, unless the mask is traced: then nobody can look at it."""
+    if not isinstance(mask, Tracer):
+        check_finite("mask", mask)
+
+
+@eqx.filter_jit
+def _finite_parts(objective: Objective) -> tuple[Array, Array, Array, Array]:
+    """Whether each weight, the clean logits of each prompt and each reference are finite; the whole model's metric."""
+    labels = objective.labels
+    logits, reference = jnp.isfinite(labels.full).all((1, 2)), jnp.isfinite(objective.reference).all((2, 3))
+    metric = jax.vmap(objective._loss)(labels.full, objective.weights, labels)
+    parts = weights_are_finite(objective.model), logits, reference, metric
+    return jax.tree.map(lambda x: constrain(x, objective.mesh), parts)
 
 
 @eqx.filter_jit

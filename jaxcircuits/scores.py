@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from . import notebook
+from .finite import check_finite
 from .graph import Graph
 from .types import EdgeBools, EdgeScores
 
@@ -68,9 +69,9 @@ class Scores:
         if values.shape != shape:
             raise ValueError(f"values: expected shape {shape}, got {values.shape}")
         values = np.where(self.graph.valid, values, 0.0)
-        if not np.isfinite(values).all():
-            number = int((~np.isfinite(values)).sum())
-            raise ValueError(f"scores: expected finite numbers, got {number} that are NaN or infinite ({self.method})")
+        axes = {} if self.positions is None else {"span": [f"{first}:{end}" for first, end in self.positions]}
+        axes |= {"sender": self.graph.senders, "receiver": self.graph.receivers}
+        check_finite(f"scores ({self.method})", values, **axes)
         record = {**self.run, "method": self.method, "signed": self.signed}
         if self.positions is not None:
             record["positions"] = [list(span) for span in self.positions]

@@ -1,7 +1,5 @@
 """ACDC against the original implementation's runs, against itself one trial at a time, and by hand."""
 
-import warnings
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -264,22 +262,34 @@ def test_an_increment_equal_to_the_threshold_stays(x64):
     assert jc.acdc(objective, increment * (1 + 1e-6), width=1).decisions[0].removed
 
 
-def test_nan_keeps_the_edge():
+@pytest.mark.parametrize("value", [jnp.nan, jnp.inf])
+@pytest.mark.parametrize("width", [1, 16])
+def test_a_trial_without_a_number_stops_the_search_by_its_name(value, width):
+    """The same trial stops it whatever is tried at once: what lies behind a wrong guess decides nothing."""
+
     def undefined(logits, labels):
-        return jnp.where(jnp.abs(logits - labels.full).max() > 1e-3, jnp.nan, 0.0)
+        return jnp.where(jnp.abs(logits - labels.full).max() > 1e-3, value, 0.0)
 
     objective = jc.Objective(micro_model("one-head"), micro_pairs(), undefined)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        result = jc.acdc(objective, 0.1)
-    assert not any(d.removed for d in result.decisions if np.isnan(d.after))
-    assert any(np.isnan(d.after) for d in result.decisions)
-    assert np.isfinite(result.scores).all()
+    with pytest.raises(ValueError, match=f"metric without m0->logits: expected finite numbers, got {value}"):
+        jc.acdc(objective, 0.1, width=width)
+
+
+@pytest.mark.parametrize("threshold", [0.0, -0.1, 1e-9])
+def test_a_threshold_that_noise_or_nothing_decides_is_said_before_the_first_trial(threshold):
+    objective = jc.Objective(micro_model("one-head"), micro_pairs(), "logit_diff")
+
+    def stop(progress):
+        raise KeyboardInterrupt
+
+    said = "not above 0" if threshold <= 0 else "below twice the float noise"
+    with pytest.raises(KeyboardInterrupt), pytest.warns(UserWarning, match=f"threshold {threshold:g} is {said}"):
+        jc.acdc(objective, threshold, on_progress=stop)
 
 
 def test_margins_within_float_noise_are_reported():
     objective = jc.Objective(micro_model("gpt2"), micro_pairs(), "logit_diff")
-    first = jc.acdc(objective, 0.1, width=1).decisions[0]
+    first = next(d for d in jc.acdc(objective, 0.1, width=1).decisions if d.after - d.before > 1e-3)
     with pytest.warns(UserWarning, match="decisions lie within float noise"):
         result = jc.acdc(objective, first.after - first.before, width=1)
     assert first.name in result.undecided and result.noise > 0

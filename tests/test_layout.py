@@ -12,10 +12,11 @@ import jaxcircuits
 
 PACKAGE = Path(jaxcircuits.__file__).parent
 
-BASE = {"types", "files"}
+BASE = {"types", "files", "finite"}
 MAY_IMPORT = {
     "types": set(),
     "files": set(),
+    "finite": set(),
     "graph": BASE | {"notebook"},
     "notebook": BASE | {"graph"},
     "data": BASE,

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import ArrayLike
 
 from ..batching import CompileClock, compile_clock
+from ..finite import check_finite
 from ..live import LiveEvaluator
 from ..objective import Objective
 from ..types import EdgeBools, EdgeScores
@@ -71,8 +72,9 @@ def acdc_sweep(
       Fewer trials, and another answer than that of the whole graph.
     - `on_progress`: called after every round.
 
-    Returns one result a threshold, in their order. Raises ValueError for a bad option; warns if a decision lies
-    within float noise.
+    Returns one result a threshold, in their order. Raises ValueError for a bad option, and for a metric that is NaN or
+    infinite in a decision, naming its trial; warns of thresholds at 0, below it, or within float noise before the first
+    trial, and of decisions within float noise after the last.
     """
     if not len(thresholds) or not np.isfinite(thresholds).all():
         raise ValueError(f"threshold: expected finite numbers, got {list(thresholds)}")
@@ -95,6 +97,10 @@ def acdc_sweep(
         policy = MeasuredWidth() if width is None else FixedWidth(width)
         metric_start = first.metric()
         metric_full = metric_start if within is None else float(objective(graph.valid))
+        for metric in (metric_full, metric_start):
+            check_finite(f"acdc: metric {objective.metric_name} at the start", metric)
+        noise_full = _noise(objective, graph.valid, metric_full)
+        _warn_of_thresholds(thresholds, noise_full)
         walk, guesses = Walk(steps, within), predictor_of(predictor, graph)
         pending = [_Search(first, walk, guesses, metric_start, sorted(set(thresholds)), absolute)]
         while pending:
@@ -102,7 +108,7 @@ def acdc_sweep(
             if divided := search.run(policy, clock, on_progress, start):
                 pending += divided
                 continue
-            noise = _noise(objective, search.walk.mask, metric_full, search.current)
+            noise = max(noise_full, _noise(objective, search.walk.mask, search.current))
             for threshold in search.thresholds:
                 seconds = time.perf_counter() - start, clock.seconds
                 results[threshold] = search.result(threshold, metric_full, noise, seconds, options)
@@ -208,7 +214,8 @@ class _Search:
         return len(taken), others
 
     def take(self, step: Step, after: float, removed: bool) -> None:
-        """Records one decision and applies it to the walk."""
+        """Records one decision and applies it to the walk. Raises ValueError for a metric that is no number."""
+        check_finite(f"acdc: metric without {step.name}", after)
         self.decisions.append(Decision(step.name, self.current, after, removed))
         self.predictor.saw(step, removed)
         self.walk.take(removed)
@@ -232,7 +239,7 @@ class _Search:
             device_calls=sum(self.calls.values()),
             device_calls_by_width=dict(sorted(self.calls.items())),
             memory_planned=max(self.evaluator.memory.values(), default=0),
-            smallest_margin=min((margin for margin in margins if np.isfinite(margin)), default=None),
+            smallest_margin=min(margins, default=None),
             noise=noise,
             undecided=tuple(d.name for d, margin in zip(self.decisions, margins, strict=True) if margin < 2 * noise),
             seconds=seconds[0],
@@ -254,11 +261,20 @@ def _warn_of_noise(result: ACDCResult) -> None:
         )
 
 
-def _noise(objective: Objective, mask: EdgeBools, metric_full: float, metric_final: float) -> float:
-    """Float error of the metric: the same circuits by another route (prompt by prompt), and at least rounding."""
+def _warn_of_thresholds(thresholds: Sequence[float], noise: float) -> None:
+    """Says, before the first trial, what is odd about thresholds that the algorithm allows."""
+    for threshold in thresholds:
+        said = None
+        if threshold <= 0:
+            said = "is not above 0: even an edge without any effect stays, only what lowers the metric goes"
+        elif threshold < 2 * noise:
+            said = f"is below twice the float noise of the metric ({noise:.1e}), which will decide; use float64"
+        if said is not None:
+            warnings.warn(f"threshold {threshold:g} {said}", stacklevel=3)
+
+
+def _noise(objective: Objective, mask: EdgeBools, metric: float) -> float:
+    """Float error of a circuit's metric: the same by another route (prompt by prompt), and at least rounding."""
     eps = np.finfo(np.dtype(objective.model.dtype)).eps
-    routes = [
-        abs(float(np.asarray(objective.per_example(circuit), np.float64).mean()) - metric)
-        for circuit, metric in ((objective.graph.valid, metric_full), (mask, metric_final))
-    ]
-    return float(max(*routes, eps * abs(metric_final), eps * abs(metric_full)))
+    other = float(np.asarray(objective.per_example(mask), np.float64).mean())
+    return float(max(abs(other - metric), eps * abs(metric)))

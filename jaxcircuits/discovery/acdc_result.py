@@ -87,10 +87,9 @@ class ACDCResult:
 
 
 def scores_of(graph: Graph, decisions: Sequence[Decision]) -> EdgeScores:
-    """The increment of each edge's own trial, 0 where it was never tried alone or not finite."""
+    """The increment of each edge's own trial, 0 where it was never tried alone."""
     scores = np.zeros(graph.shape)
     for decision in decisions:
-        increment = decision.after - decision.before
-        if "->" in decision.name and np.isfinite(increment):
-            scores[graph.edge_index(decision.name)] = increment
+        if "->" in decision.name:
+            scores[graph.edge_index(decision.name)] = decision.after - decision.before
     return scores

@@ -52,7 +52,7 @@ def _shares(objective: Objective) -> Float[Array, "moment sender"]:
             proximity = jnp.abs(y).sum(-1)[None] - jnp.abs(written - y[None]).sum(-1)
             proximity = jnp.where(is_before[:, None], jnp.maximum(proximity, 0), 0)
             total = proximity.sum(0, keepdims=True)
-            return jnp.where(total > 0, proximity / jnp.where(total > 0, total, 1), 0)
+            return proximity / jnp.where(total == 0, 1, total)
 
         last = jnp.max(jnp.where(weights > 0, positions, 0))
         counted = jnp.arange(tokens.shape[0], dtype=last.dtype) <= last

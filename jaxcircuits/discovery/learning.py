@@ -15,6 +15,7 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ..files import write_whole
+from ..finite import check_finite
 from ..graph import Graph
 from ..objective import Objective
 from ..scores import Scores
@@ -119,7 +120,8 @@ def learn(
     - `resume`: a state, or the file of one, of the same method, hyperparameters, seed and number of steps.
     - `progress`: called with the state every `chunk` steps, e.g. `lambda state: state.save("run.npz")`.
 
-    Raises ValueError for fewer than 1 step or prompt, and for a state of another run.
+    Raises ValueError for fewer than 1 step or prompt, for a state of another run, and for NaN or infinity, naming the
+    step and what it saw.
     """
     for name, value in (("steps", steps), ("batch", batch), ("chunk", chunk)):
         if value < 1:
@@ -129,9 +131,18 @@ def learn(
         state = _resumed(resume, state)
     while (done := int(state.step)) < steps:
         state = _advance(state, objective, batch, jnp.asarray(min(chunk, steps - done), jnp.int32))
+        _check_state(state, type(learner).__name__)
         if progress is not None:
             progress(state)
     return state
+
+
+def _check_state(state: State, method: str) -> None:
+    """Raises ValueError for NaN or infinity in what the steps so far saw, or in the parameters."""
+    for name, column in state.history.items():
+        check_finite(f"{method} diverged (lower `rate`): {name}", np.asarray(column)[: int(state.step)], step=None)
+    for where, leaf in jax.tree_util.tree_flatten_with_path(state.parameters)[0]:
+        check_finite(f"{method} diverged (lower `rate`): parameters{jax.tree_util.keystr(where)}", leaf)
 
 
 def result_of(
@@ -144,15 +155,15 @@ def result_of(
     started: float,
     options: dict[str, Any],
 ) -> LearntMask:
-    """The record of a finished run, `f` evaluated at the mask. Raises ValueError if the parameters diverged."""
-    if not np.isfinite(scores).all():
-        raise ValueError(f"{method} diverged: its parameters are not finite; lower `rate`")
+    """The record of a finished run, `f` evaluated at the mask. Raises ValueError if that is NaN or infinite."""
+    metric = float(objective(mask))
+    check_finite(f"{method}: metric {objective.metric_name} of its circuit", metric)
     run = {
         "method": method,
         "signed": False,
         **objective.describe(),
         **options,
-        "metric_final": float(objective(mask)),
+        "metric_final": metric,
         "edges_kept": int(mask.sum()),
         "edges_total": objective.graph.num_edges,
         "seconds": time.perf_counter() - started,

@@ -20,6 +20,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray
 
+from ..finite import check_finite
 from ..graph import Graph
 from ..objective import Objective
 from .learning import State, first_order, learn
@@ -125,8 +126,7 @@ def optimal_ablation(
     learner = OptimalAblation(jnp.asarray(masks), constants, rate, samples)
     state = learn(learner, objective, steps=steps, batch=batch, seed=seed, resume=resume, progress=progress)
     losses = np.asarray(_losses(objective, learner.masks, state.parameters), np.float64)
-    if not np.isfinite(losses).all():
-        raise ValueError("optimal ablation diverged: its losses are not finite; lower `rate`")
+    check_finite("optimal-ablation diverged (lower `rate`): losses", losses, circuit=None)
     run = {
         **{"method": "optimal-ablation", **objective.describe(), "circuits": len(masks), "masks": kind},
         **{"own_positions": own_positions, "steps": steps, "rate": rate, "samples": samples, "batch": batch},

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from ..circuit import Circuit
+from ..finite import check_finite
 from ..graph import Graph
 from ..objective import Objective
 from ..scores import Positions, Span, positions_inside, spans_within
@@ -107,16 +108,21 @@ class Ablated:
 
         - `exchangeable`: all in one program, so that equal runs have equal losses to the last bit. False: circuits of
           few edges at the cost of their live nodes, within rounding.
+
+        Raises ValueError for NaN or infinity, naming the circuit and the prompt.
         """
         masks = self.ablation.masks(self.graph, circuits)
         sizes = masks.sum((1, 2))
         few = (sizes > 0) & (sizes <= FEW * self.graph.num_edges)
         if exchangeable or few.sum() < self.width or not self._can_be_sparse():
-            return self._dense(masks)
+            few[:] = False
         values = np.empty((len(masks), self.objective.num_prompts))
-        values[few] = self._sparse.per_example_many(masks[few], self.width)
+        if few.any():
+            values[few] = self._sparse.per_example_many(masks[few], self.width)
         if not few.all():
             values[~few] = self._dense(masks[~few])
+        named = [f"of {size} edges" for size in sizes]
+        check_finite(f"metric {self.objective.metric_name}", values, circuit=named, prompt=None)
         return values
 
     def _dense(self, masks: Masks) -> Float[np.ndarray, "circuit batch"]:

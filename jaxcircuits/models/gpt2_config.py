@@ -39,10 +39,13 @@ class GPT2Config:
     embeddings: ClassVar[tuple[str, ...]] = ("input",)
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_key"):
+        for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_key", "n_inner"):
             value = getattr(self, name)
-            if (value is not None or name != "n_key") and (not isinstance(value, int) or value < 1):
+            if (value is not None or name not in ("n_key", "n_inner")) and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"config: {name} must be a positive whole number, got {value!r}")
+        epsilon = self.layer_norm_epsilon
+        if not isinstance(epsilon, int | float) or not 0 < epsilon < math.inf:
+            raise ValueError(f"config: layer_norm_epsilon must be a finite number above 0, got {epsilon!r}")
         if self.n_key is None and self.n_embd % self.n_head:
             raise ValueError(f"config: n_embd {self.n_embd} must be a multiple of n_head {self.n_head}")
         if self.positional not in POSITIONAL:

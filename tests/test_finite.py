@@ -1,0 +1,160 @@
+"""NaN and infinity stop where they arise, by name, before anything is decided."""
+
+import dataclasses
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import micro_model, micro_pairs
+from safetensors.numpy import load_file, save_file
+
+import jaxcircuits as jc
+from jaxcircuits.finite import check_finite
+
+NAN, INF = float("nan"), float("inf")
+WEIGHTS = {
+    jax.tree_util.keystr(where).lstrip("."): leaf.shape
+    for where, leaf in jax.tree_util.tree_flatten_with_path(micro_model("gpt2"))[0]
+}
+
+
+def planted(name, value):
+    """A model with one number, the last, of one weight replaced."""
+
+    def plant(where, leaf):
+        return leaf.at[(-1,) * leaf.ndim].set(value) if jax.tree_util.keystr(where).lstrip(".") == name else leaf
+
+    return jax.tree_util.tree_map_with_path(plant, micro_model("gpt2"))
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_one_bad_weight_stops_every_objective_by_its_path(name):
+    last = [size - 1 for size in WEIGHTS[name]]
+    for value in (NAN, -INF):
+        with pytest.raises(ValueError) as error:
+            jc.Objective(planted(name, value), micro_pairs())
+        assert f"weight {name}{last}: expected a finite number, got {value}" in str(error.value)
+
+
+def test_a_bad_weight_of_the_reference_model_stops_too():
+    with pytest.raises(ValueError, match="reference 'resample from another model': .*sender a1.h1, prompt 0"):
+        jc.Objective(micro_model("gpt2"), micro_pairs(), reference=planted("blocks.attention.output", NAN))
+
+
+def test_a_run_that_overflows_is_named_by_sender_and_prompt():
+    """In float16 every weight is finite and the first MLP's output is not."""
+    model = micro_model("gpt2", dtype=jnp.float16)
+    large = eqx.tree_at(lambda m: m.blocks.mlp.w_out, model, model.blocks.mlp.w_out.at[0].set(60000.0))
+    with pytest.raises(ValueError, match=r"clean run: .* first -?inf \(sender m0, prompt \d\)"):
+        jc.Objective(large, micro_pairs())
+
+
+def test_a_reference_that_is_given_is_checked():
+    objective = jc.Objective(micro_model("gpt2"), micro_pairs())
+    values = np.array(objective.reference)
+    values[2, 3, 1, 0] = NAN
+    with pytest.raises(ValueError, match=r"reference 'array': .*\(sender a0.h1, prompt 3\)"):
+        jc.Objective(micro_model("gpt2"), micro_pairs(), reference=values)
+
+
+@pytest.mark.parametrize("value", [NAN, INF])
+def test_a_metric_without_a_number_is_named_with_its_prompt(value):
+    def margin(logits, labels):
+        return jnp.where(labels.answer[0] == answers[2, 0], value, logits[0])
+
+    answers = micro_pairs().answer
+    first = int(np.flatnonzero(answers[:, 0] == answers[2, 0])[0])
+    with pytest.raises(ValueError, match=f"metric margin of the whole model: .*prompt {first}"):
+        jc.Objective(micro_model("gpt2"), micro_pairs(), margin)
+
+
+@pytest.mark.parametrize("value", [NAN, INF])
+@pytest.mark.parametrize("call", ["__call__", "per_example", "gradient", "value_and_gradient", "many"])
+def test_a_mask_without_a_number_is_refused(call, value):
+    objective = jc.Objective(micro_model("gpt2"), micro_pairs())
+    mask = np.ones(objective.graph.shape)
+    mask[1, 2] = value
+    for given in (mask, jnp.asarray(mask)):
+        with pytest.raises(ValueError, match="mask: expected finite numbers"):
+            getattr(objective, call)(given[None] if call == "many" else given)
+
+
+def test_targets_and_years_are_checked_with_the_prompts():
+    pairs = micro_pairs()
+    target = pairs.target.copy()
+    target[4, 0] = NAN
+    with pytest.raises(ValueError, match=r"target: .*\(prompt 4\)"):
+        dataclasses.replace(pairs, target=target)
+    for year in (-1, 9):
+        with pytest.raises(ValueError, match="year: expected two digits, 0 to 8"):
+            dataclasses.replace(pairs, year=np.full(5, year))
+    with pytest.raises(ValueError, match="year: expected two digits, 0 to 99"):
+        dataclasses.replace(pairs, digits=None, year=np.full(5, 100))
+
+
+def test_a_config_whose_norms_divide_by_nothing_is_refused():
+    for epsilon in (NAN, INF, 0.0, -1e-5):
+        with pytest.raises(ValueError, match="layer_norm_epsilon must be a finite number above 0"):
+            jc.GPT2Config(layer_norm_epsilon=epsilon)
+    for inner in (0, -4):
+        with pytest.raises(ValueError, match="n_inner must be a positive whole number"):
+            jc.GPT2Config(n_inner=inner)
+
+
+@pytest.mark.parametrize(("value", "dtype"), [(NAN, "float32"), (INF, "float32"), (1e5, "float16")])
+def test_a_checkpoint_is_checked_as_it_is_loaded(value, dtype, tmp_path):
+    jc.save(micro_model("gpt2"), tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    tensors = load_file(file)
+    tensors["transformer.h.1.mlp.c_fc.weight"][0, 0] = value
+    save_file(tensors, file)
+    with pytest.raises(ValueError, match=f"blocks.mlp.w_in in {dtype}: expected finite numbers"):
+        jc.load(tmp_path / "model", dtype=dtype)
+
+
+def undefined_far_away(logits, labels):
+    """A number at the clean run, NaN where the logits are others."""
+    return jnp.where(jnp.abs(logits - labels.full).max() > 1e-3, jnp.nan, logits[0])
+
+
+def test_scores_name_the_edge_that_has_none():
+    objective = jc.Objective(micro_model("gpt2"), micro_pairs(), undefined_far_away)
+    with pytest.raises(ValueError, match=r"scores \(exact\): .*\(sender input, receiver a0.h0<q>\)"):
+        jc.exact(objective)
+
+
+def test_information_flow_that_overflows_is_no_zero():
+    model = micro_model("gpt2", dtype=jnp.float16)
+    large = eqx.tree_at(lambda m: m.token_embedding, model, model.token_embedding * 40000)
+    with pytest.raises(ValueError, match=r"scores \(information-flow-routes\)"):
+        jc.information_flow_routes(jc.Objective(large, micro_pairs()))
+
+
+@pytest.mark.parametrize("learn", [jc.edge_pruning, jc.subnetwork_probing, jc.ugs, jc.optimal_ablation])
+def test_a_learnt_run_stops_at_the_step_and_saves_nothing(learn):
+    def undefined_later(logits, labels):
+        return jnp.where(jnp.abs(logits - labels.full).max() > 1e-3, jnp.nan * logits[0], logits[0])
+
+    objective = jc.Objective(micro_model("gpt2"), micro_pairs(), undefined_later)
+    saved = []
+    with pytest.raises(ValueError, match=r"diverged \(lower `rate`\): \w+: expected finite numbers, .*step \d"):
+        learn(objective, steps=20, batch=5, progress=saved.append)
+    assert not saved
+
+
+@pytest.mark.parametrize("judge", [jc.faithfulness, jc.evaluate, jc.hypothesis_tests, jc.completeness])
+def test_a_judged_circuit_is_named_with_its_prompt(judge):
+    objective = jc.Objective(micro_model("gpt2"), micro_pairs(), undefined_far_away)
+    circuit = jc.Circuit.select(jc.random_scores(objective), edges=20)
+    with pytest.raises(ValueError, match=r"metric undefined_far_away: .*\(circuit of \d+ edges, prompt 0\)"):
+        judge(objective, circuit)
+
+
+def test_what_is_finite_passes():
+    check_finite("numbers", np.arange(3))
+    check_finite("numbers", np.ones((2, 2), bool), row=None)
+    check_finite("number", 1.5)
+    with pytest.raises(ValueError, match=r"got 2 that are NaN or infinite, first inf \(row b, column 1\)"):
+        check_finite("table", np.array([[1, 2], [3, INF], [NAN, 0]]), row=["a", "b", "c"], column=None)
