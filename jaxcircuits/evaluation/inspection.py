@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 from .. import batching
 from ..circuit import Circuit
 from ..files import write_json
+from ..graph import Graph
 from ..objective import Objective
 from ..types import EdgeBools, Mask, Model
 

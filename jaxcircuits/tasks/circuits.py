@@ -37,9 +37,7 @@ def in_order(graph: Graph, names: Iterable[str]) -> tuple[str, ...]:
 def check_graph(graph: Graph, expected: Graph, model: str) -> None:
     """Raises ValueError for the graph of another model than the one whose circuit is known."""
     if graph != expected:
-        raise ValueError(
-            f"this circuit is known for {model} ({_sizes(expected)}), got a graph with {_sizes(graph)}"
-        )
+        raise ValueError(f"this circuit is known for {model} ({_sizes(expected)}), got a graph with {_sizes(graph)}")
 
 
 def _sizes(graph: Graph) -> str:
