@@ -179,7 +179,9 @@ def test_the_record_is_saved_whole(objective, tmp_path):
 
 def test_what_is_refused(objective, tmp_path):
     graph = objective.graph
-    other = jc.Circuit(jc.Graph.transformer(1, 2), jc.Graph.transformer(1, 2).valid, np.zeros(jc.Graph.transformer(1, 2).shape), {})
+    other = jc.Circuit(
+        jc.Graph.transformer(1, 2), jc.Graph.transformer(1, 2).valid, np.zeros(jc.Graph.transformer(1, 2).shape), {}
+    )
     with pytest.raises(ValueError, match="another graph"):
         jc.faithfulness(objective, other)
     with pytest.raises(ValueError, match="expected shape"):

@@ -65,7 +65,9 @@ def test_an_edge_exists_exactly_where_the_sender_is_computed_first(sizes):
 
 
 def test_equal_and_hashable_by_value():
-    assert jc.Graph.transformer(2, 2) == jc.Graph.transformer(2, 2, mlps=(True, True)) and hash(jc.Graph.transformer(2, 2)) == hash(jc.Graph.transformer(2, 2))
+    assert jc.Graph.transformer(2, 2) == jc.Graph.transformer(2, 2, mlps=(True, True)) and hash(
+        jc.Graph.transformer(2, 2)
+    ) == hash(jc.Graph.transformer(2, 2))
     assert jc.Graph.transformer(2, 2) != jc.Graph.transformer(2, 2, mlps=False)
 
 

@@ -19,7 +19,11 @@ LENGTHS = {
     "ioi": 15, "greater_than": 10, "docstring": 53, "induction": 12, "induction_text": 300, "gendered_pronoun": 10,
 }  # fmt: skip
 PLACES = {"ioi": [2, 4, 10], "greater_than": [7], "induction": [3], "gendered_pronoun": [1]}
-GRAPHS = {"ioi": jc.Graph.transformer(12, 12), "greater_than": jc.Graph.transformer(12, 12), "docstring": jc.Graph.transformer(4, 8, mlps=False)}
+GRAPHS = {
+    "ioi": jc.Graph.transformer(12, 12),
+    "greater_than": jc.Graph.transformer(12, 12),
+    "docstring": jc.Graph.transformer(4, 8, mlps=False),
+}
 
 gpt2 = functools.cache(gpt2_tokenizer)
 

@@ -95,6 +95,7 @@ FAMILIES = {
         NeoXConfig,
         NeoX,
         decoders.neox_table,
+        others=(("lm_head.", "embed_out."),),
         fixed={"num_key_value_heads": (None,), "head_dim": (None,)},
         spelled=decoders.spelled_neox,
         written=decoders.written_neox,

@@ -46,7 +46,14 @@ def fill(config: type, values: dict[str, Any]) -> Any:
         if field.name in values and not is_like(value, wanted):
             default = "" if field.default is dataclasses.MISSING else f" like {field.default!r}"
             raise ValueError(f"{field.name} = {value!r} is not supported; expected a value{default}")
+        if type(value) is int and not is_int(wanted):
+            values[field.name] = float(value)
     return config(**values)
+
+
+def is_int(wanted: Any) -> bool:
+    """Whether a field holds whole numbers."""
+    return int in (wanted, *typing.get_args(wanted))
 
 
 def is_like(value: Any, wanted: Any) -> bool:

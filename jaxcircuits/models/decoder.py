@@ -11,7 +11,7 @@ from jaxtyping import Array, DTypeLike, Float, Int, PRNGKeyArray
 
 from ..types import Tokens
 from . import parts
-from .model import AbstractModel, Index, Positions
+from .model import AbstractModel, Index, Indices, Positions
 from .parts import MLP, Attention, GatedMLP, Norm, RMSNorm
 from .rotary import RopeScaling, Rotation, rotation
 
@@ -145,7 +145,7 @@ class Decoder(AbstractModel):
     def has_patterns(self) -> bool:
         return True
 
-    def pattern(self, layer: Index, index: Index, ys: tuple[Array, ...]) -> Float[Array, "*head position position"]:
+    def pattern(self, layer: Index, index: Indices, ys: tuple[Array, ...]) -> Float[Array, "*head position position"]:
         """How much each position reads of each one that it sees."""
         return self.attention(layer, ys, jnp.arange(ys[0].shape[-2], dtype=jnp.int32))
 

@@ -17,7 +17,7 @@ from ..layout import Layout, Stack
 from ..types import Tokens
 from . import parts
 from .decoder import FULL, SLIDING, Block, Decoder, DecoderConfig, Draw
-from .model import Index, Positions
+from .model import Index, Indices, Positions
 from .rotary import Rotation, rotation
 
 
@@ -36,7 +36,7 @@ class Gemma2Config(DecoderConfig):
     max_position_embeddings: int = 8192
     tie_word_embeddings: bool = True
     rms_norm_eps: float = 1e-6
-    query_pre_attn_scalar: float = 256
+    query_pre_attn_scalar: float = 256.0
     sliding_window: int | None = 4096
     layer_types: tuple[str, ...] | None = None
     attn_logit_softcapping: float | None = 50.0
@@ -101,12 +101,12 @@ class Gemma(Decoder):
         draw, layers, width = Draw(config, key, dtype), config.num_hidden_layers, config.hidden_size
         attention = draw.attention()
         if config.has_query_norm:
-            norms = [draw.rms_norm(layers, config.head_width, offset=1) for _ in "qk"]
+            norms = [draw.rms_norm(layers, config.head_width, offset=1.0) for _ in "qk"]
             attention = dataclasses.replace(attention, query_norm=norms[0], key_norm=norms[1])
         return cls(
             token_embedding=draw.embedding(),
-            blocks=Block(attention, draw.gated_mlp(), *(draw.rms_norm(layers, width, offset=1) for _ in range(4))),
-            final_norm=draw.rms_norm(width, offset=1),
+            blocks=Block(attention, draw.gated_mlp(), *(draw.rms_norm(layers, width, offset=1.0) for _ in range(4))),
+            final_norm=draw.rms_norm(width, offset=1.0),
             unembedding=draw.unembedding(),
             config=config,
         )
@@ -131,7 +131,7 @@ class Gemma(Decoder):
         return y if port == "v" else self.config.rotation(layer, block.attention.normed(port, y), at)
 
     def write(
-        self, kind: str, layer: Index, index: Index, ys: tuple[Array, ...], at: Positions
+        self, kind: str, layer: Index, index: Indices, ys: tuple[Array, ...], at: Positions
     ) -> Float[Array, "*head at width"]:
         """What all heads of a layer write; what an MLP writes."""
         if kind == "mlp":

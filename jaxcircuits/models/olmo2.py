@@ -15,7 +15,7 @@ from .. import layout
 from ..layout import Layout, Stack
 from . import parts
 from .decoder import Block, Decoder, DecoderConfig, Draw
-from .model import Index, Positions
+from .model import Index, Indices, Positions
 from .parts import RMSNorm
 
 
@@ -66,7 +66,7 @@ class Olmo2(Decoder):
         return block.attention.project(port, index, x)
 
     def write(
-        self, kind: str, layer: Index, index: Index, ys: tuple[Array, ...], at: Positions
+        self, kind: str, layer: Index, index: Indices, ys: tuple[Array, ...], at: Positions
     ) -> Float[Array, "*head at width"]:
         """What all heads of a layer write; what an MLP writes."""
         if kind == "mlp":

@@ -117,7 +117,7 @@ def _yarn(frequencies: np.ndarray, theta: float, scaling: RopeScaling, positions
     scale = scaling.attention_factor
     if scale is None and scaling.mscale and scaling.mscale_all_dim:
         scale = sharpened(scaling.mscale) / sharpened(scaling.mscale_all_dim)
-    return frequencies * (1 - slowed + slowed / scaling.factor), sharpened(1) if scale is None else scale
+    return frequencies * (1 - slowed + slowed / scaling.factor), sharpened(1.0) if scale is None else scale
 
 
 YARN = "original_max_position_embeddings attention_factor beta_fast beta_slow mscale mscale_all_dim truncate".split()
