@@ -272,7 +272,7 @@ def test_a_bad_index_is_refused(saved):
     "values, message",
     [
         ({"rope_theta": 1e4}, "unknown key 'rope_theta'"),
-        ({"model_type": "llama"}, "model_type 'llama' is not supported"),
+        ({"model_type": "bloom"}, "model_type 'bloom' is not supported"),
         ({"model_type": None}, "model_type None is not supported"),
         ({"add_cross_attention": True}, "add_cross_attention = True is not supported; expected False"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),

@@ -27,6 +27,7 @@ from ..types import NodeMask, PositionedMask, ReceiverValues, SenderValues, Toke
 from . import displaced, runs, slopes
 
 Index = Int[Array, ""]
+Indices = Int[Array, "*node"]
 Positions = Int[Array, " at"]
 
 
@@ -71,7 +72,7 @@ class AbstractModel(eqx.Module):
 
     @abstractmethod
     def write(
-        self, kind: str, layer: Index, index: Index, ys: tuple[Float[Array, "..."], ...], at: Positions
+        self, kind: str, layer: Index, index: Indices, ys: tuple[Float[Array, "..."], ...], at: Positions
     ) -> Float[Array, "*node at width"]:
         """What one node writes at the positions `at`; of joint nodes, what all of them write.
 
@@ -100,9 +101,12 @@ class AbstractModel(eqx.Module):
         return False
 
     def pattern(
-        self, layer: Index, index: Index, ys: tuple[Float[Array, "position ..."], ...]
-    ) -> Float[Array, "position position"]:
-        """How much each position reads of each earlier one, in one head whose receivers computed `ys`."""
+        self, layer: Index, index: Indices, ys: tuple[Float[Array, "..."], ...]
+    ) -> Float[Array, "*node position position"]:
+        """How much each position reads of each earlier one, in one head whose receivers computed `ys`.
+
+        Of joint heads `ys` and patterns have a leading axis, as in `write`.
+        """
         raise ValueError(f"{type(self).__name__} has no attention patterns")
 
     # --- what follows from it ------------------------------------------------------------------

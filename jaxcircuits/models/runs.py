@@ -240,7 +240,8 @@ def patterns(model: Any, tokens: Tokens) -> Float[Array, "layer head position po
                 if nodes.kind == "head":
                     own = [ys[port][np.array(index)] for port, index in nodes.inputs]
                     run = lambda index, *ys: model.pattern(layer, index, ys)  # noqa: E731
-                    found.append(jax.vmap(run)(_numbers(nodes.count), *own))
+                    run = run if nodes.is_joint else jax.vmap(run)
+                    found.append(run(_numbers(nodes.count), *own))
             rows = written(model, moment, layer, ys, positions_of(x))
             x = plus_constant(model, x + rows.sum(0), layer, number)
         return x, jnp.concatenate(found)
