@@ -8,7 +8,6 @@ Edge names are those of the public benchmark format (MIB, EAP-IG): `a0.h3->a5.h1
 import dataclasses
 from collections import Counter
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -24,7 +23,8 @@ KINDS = {EMBEDDING: "inputs", "head": "heads", "mlp": "MLPs", "unit": "units"}
 """What people call nodes of a kind."""
 
 
-class Sender(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Sender:
     """A node's output: the `index`-th of its `kind` in its layer (-1: before the first), there from `written` on.
 
     `block` counts the layout's groups of equal nodes, in all layers: nodes of one block are computed alike.
@@ -38,7 +38,8 @@ class Sender(NamedTuple):
     block: int
 
 
-class Receiver(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Receiver:
     """A node's input: the `index`-th of its `port` in its layer, which reads at moment `reads`.
 
     - `owners`: rows of the senders that it belongs to. `readers`: of those that write something else when it changes:

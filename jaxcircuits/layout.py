@@ -11,6 +11,7 @@ tuple of *moments*: ports, whose receivers read the same residual stream, and no
 | post-norm (OLMo-2, Gemma) | heads that meet in a norm (`is_joint`), then the MLP |
 """
 
+import dataclasses
 import itertools
 import re
 from typing import Any, NamedTuple
@@ -19,7 +20,8 @@ Names = str | tuple[str, ...]
 """A pattern with `{layer}` and `{index}`, or the names themselves, for a single layer."""
 
 
-class Port(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Port:
     """`count` receivers a layer that compute alike.
 
     - `name`: what `model.read` is asked for. `is_local`: nodes need what it computes only where they write (a query),
@@ -32,7 +34,8 @@ class Port(NamedTuple):
     names: Names
 
 
-class Nodes(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Nodes:
     """`count` nodes a layer that write alike.
 
     - `kind`: what `model.write` is asked for. `inputs`: of each port they read through, the receiver of each node.
@@ -154,7 +157,7 @@ def to_json(layout: Layout) -> dict[str, Any]:
         {
             "layers": stack.layers,
             "moments": [
-                {"ports": [port._asdict() for port in m.ports], "nodes": [nodes._asdict() for nodes in m.nodes]}
+                {"ports": [*map(dataclasses.asdict, m.ports)], "nodes": [*map(dataclasses.asdict, m.nodes)]}
                 for m in stack.moments
             ],
         }

@@ -76,7 +76,7 @@ class SparseEvaluator:
 
     def _run(self, step: Step, rows: Rows) -> Rows:
         """Writes the rows of a step's units."""
-        kind, moment, layer = self.planner.units.kinds[step.kind], np.int32(step.moment), np.int32(step.layer)
+        kind, moment, layer = self.planner.units.kinds[step.kind], np.int32(step.moment), np.array(step.layer, np.int32)
         stack, number, row = self.places[step.moment]
         alone = jax.tree.map(lambda x: x[:, row], self.alone[stack][number])
         return _write_units((self.objective, kind, self.base[moment], layer, _traced(step), alone), rows)

@@ -133,7 +133,7 @@ class Planner:
         columns = np.tile(~self.units.is_local, (len(kept), 1))
         for unit in reversed(self.units.all):
             rows = list(unit.rows)
-            everywhere[:, rows] = (kept[:, rows] & columns[:, None]).any((1, 2))[:, None]
+            everywhere[:, rows] = np.any(kept[:, rows] & columns[:, None], (1, 2), keepdims=True)[:, 0]
             columns[:, self.reads[:, rows[0]]] |= everywhere[:, rows[0], None]
         return everywhere
 

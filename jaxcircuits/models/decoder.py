@@ -124,7 +124,6 @@ class Decoder(AbstractModel):
     final_norm: Norm
     unembedding: Float[Array, "vocab width"] | None
     config: Any = eqx.field(static=True)
-    precision: str = eqx.field(static=True, default="highest")
 
     @abstractmethod
     def attention(self, layer: Index, ys: tuple[Array, ...], at: Positions) -> Float[Array, "*head at position"]:
@@ -195,18 +194,16 @@ class Draw:
         sizes = self.config
         layers, width, key = sizes.num_hidden_layers, sizes.hidden_size, sizes.head_width
         counts = sizes.num_attention_heads, sizes.num_groups, sizes.num_groups
-        return Attention(
-            *(self(layers, count, width, key) for count in counts),
-            self(layers, counts[0], key, width),
-            *(self.zeros(layers, count, key) if bias else None for count in counts),
-            output_bias=self.zeros(layers, width) if output_bias else None,
-        )
+        query, keys, value = (self(layers, count, width, key) for count in counts)
+        of_query, of_key, of_value = (self.zeros(layers, count, key) if bias else None for count in counts)
+        last = self.zeros(layers, width) if output_bias else None
+        return Attention(query, keys, value, self(layers, counts[0], key, width), of_query, of_key, of_value, last)
 
     def gated_mlp(self, *, bias: bool = False) -> GatedMLP:
         layers, width, neurons = self.config.num_hidden_layers, self.config.hidden_size, self.config.intermediate_size
-        weights = self(layers, width, neurons), self(layers, width, neurons), self(layers, neurons, width)
-        biases = (self.zeros(layers, size) if bias else None for size in (neurons, neurons, width))
-        return GatedMLP(*weights, *biases, self.config.activation)
+        gate, up, down = self(layers, width, neurons), self(layers, width, neurons), self(layers, neurons, width)
+        of_gate, of_up, of_down = (self.zeros(layers, size) if bias else None for size in (neurons, neurons, width))
+        return GatedMLP(gate, up, down, of_gate, of_up, of_down, self.config.activation)
 
     def embedding(self) -> Array:
         return self(self.config.vocab_size, self.config.hidden_size)

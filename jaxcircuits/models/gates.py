@@ -42,7 +42,6 @@ class Gates(AbstractModel):
     biases: Float[Array, " unit"]
     units: tuple[tuple[str, ...], ...] = eqx.field(static=True)
     activation: str = eqx.field(static=True)
-    precision: str = eqx.field(static=True, default="highest")
 
     @classmethod
     def build(

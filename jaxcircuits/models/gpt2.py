@@ -66,7 +66,6 @@ class GPT2(AbstractModel):
     unembedding: Float[Array, "output width"] | None
     unembedding_bias: Float[Array, " output"] | None
     config: GPT2Config = eqx.field(static=True)
-    precision: str = eqx.field(static=True, default="highest")
 
     @classmethod
     def random(cls, config: GPT2Config, key: PRNGKeyArray, dtype: DTypeLike = jnp.float32) -> "GPT2":

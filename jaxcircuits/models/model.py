@@ -36,7 +36,7 @@ class AbstractModel(eqx.Module):
     device, where JAX's own default would be bfloat16 (TPU) or TF32 (recent GPUs).
     """
 
-    precision: eqx.AbstractVar[str]
+    precision: str = eqx.field(static=True, default="highest", kw_only=True)
 
     # --- what an architecture says -------------------------------------------------------------
 

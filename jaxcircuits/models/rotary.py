@@ -6,7 +6,7 @@ models that are to read further than they were trained for scale the frequencies
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -122,7 +122,7 @@ def _yarn(frequencies: np.ndarray, theta: float, scaling: RopeScaling, positions
 
 YARN = "original_max_position_embeddings attention_factor beta_fast beta_slow mscale mscale_all_dim truncate".split()
 
-SCALED: dict[str, tuple[Callable[[np.ndarray, float, RopeScaling, int], Scaled], list[str]]] = {
+SCALED: dict[str, tuple[Callable[[np.ndarray, float, RopeScaling, int], Scaled], Sequence[str]]] = {
     "linear": (_linear, []),
     "dynamic": (_dynamic, []),
     "llama3": (_llama3, ["low_freq_factor", "high_freq_factor", "original_max_position_embeddings"]),
