@@ -12,11 +12,12 @@ import jaxcircuits
 
 PACKAGE = Path(jaxcircuits.__file__).parent
 
-BASE = {"types", "files", "finite"}
+BASE = {"types", "files", "finite", "arguments"}
 MAY_IMPORT = {
     "types": set(),
     "files": set(),
     "finite": set(),
+    "arguments": set(),
     "graph": BASE | {"notebook"},
     "notebook": BASE | {"graph"},
     "framing": BASE,
@@ -44,7 +45,8 @@ MAY_IMPORT = {
     "sparse_plan": BASE | {"graph"},
     "sparse": BASE | {"graph", "objective", "references", "models", "batching", "sparse_plan"},
     "discovery": BASE | {"graph", "scores", "objective", "references", "nodes", "metrics", "batching", "live"},
-    "circuit": BASE | {"graph", "scores", "notebook"},
+    "circuit_file": BASE | {"graph"},
+    "circuit": BASE | {"graph", "scores", "notebook", "circuit_file"},
     "interchange": BASE | {"graph", "scores", "circuit"},
     "evaluation": BASE | {"graph", "scores", "objective", "references", "batching", "circuit", "sparse"},
     "report": BASE | {"graph", "scores", "circuit", "evaluation"},
