@@ -151,6 +151,13 @@ def of_units(layers: tuple[tuple[str, ...], ...]) -> Layout:
     return Layout(layers[0], tuple(map(stack, layers[1:])), neighbours_only=True)
 
 
+def counts(layout: Layout) -> tuple[int, int]:
+    """How many senders and receivers a graph has."""
+    moments = [(stack.layers, moment) for stack in layout.stacks for moment in stack.moments]
+    senders = sum(layers * moment.num_senders for layers, moment in moments)
+    return len(layout.embeddings) + senders, 1 + sum(layers * moment.num_receivers for layers, moment in moments)
+
+
 def to_json(layout: Layout) -> dict[str, Any]:
     """A layout as a file holds it."""
     stacks = [
@@ -174,7 +181,7 @@ def from_json(value: Any) -> Layout:
             for stack in value["stacks"]
         )
         layout = Layout(_strings(value["embeddings"]), stacks, value["neighbours_only"] is True)
-        total = sum(stack.layers * sum(m.num_senders + m.num_receivers for m in stack.moments) for stack in stacks)
+        total = sum(counts(layout))
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"layout: expected embeddings and stacks of layers, ports and nodes; {error!r}") from None
     if total > MOST:

@@ -306,7 +306,7 @@ def test_every_order_tries_every_edge_and_group_once(order, head_order):
 
 
 def test_groups_come_by_kind_and_head_before_the_single_edges_of_their_layer():
-    graph = jc.Graph(2, 2)
+    graph = jc.Graph.transformer(2, 2)
     steps = all_steps(graph)
     groups = [(number, step.name) for number, step in enumerate(steps) if step.is_group]
     order = [f"h{head}<{kind}>" for kind in "vkq" for head in (1, 0)]
@@ -319,7 +319,7 @@ def test_groups_come_by_kind_and_head_before_the_single_edges_of_their_layer():
 
 def test_nodes_that_nothing_reads_are_not_tried():
     """Without an edge into `logits` nothing is left to try; with one, only what lies behind it."""
-    graph = jc.Graph(2, 2)
+    graph = jc.Graph.transformer(2, 2)
     walk = Walk(all_steps(graph))
     into_logits = int(graph.valid[:, -1].sum())
     for _ in range(into_logits):

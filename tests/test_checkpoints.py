@@ -224,7 +224,7 @@ def test_wrong_flax_tensors_are_refused_by_file_and_name(saved):
     _, folder = saved
     as_flax(folder)
     rewrite_config(folder, n_layer=1)
-    with pytest.raises(ValueError, match=f"{FLAX} has tensors that a GPT-2 of this config has not: .*h.1.attn"):
+    with pytest.raises(ValueError, match=f"{FLAX} has tensors that a GPT2 of this config has not: .*h.1.attn"):
         jc.load(folder)
     rewrite_config(folder, n_layer=2, n_inner=13)
     with pytest.raises(

@@ -23,7 +23,7 @@ FAMILIES = {
     "grouped": (models.Llama, models.Qwen3Config(**GROUPED, rms_norm_eps=1e-3)),
     "parallel": (models.NeoX, models.NeoXConfig(**SIZES, partial_rotary_factor=0.5)),
     "post-norm": (models.Olmo2, models.Olmo2Config(**GROUPED)),
-    "post-norm-windows": (models.Gemma, models.Gemma2Config(**GROUPED, **WINDOW, query_pre_attn_scalar=5.0)),
+    "post-norm-windows": (models.Gemma, models.Gemma2Config(**GROUPED, **WINDOW, query_pre_attn_scalar=5)),
 }
 
 

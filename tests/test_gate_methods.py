@@ -167,7 +167,7 @@ def test_other_ways_to_evaluate_are_refused(steps):
     for made, said in (
         (lambda: jc.optimal_ablation(steps), "optimal-ablation: .* steps"),
         (lambda: jc.atp_nodes(steps), "atp-star: .* steps"),
-        (lambda: jc.save(steps.model, "gate"), "got a Gates, which has no checkpoint format"),
+        (lambda: jc.save(steps.model, "gate"), "a Gates has no checkpoint format"),
         (lambda: jc.ablated(steps, component="heads").baselines(), "has no heads; choose 'all'"),
         (lambda: jc.Objective(jc.gate("xor"), TASK.generate(gate="xor")), "kl: .* single output.* choose l2"),
     ):

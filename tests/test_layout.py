@@ -12,12 +12,13 @@ import jaxcircuits
 
 PACKAGE = Path(jaxcircuits.__file__).parent
 
-BASE = {"types", "files", "finite"}
+BASE = {"types", "files", "finite", "arguments"}
 MAY_IMPORT = {
     "types": set(),
     "files": set(),
     "layout": set(),
     "finite": set(),
+    "arguments": set(),
     "graph": BASE | {"layout", "notebook"},
     "notebook": BASE | {"graph"},
     "framing": BASE,
@@ -46,7 +47,8 @@ MAY_IMPORT = {
     "sparse_plan": BASE | {"kinds", "graph"},
     "sparse": BASE | {"kinds", "programs", "graph", "objective", "references", "models", "batching", "sparse_plan"},
     "discovery": BASE | {"graph", "scores", "objective", "references", "nodes", "metrics", "batching", "live"},
-    "circuit": BASE | {"layout", "graph", "scores", "notebook"},
+    "circuit_file": BASE | {"graph", "layout"},
+    "circuit": BASE | {"graph", "scores", "notebook", "circuit_file"},
     "interchange": BASE | {"graph", "scores", "circuit"},
     "evaluation": BASE | {"graph", "scores", "objective", "references", "batching", "circuit", "sparse"},
     "report": BASE | {"graph", "scores", "circuit", "evaluation"},

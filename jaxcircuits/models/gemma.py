@@ -36,7 +36,7 @@ class Gemma2Config(DecoderConfig):
     max_position_embeddings: int = 8192
     tie_word_embeddings: bool = True
     rms_norm_eps: float = 1e-6
-    query_pre_attn_scalar: float = 256.0
+    query_pre_attn_scalar: int = 256
     sliding_window: int | None = 4096
     layer_types: tuple[str, ...] | None = None
     attn_logit_softcapping: float | None = 50.0
