@@ -9,7 +9,7 @@ import numpy as np
 
 def is_count(value: Any, least: int = 0) -> bool:
     """Whether it is a whole number of at most 63 bits, `least` or more; True and 2.0 are none."""
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and least <= value < 1 << 63
+    return bool(isinstance(value, int | np.integer) and not isinstance(value, bool) and least <= value < 1 << 63)
 
 
 def is_number(value: Any) -> bool:

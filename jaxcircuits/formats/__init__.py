@@ -205,7 +205,7 @@ def config_json(config: Any, tokenizer: Any) -> dict[str, Any]:
     kind, family = next((kind, family) for kind, family in FAMILIES.items() if type(config) is family.config)
     values = family.written(dataclasses.asdict(config))
     if values.get("head_dim", 0) is None:  # which transformers takes as no width at all
-        values["head_dim"] = config.head_width
+        del values["head_dim"]
     for own in ("attn_only", "layer_norm", "causal", "n_key", "positional", "unembedding_bias"):
         if own in values and values[own] == type(config).__dataclass_fields__[own].default:
             del values[own]
