@@ -78,6 +78,7 @@ from .evaluation import roc_of_scores as roc_of_scores
 from .evaluation import similarity as similarity
 from .evaluation import top_overlap as top_overlap
 from .evaluation import weighted_edge_count as weighted_edge_count
+from .framing import framed as framed
 from .graph import Graph as Graph
 from .interchange import autocircuit_name as autocircuit_name
 from .interchange import from_autocircuit as from_autocircuit

@@ -13,10 +13,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from . import batching, metrics
 from .batching import CANDIDATES, PROMPTS, constrain
+from .kinds import Kind, Units
 from .objective import Objective
 from .programs import AnyArray, Program
 from .references import sender_values
@@ -37,18 +38,18 @@ class Constants(eqx.Module):
     """The run of the circuit that the search starts from.
 
     - `written`: what every node writes; `difference`: that minus the reference.
-    - `streams`: what each half-layer reads; of a part of the graph (`is_part`) when all edges carry the reference.
+    - `streams`: what each moment reads; of a part of the graph (`is_part`) when all edges carry the reference.
     """
 
     written: Float[Array, "sender batch position width"]
     difference: Float[Array, "sender batch position width"]
-    streams: Float[Array, "time batch position width"]
+    streams: Float[Array, "moment batch position width"]
     is_part: bool = eqx.field(static=True)
 
 
 class Current(eqx.Module):
-    """The circuit so far: inputs [slot, kv, ...] and outputs [slot, ...] of the nodes that can still change, and the
-    input of `logits`. Only the scored part is kept up of what is read at scored positions only.
+    """The circuit so far: inputs [slot, place, ...] and outputs [slot * width, ...] of the units that can still change,
+    and the input of `logits`. Only the scored part is kept up of what is read at scored positions only.
     """
 
     inputs: Values
@@ -69,7 +70,7 @@ def first_run(objective: Objective, mask: Mask | None) -> tuple[Constants, Float
     streams = jnp.moveaxis(streams, 0, 1)
     residual = streams[-1]
     if mask is not None:
-        earlier = np.arange(len(streams))[:, None] >= graph.sender_times[None]
+        earlier = np.arange(len(streams))[:, None] >= graph.written[None]
         streams = streams - jnp.einsum("es,sbtd->ebtd", earlier.astype(streams.dtype), difference)
 
         def run(prompt):
@@ -85,40 +86,43 @@ def first_run(objective: Objective, mask: Mask | None) -> tuple[Constants, Float
 
 
 @eqx.filter_jit
-def empty(objective: Objective, logits: Float[Array, "batch scored width"], slots: int) -> Current:
-    """No node in any slot; the clean input of `logits`."""
-    return Current(_zeros(objective, (slots, 3), (None, None)), _zeros(objective, (slots,), (None,)), logits)
+def empty(objective: Objective, units: Units, logits: Float[Array, "batch scored width"], slots: int) -> Current:
+    """No unit in any slot; the clean input of `logits`."""
+    inputs = _zeros(objective, (slots, units.num_places), (None, None))
+    return Current(inputs, _zeros(objective, (slots * units.width,), (None,)), logits)
 
 
 @eqx.filter_jit
-def empty_changes(objective: Objective, slots: int, candidates: int) -> Values:
-    """Where a chain writes its changes, [slot, candidate, ...]."""
-    return _zeros(objective, (slots, candidates), (None, CANDIDATES))
+def empty_changes(objective: Objective, units: Units, slots: int, candidates: int) -> Values:
+    """Where a chain writes its changes, [slot * width, candidate, ...]."""
+    return _zeros(objective, (slots * units.width, candidates), (None, CANDIDATES))
 
 
 @eqx.filter_jit
 def grow(current: Current, slots: int) -> Current:
-    """Room for more nodes."""
+    """Room for more units."""
+    before = current.inputs.scored.shape[0]
 
     def pad(x):
-        return jnp.pad(x, [(0, slots - x.shape[0])] + [(0, 0)] * (x.ndim - 1))
+        return jnp.pad(x, [(0, (slots - before) * (x.shape[0] // before))] + [(0, 0)] * (x.ndim - 1))
 
     return eqx.tree_at(lambda c: (c.inputs, c.outputs), current, jax.tree.map(pad, (current.inputs, current.outputs)))
 
 
 @eqx.filter_jit(donate="all-except-first")
-def fill(place: tuple[Objective, Constants, Int[AnyArray, " 3"], Bool[AnyArray, "kv sender"]], current: Current):
-    """A node's first values in its slot; `current` is updated in place.
+def fill(place: tuple[Objective, Units, Constants, tuple[AnyArray, AnyArray], AnyArray], current: Current) -> Current:
+    """A unit's first values in its slot; `current` is updated in place.
 
-    `place`: slot, sender row and time of the node, and the edges into its inputs.
+    `place`: (slot, moment) and sender rows of the unit, and the edges into its inputs, bool [place, sender].
     """
-    objective, constants, (slot, row, time), edges = place
-    inputs, outputs = constants.streams[time], constants.written[row]
+    objective, units, constants, ((slot, moment), rows), edges = place
+    inputs, outputs = constants.streams[moment], constants.written[rows]
     if constants.is_part:
         with jax.default_matmul_precision(objective.model.precision):
             inputs = inputs[None] + jnp.einsum("cs,sbtd->cbtd", edges.astype(inputs.dtype), constants.difference)
     inputs, outputs = (Values(x, _at_scored(objective, x)) for x in (inputs, outputs))
-    return Current(_put(current.inputs, (slot,), inputs), _put(current.outputs, (slot,), outputs), current.logits)
+    first = slot * units.width
+    return Current(_put(current.inputs, (slot,), inputs), _put_rows(current.outputs, first, outputs), current.logits)
 
 
 # --- a chain -----------------------------------------------------------------------------------
@@ -126,15 +130,15 @@ def fill(place: tuple[Objective, Constants, Int[AnyArray, " 3"], Bool[AnyArray, 
 
 @eqx.filter_jit(donate="all-except-first")
 def run_chain(
-    inputs: tuple[Objective, Constants, Current, Program], changes: Values
+    inputs: tuple[Objective, Units, Constants, Current, Program], changes: Values
 ) -> tuple[Float[Array, " candidate"], Values, Values]:
-    """The metric of every candidate, every changed node's change, and the difference that each step removes.
+    """The metric of every candidate, every changed unit's changes, and the difference that each step removes.
 
-    Changes [slot, candidate, ...] are written over the given ones; only what was written is read.
+    Changes [slot * width, candidate, ...] are written over the given ones; only what was written is read.
     """
-    objective, constants, current, program = inputs
+    objective, units, constants, current, program = inputs
     with jax.default_matmul_precision(objective.model.precision):
-        chain = _Chain(objective, current, program, _removed(objective, constants, program))
+        chain = _Chain(objective, units, current, program, _removed(objective, constants, program))
         first, last = program.count_everywhere, program.count
         changes = jax.lax.fori_loop(0, first, lambda n, changes: chain.compute_everywhere(n, changes), changes)
         changes = jax.lax.fori_loop(first, last, lambda n, changes: chain.compute_scored(n, changes), changes)
@@ -157,23 +161,23 @@ def _removed(objective: Objective, constants: Constants, program: Program) -> Va
 
 
 class _Chain(eqx.Module):
-    """What the instructions of a chain compute with; `n` is an instruction, `c` one of its node's inputs."""
+    """What the instructions of a chain compute with; `n` is an instruction, `c` the place of an input of its unit."""
 
     objective: Objective
+    units: Units = eqx.field(static=True)
     current: Current
     program: Program
     removed: Values
 
     def compute_everywhere(self, n: Int[Array, ""], changes: Values) -> Values:
-        """The change of instruction n's node, at every position."""
-        new = self._output(n, changes, False) - self.current.outputs.everywhere[self.program.slot[n]][None]
-        put = functools.partial(jax.lax.dynamic_update_index_in_dim, index=self.program.slot[n], axis=0)
-        return jax.tree.map(put, changes, Values(new, _at_scored(self.objective, new)))
+        """The changes of instruction n's unit, at every position."""
+        new = self._output(n, changes, False) - self._before(n, False)
+        return _put_rows(changes, self._first(n), Values(new, _at_scored(self.objective, new)))
 
     def compute_scored(self, n: Int[Array, ""], changes: Values) -> Values:
-        """The change of instruction n's node, at the scored positions only."""
-        new = self._output(n, changes, True) - self.current.outputs.scored[self.program.slot[n]][None]
-        scored = jax.lax.dynamic_update_index_in_dim(changes.scored, new, self.program.slot[n], 0)
+        """The changes of instruction n's unit, at the scored positions only."""
+        new = self._output(n, changes, True) - self._before(n, True)
+        scored = jax.lax.dynamic_update_slice_in_dim(changes.scored, new, self._first(n), 0)
         return Values(changes.everywhere, scored)
 
     def logits(self, changes: Values) -> Float[Array, "candidate batch scored width"]:
@@ -182,40 +186,73 @@ class _Chain(eqx.Module):
         x = _sum_of(x, self.program.logits_sources, self.program.logits_count, lambda s: changes.scored[s])
         return _minus(x, self.program.at, self.program.logits_touched, self.removed.scored)
 
-    def _output(self, n: Int[Array, ""], changes: Values, is_scored: bool) -> Float[Array, "candidate batch _ width"]:
-        """What instruction n's node writes for each candidate."""
-        kinds = [self._head, self._mlp] if any(self.objective.graph.has_mlp) else [self._head]
-        return jax.lax.switch(self.program.kind[n], [functools.partial(k, n, changes, is_scored) for k in kinds])
+    def _first(self, n: Int[Array, ""]) -> Int[Array, ""]:
+        return self.program.slot[n] * self.units.width
 
-    def _head(self, n: Int[Array, ""], changes: Values, is_scored: bool) -> Array:
-        """Queries are needed where the head writes, keys and values everywhere."""
-        query, key, value = (self._project(n, c, changes, is_scored and c == 0) for c in range(3))
-        where = (
-            self.objective.scored
-            if is_scored
-            else jnp.broadcast_to(jnp.arange(key.shape[2], dtype=jnp.int32), self.objective.clean.shape)
-        )
-        run = jax.vmap(self.objective.model.head_output, (None, None, 0, 0, 0, 0))
-        run = jax.vmap(run, (None, None, 0, 0, 0, None))
-        return run(self.program.layer[n], self.program.head[n], query, key, value, where)
+    def _before(self, n: Int[Array, ""], is_scored: bool) -> Float[Array, "row 1 batch _ width"]:
+        outputs = self.current.outputs.part(is_scored)
+        return jax.lax.dynamic_slice_in_dim(outputs, self._first(n), self.units.width)[:, None]
 
-    def _project(self, n: Int[Array, ""], c: int, changes: Values, is_scored: bool) -> Array:
-        """A head's queries, keys or values for every candidate; computed once where its input stays."""
-        place = self.program.layer[n], self.program.head[n]
-        run = jax.vmap(functools.partial(self.objective.model.head_projection, c, *place))
+    def _output(
+        self, n: Int[Array, ""], changes: Values, is_scored: bool
+    ) -> Float[Array, "row candidate batch _ width"]:
+        """What instruction n's unit writes for each candidate; rows that its kind does not have are 0."""
+        kinds = [functools.partial(self._unit, kind, n, changes, is_scored) for kind in self.units.kinds]
+        return jax.lax.switch(self.program.kind[n], kinds)
+
+    def _unit(self, kind: Kind, n: Int[Array, ""], changes: Values, is_scored: bool) -> Array:
+        """Local inputs are needed where the unit writes, the others everywhere."""
+        nodes, model, layer, at = kind.nodes, self.objective.model, self.program.layer[n], self._at(is_scored)
+        joint = nodes.is_joint
+        ys = [
+            (self._computed_jointly if joint else self._computed)(kind, number, n, changes, is_scored)
+            for number in range(len(kind.ports))
+        ]
+        node = jnp.arange(nodes.count, dtype=jnp.int32) if joint else self.program.node[n]
+        write = functools.partial(model.write, nodes.kind, layer, node)
+        own = 1 if joint else 0  # the axis of candidates, then that of prompts
+        out = jax.vmap(jax.vmap(write, (own, 0), own), (own, None), own)(tuple(ys), at)
+        out = out if joint else out[None]
+        return jnp.pad(out, [(0, self.units.width - len(out))] + [(0, 0)] * (out.ndim - 1))
+
+    def _at(self, is_scored: bool) -> Int[Array, "batch _"]:
+        """The positions of each prompt."""
+        scored, clean = self.objective.scored, self.objective.clean
+        every = jnp.broadcast_to(jnp.arange(clean.shape[1], dtype=jnp.int32), clean.shape)
+        return scored if is_scored else every
+
+    def _computed(self, kind: Kind, number: int, n: Int[Array, ""], changes: Values, is_scored: bool) -> Array:
+        """What one receiver of a node computes for every candidate; once where what it reads stays."""
+        (port, (c,)), (_, inputs) = kind.ports[number], kind.nodes.inputs[number]
+        part = is_scored and port.is_local
+        index = jnp.asarray(np.array(inputs, np.int32))[self.program.node[n]]
+        read = functools.partial(self.objective.model.read, port.name, self.program.layer[n], index)
+        run, at = jax.vmap(read), self._at(part)
+        every = jax.vmap(run, (0, None))
+        if len(kind.ports) == 1:
+            return every(self._read(n, c, changes, part), at)
         is_changed = (self.program.counts[n, c] > 0) | (self.program.touched[n, c] > 0)
         return jax.lax.cond(
             is_changed,
-            lambda: jax.vmap(run)(self._read(n, c, changes, is_scored)),
-            lambda: self._for_all(run(self.current.inputs.part(is_scored)[self.program.slot[n], c])),
+            lambda: every(self._read(n, c, changes, part), at),
+            lambda: self._for_all(run(self.current.inputs.part(part)[self.program.slot[n], c], at)),
         )
 
-    def _mlp(self, n: Int[Array, ""], changes: Values, is_scored: bool) -> Array:
-        run = jax.vmap(jax.vmap(self.objective.model.mlp_output, (None, 0)), (None, 0))
-        return run(self.program.layer[n], self._read(n, 0, changes, is_scored))
+    def _computed_jointly(self, kind: Kind, number: int, n: Int[Array, ""], changes: Values, is_scored: bool) -> Array:
+        """What the receivers of joint nodes compute for every candidate, [node, candidate, batch, ...]."""
+        (port, places), (_, inputs) = kind.ports[number], kind.nodes.inputs[number]
+        part, at = is_scored and port.is_local, self._at(is_scored and port.is_local)
 
-    def _read(self, n: Int[Array, ""], c: int, changes: Values, is_scored: bool) -> Array:
-        """What input c of instruction n's node reads for every candidate."""
+        def one(receiver):
+            index, c = receiver
+            read = functools.partial(self.objective.model.read, port.name, self.program.layer[n], index)
+            return jax.vmap(jax.vmap(read), (0, None))(self._read(n, c, changes, part), at)
+
+        receivers = np.array([range(port.count), places], np.int32)
+        return jax.lax.map(one, (jnp.asarray(receivers[0]), jnp.asarray(receivers[1])))[np.array(inputs)]
+
+    def _read(self, n: Int[Array, ""], c: int | Array, changes: Values, is_scored: bool) -> Array:
+        """What the input at place c of instruction n's unit reads for every candidate."""
         x = self._for_all(self.current.inputs.part(is_scored)[self.program.slot[n], c])
         sources = self.program.sources[n, c], self.program.counts[n, c]
         x = _sum_of(x, *sources, lambda source: changes.part(is_scored)[source])
@@ -226,29 +263,35 @@ class _Chain(eqx.Module):
 
 
 @eqx.filter_jit(donate="all-except-first")
-def commit(inputs: tuple[Objective, Program, Values, Values, AnyArray], current: Current) -> Current:
+def commit(inputs: tuple[Objective, Units, Program, Values, Values, AnyArray], current: Current) -> Current:
     """The current values after one candidate (a row) of a chain; `current` is updated in place."""
-    objective, program, changes, removed, row = inputs
+    objective, units, program, changes, removed, row = inputs
     at = program.at[:, row][:, None]
 
     def moved(x: Array, sources: tuple[AnyArray, AnyArray], touched: AnyArray, is_scored: bool) -> Array:
         x = _sum_of(x[None], *sources, lambda source: changes.part(is_scored)[source, row][None])
         return _minus(x, at, touched, removed.part(is_scored))[0]
 
-    def put(values: Values, index: tuple, new: Array, is_scored: bool) -> Values:
+    def move_input(n: Array, c: Array, inputs: Values, is_scored: bool) -> Values:
+        index, sources = (program.slot[n], c), (program.sources[n, c], program.counts[n, c])
+        new = moved(inputs.part(is_scored)[index], sources, program.touched[n, c], is_scored)
         if is_scored:
-            return Values(values.everywhere, values.scored.at[index].set(new))
-        return _put(values, index, Values(new, _at_scored(objective, new)))
+            return Values(inputs.everywhere, inputs.scored.at[index].set(new))
+        return _put(inputs, index, Values(new, _at_scored(objective, new)))
 
-    def step(n, current, is_scored):
-        slot, inputs = program.slot[n], current.inputs
-        for c in range(3):
-            part = is_scored and c == 0  # keys and values are read everywhere
-            sources = program.sources[n, c], program.counts[n, c]
-            new = moved(inputs.part(part)[slot, c], sources, program.touched[n, c], part)
-            inputs = put(inputs, (slot, c), new, part)
-        new = current.outputs.part(is_scored)[slot] + changes.part(is_scored)[slot, row]
-        return Current(inputs, put(current.outputs, (slot,), new, is_scored), current.logits)
+    def step(n: Array, current: Current, is_scored: bool) -> Current:
+        move_local = functools.partial(move_input, n, is_scored=is_scored)
+        move_other = functools.partial(move_input, n, is_scored=False)
+        inputs = jax.lax.fori_loop(jnp.int32(0), jnp.int32(units.num_local), move_local, current.inputs)
+        inputs = jax.lax.fori_loop(jnp.int32(units.num_local), jnp.int32(units.num_places), move_other, inputs)
+        first, outputs = program.slot[n] * units.width, current.outputs
+        own = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=first, slice_size=units.width)
+        new = own(outputs.part(is_scored)) + own(changes.part(is_scored))[:, row]
+        if is_scored:
+            scored = jax.lax.dynamic_update_slice_in_dim(outputs.scored, new, first, 0)
+            return Current(inputs, Values(outputs.everywhere, scored), current.logits)
+        outputs = _put_rows(outputs, first, Values(new, _at_scored(objective, new)))
+        return Current(inputs, outputs, current.logits)
 
     with jax.default_matmul_precision(objective.model.precision):
         everywhere = functools.partial(step, is_scored=False)
@@ -280,6 +323,12 @@ def _at_scored(objective: Objective, x: Float[Array, "*rows batch position width
 def _put(values: Values, index: tuple[Array | int, ...], new: Values) -> Values:
     """`values` with some rows replaced by `new`, in place where it can be."""
     return jax.tree.map(lambda old, row: old.at[index].set(jnp.broadcast_to(row, old[index].shape)), values, new)
+
+
+def _put_rows(values: Values, first: Array, new: Values) -> Values:
+    """`values` with the rows from `first` on replaced by `new`."""
+    put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=first, axis=0)
+    return jax.tree.map(put, values, new)
 
 
 def _sum_of(x: Array, sources: Int[AnyArray, " source"], count: Int[AnyArray, ""], change) -> Array:

@@ -17,11 +17,20 @@ import numpy as np
 from jaxtyping import DTypeLike
 
 from .finite import check_finite
-from .formats import CONVERSION_OF_MODEL, CONVERSION_OF_STATE, Format, config_json, format_of, gpt2_table, read_format
+from .formats import (
+    CONVERSION_OF_MODEL,
+    CONVERSION_OF_STATE,
+    Family,
+    Format,
+    config_json,
+    family_of,
+    format_of,
+    read_format,
+)
 from .gguf_names import GGUFTensors, is_gguf
 from .graph import Graph
 from .models import GATES, GPT2, gpt2_folding
-from .tensors import PICKLES, WEIGHT_FILES, Tensors, open_tensors
+from .tensors import PICKLES, WEIGHT_FILES, Tensors, empty, open_tensors
 from .tokenizer import has_tokenizer, load_tokenizer
 from .types import Model
 
@@ -30,6 +39,9 @@ BUILT = {f"gate-{name}": build for name, build in GATES.items()}
 
 NORMS, BIASES = ", layer norms folded", ", value biases folded"
 """What a source says of a model that was changed as it was loaded."""
+
+UNEMBEDDINGS = "lm_head.weight", "embed_out.weight"
+"""Names of what is left out where it is the token embedding, and may be stored nevertheless."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +106,11 @@ def load(
         model = jax.tree.map(lambda leaf: leaf.astype(dtype), BUILT[name]())
         return Checkpoint(model, f"bundled {name}", None)
     files, source = _find(name, revision)
-    model = _read_gpt2(*_open(files), dtype)
+    model = _read(*_open(files), dtype)
+    if (fold_layer_norms or fold_value_biases) and not isinstance(model, GPT2):
+        raise ValueError(
+            f"{name}: only a GPT2's layer norms and value biases can be folded, got {type(model).__name__}"
+        )
     if fold_layer_norms:
         model, source = gpt2_folding.fold_layer_norms(model), source + NORMS
     if fold_value_biases:
@@ -135,7 +151,7 @@ def _open(files: Path) -> tuple[Format, Tensors]:
         tensors = GGUFTensors(files)
         return format_of(tensors.values, str(files)), tensors
     form = read_format(files / "config.json")
-    return form, open_tensors(files) or _refuse(files, form)
+    return form, open_tensors(files, form.family.renamed) or _refuse(files, form)
 
 
 def _refuse(folder: Path, form: Format) -> NoReturn:
@@ -159,10 +175,8 @@ def save(model: Model, folder: str | os.PathLike, tokenizer: Any = None) -> None
 
     Raises ValueError if the folder exists and is not empty, and for a model that no checkpoint holds.
     """
-    if not isinstance(model, GPT2):
-        raise ValueError(
-            f"save: expected a GPT2 or a Tracr, got a {type(model).__name__}, which has no checkpoint format"
-        )
+    if (family := family_of(model)) is None:
+        raise ValueError(f"save: a {type(model).__name__} has no checkpoint format")
     from safetensors.numpy import save_file
 
     folder = Path(folder)
@@ -173,7 +187,7 @@ def save(model: Model, folder: str | os.PathLike, tokenizer: Any = None) -> None
     try:
         staged.chmod(0o755)
         (staged / "config.json").write_text(json.dumps(config_json(model.config, tokenizer), indent=1) + "\n")
-        save_file(dict(_checkpoint_tensors(model)), staged / "model.safetensors", metadata={"format": "pt"})
+        save_file(dict(_checkpoint_tensors(model, family)), staged / "model.safetensors", metadata={"format": "pt"})
         (staged / "model.safetensors").chmod(0o644)
         if tokenizer is not None:
             tokenizer.save_pretrained(staged)
@@ -185,54 +199,55 @@ def save(model: Model, folder: str | os.PathLike, tokenizer: Any = None) -> None
         raise
 
 
-def _field(model: GPT2, path: str) -> Any:
+def _field(model: Any, path: str) -> Any:
     value: Any = model
     for name in path.split("."):
         value = getattr(value, name)
     return value
 
 
-def _checkpoint_tensors(model: GPT2) -> Iterator[tuple[str, np.ndarray]]:
-    for entry in gpt2_table(model.config):
-        prefix = "" if entry.name.startswith("lm_head.") else "transformer."
-        fields = [np.asarray(_field(model, path)) for path in entry.fields]
+def _checkpoint_tensors(model: Any, family: Family) -> Iterator[tuple[str, np.ndarray]]:
+    for entry in family.table(model.config):
+        name, fields = family.stored(entry.name), [np.asarray(_field(model, path)) for path in entry.fields]
         if "{}" not in entry.name:
-            yield prefix + entry.name, entry.from_fields(fields)
+            yield name, entry.from_fields(fields)
             continue
-        for layer in range(model.config.n_layer):
-            yield prefix + entry.name.format(layer), entry.from_fields([field[layer] for field in fields])
+        for layer in range(model.layout.num_layers):
+            yield name.format(layer), entry.from_fields([field[layer] for field in fields])
 
 
-def _read_gpt2(form: Format, tensors: Tensors, dtype: np.dtype) -> GPT2:
+def _read(form: Format, tensors: Tensors, dtype: np.dtype) -> Any:
     """Fills a model from the table; layers are stacked into arrays made once, without a second copy."""
-    config = form.config
-    skeleton = eqx.filter_eval_shape(form.model_type.random, config, jax.random.key(0), dtype)
+    skeleton = eqx.filter_eval_shape(form.family.model.random, form.config, jax.random.key(0), dtype)
     arrays: dict[str, np.ndarray] = {}
     unread = set(tensors.names())
     for entry in form.entries:
-        layers = range(config.n_layer) if "{}" in entry.name else [None]
+        layers = range(skeleton.layout.num_layers) if "{}" in entry.name else [None]
         for layer in layers:
             name = entry.name if layer is None else entry.name.format(layer)
             unread.discard(name)
             tensor = tensors.read(name, entry.shape)
             for path, part in zip(entry.fields, entry.to_fields(tensor), strict=True):
-                shape = _field(skeleton, path).shape
-                arrays.setdefault(path, np.empty(shape, dtype))
+                if path not in arrays:
+                    arrays[path] = empty(_field(skeleton, path).shape, dtype)
                 with np.errstate(over="ignore"):  # what a small dtype cannot hold is refused below
                     arrays[path][... if layer is None else layer] = part
-    if "lm_head.weight" in unread and config.tie_word_embeddings:
-        unread.discard("lm_head.weight")
-        tied = arrays["token_embedding"]
-        if not np.array_equal(tensors.read("lm_head.weight", tied.shape).astype(dtype), tied):
-            raise ValueError(f"{tensors.source}: lm_head.weight differs from wte.weight, but config.json ties them")
+    if form.config.tie_word_embeddings:
+        for name in unread & set(UNEMBEDDINGS):
+            unread.discard(name)
+            tied = arrays["token_embedding"]
+            if not np.array_equal(tensors.read(name, tied.shape).astype(dtype), tied):
+                raise ValueError(
+                    f"{tensors.source}: {name} differs from {form.entries[0].name}, but config.json ties them"
+                )
     if unread:
-        raise ValueError(f"{tensors.source} has tensors that a GPT-2 of this config has not: {sorted(unread)[:3]}")
+        name = form.family.model.__name__
+        raise ValueError(f"{tensors.source} has tensors that a {name} of this config has not: {sorted(unread)[:3]}")
     for path, array in arrays.items():
         check_finite(f"{tensors.source}: {path} in {dtype}", array)
     paths = list(arrays)
-    return eqx.tree_at(
-        lambda model: [_field(model, path) for path in paths], skeleton, [jnp.asarray(arrays.pop(p)) for p in paths]
-    )
+    leaves = [jax.device_put(arrays.pop(path), may_alias=True) for path in paths]
+    return eqx.tree_at(lambda model: [_field(model, path) for path in paths], skeleton, leaves)
 
 
 def _bundled_folder() -> Path:

@@ -2,18 +2,16 @@
 
 import dataclasses
 import heapq
-import json
 import os
-import sys
-from collections.abc import Collection
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import notebook
-from .files import plain, write_json
-from .graph import Graph, UnitGraph
+from .arguments import check_number, is_count
+from .circuit_file import FORMAT, cfg_of, contents_of
+from .files import plain, read_json, write_json
+from .graph import Graph
 from .run import extended
 from .scores import Scores
 from .types import EdgeBools, EdgeScores
@@ -21,7 +19,6 @@ from .types import EdgeBools, EdgeScores
 if TYPE_CHECKING:
     import pandas
 
-FORMAT = "jaxcircuits/1"
 RANKS = ("signed", "absolute")
 
 
@@ -41,12 +38,15 @@ class Circuit:
     d_model: int = 0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "mask", np.asarray(self.mask))
+        if self.mask.dtype != bool:
+            raise ValueError(f"mask: expected True and False, got {self.mask.dtype}; choose edges, as by mask > 0.5")
         for name in ("mask", "scores"):
             if getattr(self, name).shape != self.graph.shape:
                 raise ValueError(f"{name}: expected shape {self.graph.shape}, got {getattr(self, name).shape}")
         if not np.isfinite(self.scores).all():
             raise ValueError("scores: expected finite numbers, got NaN or infinity")
-        object.__setattr__(self, "mask", self.mask.astype(bool) & self.graph.valid)
+        object.__setattr__(self, "mask", self.mask & self.graph.valid)
 
     @classmethod
     def of(cls, result: Any, *, d_model: int = 0, **run: Any) -> "Circuit":
@@ -80,10 +80,10 @@ class Circuit:
             raise ValueError(f"rank: expected one of {', '.join(RANKS)}, got {rank!r}")
         if (edges is None) == (threshold is None):
             raise ValueError("select: expected either a number of edges or a threshold")
-        if edges is not None and not 0 <= edges <= graph.num_edges:
-            raise ValueError(f"edges: expected 0 to {graph.num_edges}, got {edges}")
-        if threshold is not None and not np.isfinite(threshold):
-            raise ValueError(f"threshold: expected a finite number, got {threshold}")
+        if edges is not None and not (is_count(edges) and edges <= graph.num_edges):
+            raise ValueError(f"edges: expected 0 to {graph.num_edges}, got {edges!r:.60}")
+        if threshold is not None:
+            check_number("threshold", threshold)
         strength = np.abs(scored.scores) if rank == "absolute" else scored.scores
         count = graph.num_edges if edges is None else edges
         least = -np.inf if threshold is None else threshold
@@ -124,9 +124,7 @@ class Circuit:
     def save(self, path: str | os.PathLike) -> None:
         """Writes the circuit as JSON, whole or not at all."""
         graph = self.graph
-        cfg = _cfg(graph)
-        if _graph(cfg, graph.senders) != graph:
-            raise ValueError("the circuit format holds graphs of units, and of transformers with ungrouped heads only")
+        cfg = cfg_of(graph)
         kept = set(self.nodes) | {*graph.embeddings, "logits"}
         value = {
             "format": FORMAT,
@@ -143,73 +141,11 @@ class Circuit:
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Circuit":
         """Reads a circuit of this library, of MIB or of EAP-IG. Raises ValueError for anything malformed."""
-        path = Path(path)
+        value = read_json(path, "circuit file")
         try:
-            value = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ValueError(f"no circuit file {path}") from None
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path} is no JSON file: {error}") from None
-        try:
-            return cls._from_json(value)
+            return cls(*contents_of(value))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-
-    @classmethod
-    def _from_json(cls, value: Any) -> "Circuit":
-        if not isinstance(value, dict) or not all(isinstance(value.get(key), dict) for key in ("cfg", "edges")):
-            raise ValueError("expected a circuit: a JSON object with 'cfg' and 'edges'")
-        if value.get("format", FORMAT) != FORMAT:
-            raise ValueError(f"format {value['format']!r} is not known; this version reads {FORMAT!r}")
-        cfg = value["cfg"]
-        d_model = cfg.get("d_model", 0)
-        if type(d_model) is not int or d_model < 0:
-            raise ValueError(f"cfg: d_model: expected a whole number, got {d_model!r}")
-        graph = _graph(cfg, {name.partition("->")[0] for name in value["edges"]})
-        mask, scores = np.zeros(graph.shape, bool), np.zeros(graph.shape)
-        for name, edge in value["edges"].items():
-            index = graph.edge_index(name)
-            mask[index], scores[index] = _edge(name, edge)
-        run = value.get("run", {})
-        if not isinstance(run, dict):
-            raise ValueError("run: expected a JSON object")
-        return cls(graph, mask, scores, run, d_model)
-
-
-def _cfg(graph: Graph) -> dict[str, Any]:
-    """A graph as a file states it: in the public format's words, and ours for what these cannot say."""
-    cfg: dict[str, Any] = {"n_layers": graph.num_layers, "n_heads": graph.num_heads, "parallel_attn_mlp": False}
-    if isinstance(graph, UnitGraph):
-        return {**cfg, "units": [list(layer) for layer in graph.units]}
-    if not all(graph.has_mlp):
-        cfg["mlps"] = list(graph.has_mlp)
-    if graph.embeddings != ("input",):
-        cfg["embeddings"] = list(graph.embeddings)
-    return cfg
-
-
-def _graph(cfg: dict[str, Any], senders: Collection[str]) -> Graph:
-    """The graph that a file states; which layers have MLPs, if it does not say so, is what its `senders` tell."""
-    layers, heads = cfg.get("n_layers"), cfg.get("n_heads")
-    if type(layers) is not int or type(heads) is not int or layers < 1 or heads < 1:
-        raise ValueError(f"cfg: expected whole numbers n_layers, n_heads above 0, got {[layers, heads]}")
-    if cfg.get("parallel_attn_mlp"):
-        raise ValueError("cfg: circuits of models with parallel attention and MLP are not supported")
-    if "units" in cfg:
-        if not isinstance(cfg["units"], list) or not all(map(_are_names, cfg["units"])):
-            raise ValueError("cfg: units: expected a list of layers, each a list of the names of units")
-        return UnitGraph(tuple(map(tuple, cfg["units"])))
-    mlps = cfg.get("mlps") or [f"m{layer}" in senders for layer in range(layers)]
-    if not isinstance(mlps, list) or not all(type(has_mlp) is bool for has_mlp in mlps):
-        raise ValueError("cfg: mlps: expected a list of true and false, one a layer")
-    embeddings = cfg.get("embeddings", ["input"])
-    if not _are_names(embeddings):
-        raise ValueError("cfg: embeddings: expected a list of the names of senders")
-    return Graph(layers, heads, mlps=tuple(mlps), embeddings=tuple(embeddings))
-
-
-def _are_names(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
 def _best(graph: Graph, strength: EdgeScores, count: int, least: float) -> EdgeBools:
@@ -246,12 +182,3 @@ def _greedy(graph: Graph, strength: EdgeScores, count: int, least: float) -> Edg
         if is_new:
             offer(graph.senders[sender])
     return mask
-
-
-def _edge(name: str, edge: Any) -> tuple[bool, float]:
-    if not isinstance(edge, dict) or not isinstance(edge.get("in_graph"), bool):
-        raise ValueError(f"edge {name}: expected an object with 'in_graph' true or false")
-    score = edge.get("score", 0.0)
-    if isinstance(score, bool) or not isinstance(score, int | float) or not abs(score) <= sys.float_info.max:
-        raise ValueError(f"edge {name}: expected a finite number as score, got {score!r}")
-    return edge["in_graph"], float(score)

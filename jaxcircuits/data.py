@@ -14,8 +14,10 @@ from jaxtyping import Bool, Float, Int
 
 from .files import write_whole
 from .finite import check_finite
+from .framing import framed
 
 PADDING = -1
+SENTENCEPIECE_SPACE = "\u2581"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -121,22 +123,27 @@ class PromptPairs:
         write_whole(path, write)
 
     @classmethod
-    def load(cls, path: str | os.PathLike, tokenizer: Any = None) -> "PromptPairs":
+    def load(
+        cls, path: str | os.PathLike, tokenizer: Any = None, *, bos: bool | None = None, template: str | None = None
+    ) -> "PromptPairs":
         """Reads `.npz` (token ids), `.jsonl` or `.csv` (text; needs the model's tokenizer).
 
         Text fields: `clean`, `corrupt`, and optionally `answer`, `wrong` (one token each; in jsonl also lists).
+        `bos`, `template`: what stands around each text, as `framed` says.
         Raises ValueError for a file that is missing, malformed, or has unknown fields or tokens.
         """
         path = Path(path)
         if not path.is_file():
             raise ValueError(f"no task file {path}")
         if path.suffix == ".npz":
+            if bos is not None or template is not None:
+                raise ValueError(f"{path} holds token ids: bos and template are for text")
             return cls(**_read_npz(path))
         if path.suffix not in (".jsonl", ".csv"):
             raise ValueError(f"{path}: expected a task file ending in .npz, .jsonl or .csv")
         if tokenizer is None:
             raise ValueError(f"{path} holds text: reading it needs the model's tokenizer")
-        return from_text(_read_rows(path), tokenizer)
+        return framed(from_text(_read_rows(path), tokenizer), tokenizer, bos=bos, template=template)
 
     def inside(self) -> Bool[np.ndarray, "batch position"]:
         """True where a prompt has a token, False where it is padded."""
@@ -259,9 +266,19 @@ def encode(tokenizer: Any, text: object) -> list[int]:
     return list(ids)
 
 
+def encode_after(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a text that goes on from another, nothing added, also by a tokenizer that begins with a space."""
+    pieces = tokenizer.tokenize("a") if hasattr(tokenizer, "tokenize") else []
+    if not "".join(pieces).startswith(SENTENCEPIECE_SPACE):
+        return list(tokenizer.encode(text, add_special_tokens=False))
+    before = tokenizer.encode("\n", add_special_tokens=False)
+    return list(tokenizer.encode(f"\n{text}", add_special_tokens=False))[len(before) :]
+
+
 def encode_one(tokenizer: Any, text: object) -> int:
-    """The id of a text that is one token. Raises ValueError for any other."""
-    ids = encode(tokenizer, text)
+    """The id of a text that is one token after another text. Raises ValueError for any other."""
+    encode(tokenizer, text)
+    ids = encode_after(tokenizer, str(text))
     if len(ids) != 1:
         raise ValueError(f"expected one token, but {text!r} has {len(ids)} (is a leading space missing or too many?)")
     return ids[0]

@@ -21,7 +21,7 @@ TEXT, ARRAY = 8, 9
 """The kinds of metadata values."""
 
 MOST_DIMENSIONS = 4
-CHUNK = 2**22
+CHUNK = 2**20
 """Values that are dequantised at a time."""
 
 

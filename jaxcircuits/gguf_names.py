@@ -122,6 +122,7 @@ class GGUFTensors:
             self.values = _Config(self.file, name).values()
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
+        self.file.metadata.clear()  # a vocabulary that would lie in memory beside the weights
         self.stored = {self._renamed(stored): stored for stored in self.file.stored if stored != ROPE_FACTORS}
 
     def names(self) -> list[str]:

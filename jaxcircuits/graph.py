@@ -1,4 +1,4 @@
-"""Which sender may feed which receiver: names, indices, the valid matrix. NumPy only.
+"""Which sender may feed which receiver: a table of both, names, indices, the valid matrix. NumPy only.
 
 The residual stream of a transformer is a sum, so its nodes form a graph: every node *sends* its output to
 every later node, and every node *receives* through one or several inputs (a head through q, k and v).
@@ -6,101 +6,139 @@ Edge names are those of the public benchmark format (MIB, EAP-IG): `a0.h3->a5.h1
 """
 
 import dataclasses
+from collections import Counter
 from functools import cached_property
-from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 
+from . import layout as layouts
+from .layout import Layout, Names
 from .types import EdgeBools
 
+EMBEDDING = "embedding"
+"""The kind of the senders before the first layer."""
 
-class Sender(NamedTuple):
-    """A node's output; `time` is the half-layer at which it is written."""
+KINDS = {EMBEDDING: "inputs", "head": "heads", "mlp": "MLPs", "unit": "units"}
+"""What people call nodes of a kind."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sender:
+    """A node's output: the `index`-th of its `kind` in its layer (-1: before the first), there from `written` on.
+
+    `block` counts the layout's groups of equal nodes, in all layers: nodes of one block are computed alike.
+    """
 
     name: str
-    time: int
+    kind: str
+    layer: int
+    index: int
+    written: int
+    block: int
 
 
-class Receiver(NamedTuple):
-    """A node's input; it reads every sender written at or before `time`."""
+@dataclasses.dataclass(frozen=True)
+class Receiver:
+    """A node's input: the `index`-th of its `port` in its layer, which reads at moment `reads`.
+
+    - `owners`: rows of the senders that it belongs to. `readers`: of those that write something else when it changes:
+      the same, or all that are computed jointly with them. `is_local`: as of a `Port`. None reads through `logits`.
+    """
 
     name: str
-    node: str
-    time: int
+    port: str
+    layer: int
+    index: int
+    reads: int
+    is_local: bool
+    owners: tuple[int, ...]
+    readers: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Graph:
-    """The edges of one architecture; equal and hashable by value.
+    """The edges of one layout; equal and hashable by value."""
 
-    - `num_layers`, `num_heads`: transformer blocks, query heads a block.
-    - `num_kv_heads`: heads that own a key and a value (grouped-query attention); default `num_heads`.
-    - `mlps`: whether blocks have an MLP: one bool, or one a layer.
-    - `embeddings`: names of the senders that exist before the first block.
-    """
+    layout: Layout
 
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int | None = None
-    mlps: bool | tuple[bool, ...] = True
-    embeddings: tuple[str, ...] = ("input",)
-
-    def __post_init__(self) -> None:
-        if self.num_layers < 1 or self.num_heads < 1:
-            raise ValueError(f"a graph needs at least 1 layer and 1 head, got {self.num_layers} and {self.num_heads}")
-        if self.num_heads % self.kv_heads:
-            raise ValueError(f"num_kv_heads: expected a divisor of {self.num_heads} heads, got {self.kv_heads}")
-        if len(self.has_mlp) != self.num_layers:
-            raise ValueError(f"mlps: expected one bool or {self.num_layers} (one a layer), got {len(self.has_mlp)}")
-        object.__setattr__(self, "num_kv_heads", self.kv_heads)
-        object.__setattr__(self, "mlps", self.has_mlp)
-
-    @property
-    def kv_heads(self) -> int:
-        """Heads a block that own a key and a value."""
-        return self.num_kv_heads or self.num_heads
-
-    @property
-    def has_mlp(self) -> tuple[bool, ...]:
-        """Whether each block has an MLP."""
-        return (self.mlps,) * self.num_layers if isinstance(self.mlps, bool) else self.mlps
+    @classmethod
+    def transformer(
+        cls,
+        layers: int,
+        heads: int,
+        groups: int | None = None,
+        mlps: bool | tuple[bool, ...] = True,
+        embeddings: tuple[str, ...] = ("input",),
+    ) -> "Graph":
+        """The graph of layers of heads, each followed by an MLP: `jaxcircuits.layout.transformer`."""
+        return cls(layouts.transformer(layers, heads, groups, mlps, embeddings))
 
     # --- senders, receivers, edges -------------------------------------------------------------
 
     @cached_property
-    def _senders(self) -> tuple[Sender, ...]:
-        senders = [Sender(name, 0) for name in self.embeddings]
-        for layer in range(self.num_layers):
-            senders += [Sender(f"a{layer}.h{head}", 2 * layer + 1) for head in range(self.num_heads)]
-            senders += [Sender(f"m{layer}", 2 * layer + 2)] * self.has_mlp[layer]
-        return tuple(senders)
+    def _table(self) -> tuple[tuple[Sender, ...], tuple[Receiver, ...]]:
+        senders = [Sender(name, EMBEDDING, -1, i, 0, -1) for i, name in enumerate(self.layout.embeddings)]
+        receivers: list[Receiver] = []
+        layer = now = block = 0
+        for stack in self.layout.stacks:
+            for layer in range(layer, layer + stack.layers):  # noqa: B020
+                for moment in stack.moments:
+                    first, owners, readers = len(senders), {}, {}
+                    for nodes in moment.nodes:
+                        rows = range(len(senders), len(senders) + nodes.count)
+                        for port, inputs in nodes.inputs:
+                            for row, index in zip(rows, inputs, strict=True):
+                                owners.setdefault((port, index), []).append(row)
+                                readers.setdefault((port, index), []).extend(rows if nodes.is_joint else [row])
+                        names = _names(nodes.names, layer, nodes.count)
+                        senders += [Sender(n, nodes.kind, layer, i, now + 1, block) for i, n in enumerate(names)]
+                        block += 1
+                    assert first + moment.num_senders == len(senders)
+                    for port in moment.ports:
+                        for i, name in enumerate(_names(port.names, layer, port.count)):
+                            own, all_of_them = owners[port.name, i], sorted(set(readers[port.name, i]))
+                            place = port.name, layer, i, now, port.is_local
+                            receivers.append(Receiver(name, *place, tuple(own), tuple(all_of_them)))
+                    now += 1
+            layer += 1
+        receivers.append(Receiver("logits", "logits", self.layout.num_layers, 0, now, True, (), ()))
+        return tuple(senders), tuple(receivers)
 
-    @cached_property
-    def _receivers(self) -> tuple[Receiver, ...]:
-        receivers = []
-        for layer in range(self.num_layers):
-            for kind, heads in (("q", self.num_heads), ("k", self.kv_heads), ("v", self.kv_heads)):
-                for head in range(heads):
-                    node = f"a{layer}.h{head}"
-                    receivers.append(Receiver(f"{node}<{kind}>", node, 2 * layer))
-            receivers += [Receiver(f"m{layer}", f"m{layer}", 2 * layer + 1)] * self.has_mlp[layer]
-        return (*receivers, Receiver("logits", "logits", 2 * self.num_layers))
+    @property
+    def sender_table(self) -> tuple[Sender, ...]:
+        """What each row of a mask is."""
+        return self._table[0]
+
+    @property
+    def receiver_table(self) -> tuple[Receiver, ...]:
+        """What each column of a mask is."""
+        return self._table[1]
 
     @cached_property
     def senders(self) -> tuple[str, ...]:
         """Names in the order of the mask's first axis, which is the order of computation."""
-        return tuple(sender.name for sender in self._senders)
+        return tuple(sender.name for sender in self.sender_table)
 
     @cached_property
     def receivers(self) -> tuple[str, ...]:
         """Names in the order of the mask's second axis: a layer's q, k, v inputs, its MLP; last `logits`."""
-        return tuple(receiver.name for receiver in self._receivers)
+        return tuple(receiver.name for receiver in self.receiver_table)
+
+    @property
+    def embeddings(self) -> tuple[str, ...]:
+        """Names of the senders before the first layer."""
+        return self.layout.embeddings
+
+    @property
+    def num_layers(self) -> int:
+        return self.layout.num_layers
 
     @cached_property
     def valid(self) -> EdgeBools:
         """True where an edge exists: the sender is written before the receiver reads."""
-        valid = self.sender_times[:, None] <= self.receiver_times[None, :]
+        written, reads = self.written[:, None], self.reads[None, :]
+        valid = written == reads if self.layout.neighbours_only else written <= reads
         valid.setflags(write=False)
         return valid
 
@@ -112,7 +150,7 @@ class Graph:
     @property
     def shape(self) -> tuple[int, int]:
         """(senders, receivers): the shape of a mask."""
-        return self.valid.shape
+        return len(self.senders), len(self.receivers)
 
     @cached_property
     def num_edges(self) -> int:
@@ -124,30 +162,46 @@ class Graph:
         return np.argwhere(self.valid)
 
     @cached_property
-    def sender_times(self) -> Int[np.ndarray, " sender"]:
-        """The half-layer at which each sender is written: 0 the embedding, 2l + 1 heads, 2l + 2 the MLP of layer l."""
-        return np.array([sender.time for sender in self._senders])
+    def written(self) -> Int[np.ndarray, " sender"]:
+        """The moment before which each sender is written: 0 the embeddings."""
+        return np.array([sender.written for sender in self.sender_table])
 
     @cached_property
-    def receiver_times(self) -> Int[np.ndarray, " receiver"]:
-        """The half-layer at which each receiver reads: 2l the heads of layer l, 2l + 1 its MLP, last `logits`."""
-        return np.array([receiver.time for receiver in self._receivers])
-
-    @property
-    def rows(self) -> tuple[tuple[str, ...], ...]:
-        """The nodes that stand side by side in each layer of a drawing; an MLP stands beside its heads."""
-        heads = range(self.num_heads)
-        return tuple(tuple(f"a{layer}.h{head}" for head in heads) for layer in range(self.num_layers))
-
-    @property
-    def sizes(self) -> dict[str, Any]:
-        """What it has how many of, for people."""
-        return {"layers": self.num_layers, "heads a layer": self.num_heads, "MLPs": sum(self.has_mlp)}
+    def reads(self) -> Int[np.ndarray, " receiver"]:
+        """The moment at which each receiver reads; the last is that of `logits`."""
+        return np.array([receiver.reads for receiver in self.receiver_table])
 
     @property
     def sender_groups(self) -> np.ndarray:
         """Bool [group, sender]: senders written at one moment: the embeddings, a layer's heads, its MLP."""
-        return self.sender_times[None, :] == np.unique(self.sender_times)[:, None]
+        return self.written[None, :] == np.unique(self.written)[:, None]
+
+    @cached_property
+    def _blocks(self) -> list[list[list[str]]]:
+        """Of each layer, of each of its groups of equal nodes, the names."""
+        layers: list[dict[int, list[str]]] = [{} for _ in range(self.num_layers)]
+        for sender in self.sender_table[len(self.embeddings) :]:
+            layers[sender.layer].setdefault(sender.block, []).append(sender.name)
+        return [list(layer.values()) for layer in layers]
+
+    @property
+    def rows(self) -> tuple[tuple[str, ...], ...]:
+        """The nodes that stand side by side in each layer of a drawing: those of its largest group."""
+        return tuple(tuple(max(blocks, key=len)) for blocks in self._blocks)
+
+    @property
+    def beside(self) -> tuple[tuple[str, ...], ...]:
+        """The other nodes of each layer (an MLP beside its heads)."""
+        rows = zip(self._blocks, self.rows, strict=True)
+        return tuple(tuple(name for block in blocks for name in block if name not in row) for blocks, row in rows)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """What it has how many of, for people."""
+        counts = Counter(sender.kind for sender in self.sender_table)
+        named = {name: counts[kind] for kind, name in KINDS.items() if counts[kind]}
+        others = {f"{kind} nodes": count for kind, count in counts.items() if kind not in KINDS}
+        return {"layers": self.num_layers, **named, **others}
 
     # --- names <-> indices ---------------------------------------------------------------------
 
@@ -199,28 +253,45 @@ class Graph:
         """Every sender, then `logits`, which only receives."""
         return (*self.senders, "logits")
 
+    def _relation(self, field: str) -> np.ndarray:
+        """Bool [node, receiver]: the senders that a field of the receivers' table names; `logits` reads its own."""
+        relation = np.zeros((len(self.nodes), len(self.receivers)), bool)
+        for column, receiver in enumerate(self.receiver_table):
+            relation[list(getattr(receiver, field)), column] = True
+        relation[-1, -1] = True
+        return relation
+
     @cached_property
     def _inputs(self) -> np.ndarray:
-        """[node, receiver] bool: the inputs of each node. Grouped heads share one key and one value input."""
-        index = {name: i for i, name in enumerate(self.nodes)}
-        inputs = np.zeros((len(self.nodes), len(self.receivers)), bool)
-        group = self.num_heads // self.kv_heads
-        for column, receiver in enumerate(self._receivers):
-            if receiver.name.endswith(("<k>", "<v>")):
-                layer, head = receiver.node[1:].split(".h")
-                owners = [f"a{layer}.h{h}" for h in range(int(head) * group, (int(head) + 1) * group)]
-            else:
-                owners = [receiver.node]
-            inputs[[index[owner] for owner in owners], column] = True
-        return inputs
+        """The inputs of each node. Grouped heads share one key and one value input."""
+        return self._relation("owners")
+
+    @cached_property
+    def _num_inputs(self) -> np.ndarray:
+        return self._inputs.sum(1)
+
+    @cached_property
+    def _reads_through(self) -> np.ndarray:
+        """The receivers that what each node writes depends on."""
+        return self._relation("readers")
 
     def inputs(self, node: str) -> np.ndarray:
         """Columns through which a node reads: q, k and v of a head, one of an MLP or `logits`, none of `input`."""
         return np.flatnonzero(self._inputs[self.nodes.index(node)])
 
-    def readers(self, receiver: int) -> np.ndarray:
+    def owners(self, receiver: int | np.integer) -> tuple[str, ...]:
+        """Names of the nodes that this column is an input of."""
+        owners = self.receiver_table[receiver].owners
+        return tuple(self.senders[row] for row in owners) if owners else ("logits",)
+
+    def input_kind(self, receiver: int | np.integer) -> str:
+        """Through which of its node's inputs a column reads: "q", "k", "v"; "" where the node has one alone."""
+        own = self.receiver_table[receiver]
+        return own.port if (self._num_inputs[list(own.owners)] > 1).any() else ""
+
+    def readers(self, receiver: int | np.integer) -> np.ndarray:
         """Rows of the senders whose node reads through this column; none for `logits`."""
-        return np.flatnonzero(self._inputs[:-1, receiver])
+        return np.array(self.receiver_table[receiver].readers, int)
 
     def nodes_to_edges(self, node_mask: np.ndarray) -> EdgeBools:
         """The edges between kept nodes. `node_mask`: bool [node], in the order of `nodes`."""
@@ -236,59 +307,21 @@ class Graph:
     def drop_dead_ends(self, mask: EdgeBools) -> EdgeBools:
         """Without the edges that lie on no path from an embedding to `logits` (fix-point of both directions)."""
         kept = mask & self.valid
-        embeddings = np.isin(self.senders, self.embeddings)
+        embeddings = self.written == 0
         while True:
-            fed = embeddings | (self._inputs @ kept.any(0))[:-1]
+            fed = embeddings | (self._reads_through @ kept.any(0))[:-1]
             heard = np.append(kept.any(1), True)
-            alive = heard @ self._inputs
+            alive = heard @ self._reads_through
             smaller = kept & fed[:, None] & alive[None, :]
             if (smaller == kept).all():
                 return kept
             kept = smaller
 
 
-@dataclasses.dataclass(frozen=True, init=False)
-class UnitGraph(Graph):
-    """Every unit of a layer reads every unit of the layer before, `logits` reads the last layer.
-
-    - `units`: names of the inputs, then of each layer's units. It has layers, but neither heads nor MLPs.
-    """
-
-    units: tuple[tuple[str, ...], ...] = ()
-
-    def __init__(self, units: tuple[tuple[str, ...], ...]):
-        names = [name for layer in units for name in layer]
-        if len(units) < 2 or not all(units) or len({*names, "logits"}) <= len(names):
-            raise ValueError(
-                "units: expected inputs and at least one layer of units, all names different and none of them "
-                f"'logits', got {units}"
-            )
-        object.__setattr__(self, "units", units)
-        super().__init__(len(units) - 1, num_heads=1, mlps=False, embeddings=units[0])
-
-    @cached_property
-    def _senders(self) -> tuple[Sender, ...]:
-        return tuple(Sender(name, time) for time, layer in enumerate(self.units) for name in layer)
-
-    @cached_property
-    def _receivers(self) -> tuple[Receiver, ...]:
-        units = [Receiver(name, name, time) for time, layer in enumerate(self.units[1:]) for name in layer]
-        return (*units, Receiver("logits", "logits", self.num_layers))
-
-    @cached_property
-    def valid(self) -> EdgeBools:
-        """True where a connection is: between neighbouring layers."""
-        valid = self.sender_times[:, None] == self.receiver_times[None, :]
-        valid.setflags(write=False)
-        return valid
-
-    @property
-    def rows(self) -> tuple[tuple[str, ...], ...]:
-        return self.units[1:]
-
-    @property
-    def sizes(self) -> dict[str, Any]:
-        return {"layers": self.num_layers, "inputs": len(self.embeddings), "units": sum(map(len, self.rows))}
+def _names(names: Names, layer: int, count: int) -> tuple[str, ...]:
+    if isinstance(names, tuple):
+        return names
+    return tuple(names.format(layer=layer, index=index) for index in range(count))
 
 
 def _look_up(indices: dict[str, int], name: str, kind: str) -> int:

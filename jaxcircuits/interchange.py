@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .arguments import check_number
 from .circuit import Circuit
 from .graph import Graph
 
@@ -62,9 +63,15 @@ def read_mib(folder: str | os.PathLike) -> dict[tuple[str, str], tuple[Circuit, 
 
 
 def mib_name(task: str, model: str) -> str:
-    """`{task}_{model}`, the folder of a submission. Raises ValueError for a model with an underscore, or no name."""
+    """`{task}_{model}`, the folder of a submission.
+
+    Raises ValueError for a model with an underscore, no name, and names that lead out of the submission's folder.
+    """
     if not task or not model or "_" in model:
         raise ValueError(f"MIB: expected a task and a model without underscore, got {task!r} and {model!r}")
+    for name in (task, model):
+        if not name.isprintable() or name.startswith(".") or any(mark in name for mark in "/\\:"):
+            raise ValueError(f"MIB: expected the name of a folder, without / \\ : and a dot in front, got {name!r}")
     return f"{task.replace('_', '-')}_{model}"
 
 
@@ -92,6 +99,7 @@ def from_autocircuit(graph: Graph, edges: Iterable[str] | Mapping[str, float], *
     mask, scores = np.zeros(graph.shape, bool), np.zeros(graph.shape)
     for name, score in given.items():
         index = graph.edge_index(from_autocircuit_name(name))
+        check_number(f"score of {name}", score)
         mask[index], scores[index] = True, score
     return Circuit(graph, mask, scores, {"source": "AutoCircuit"}, d_model)
 
@@ -119,7 +127,7 @@ def _check_sizes(circuits: Sequence[Circuit]) -> None:
 
 
 def _two(edge: str) -> tuple[str, str]:
-    sender, arrow, receiver = edge.partition("->")
+    sender, arrow, receiver = edge.partition("->") if isinstance(edge, str) else ("", "", "")
     if not arrow:
         raise ValueError(f"expected an edge as 'sender->receiver', got {edge!r}")
     return sender, receiver

@@ -28,40 +28,32 @@ from jaxtyping import Float, Int
 
 from . import batching, chains, programs
 from .batching import place
+from .kinds import Units
 from .objective import Objective
-from .types import EdgeBools, Model
+from .types import EdgeBools
 
 SLOTS = (16, 48, 144)
 """Numbers of changeable nodes that are compiled for; beyond the last, its multiples."""
 
 Edges = Int[np.ndarray, "_ 2"]
 
-NODE_METHODS = ("receiver_streams", "head_projection", "head_output", "mlp_output")
-"""What live evaluation asks of a model besides the masked run."""
-
 
 class LiveEvaluator:
     """`chain` and `commit` (see `discovery.acdc`) at the cost of live nodes only; from `start` on (None: all edges)."""
 
     def __init__(self, objective: Objective, start: EdgeBools | None = None):
-        objective.require("LiveEvaluator", *NODE_METHODS, remedy="use DenseEvaluator")
         self.objective = objective
         self.graph = objective.graph
         self.mask: EdgeBools = self.graph.valid.copy() if start is None else self.graph.valid & start
         first = None if start is None else place(self.mask.astype(objective.model.dtype), objective.mesh)
         self.constants, logits = chains.first_run(objective, first)
-        self.slots: dict[int, int] = {}  # sender row -> slot
-        self.reads_everywhere: dict[int, bool] = {}  # sender row -> is its output read at every position
-        self.current = chains.empty(objective, logits, SLOTS[0])
+        self.units = Units(self.graph)
+        self.slots: dict[int, int] = {}  # unit -> slot
+        self.reads_everywhere: dict[int, bool] = {}  # unit -> is its output read at every position
+        self.current = chains.empty(objective, self.units, logits, SLOTS[0])
         self.memory: dict[tuple[int, ...], int] = {}  # (slots, width) -> bytes of the compiled chain
-        self._nodes = _Nodes(objective)
         self._chain: _Chain | None = None  # the last one; its arrays are written over by the next
         self._is_shared = False  # whether a fork may still read them
-
-    @staticmethod
-    def can_run(model: Model) -> bool:
-        """Whether a model offers its nodes one by one."""
-        return all(hasattr(model, name) for name in NODE_METHODS)
 
     def fork(self) -> "LiveEvaluator":
         """A second evaluator at the same point, with its own copy of what is updated in place."""
@@ -87,9 +79,9 @@ class LiveEvaluator:
         program = self._program(steps, guesses, after, touched, width)
         shape = self._num_slots, width
         changes, self._chain = self._chain.changes if self._chain else None, None
-        if changes is None or changes.scored.shape[:2] != shape or self._is_shared:
-            changes = chains.empty_changes(self.objective, *shape)
-        inputs = self.objective, self.constants, self.current, program
+        if changes is None or changes.scored.shape[:2] != (shape[0] * self.units.width, width) or self._is_shared:
+            changes = chains.empty_changes(self.objective, self.units, *shape)
+        inputs = self.objective, self.units, self.constants, self.current, program
         if shape not in self.memory:
             self.memory[shape] = batching.memory_needed(chains.run_chain, inputs, changes)
             batching.check_fits(self.memory[shape], f"a chain of {width}")
@@ -104,7 +96,7 @@ class LiveEvaluator:
         if not any(removed):
             return
         row = max(index for index, is_removed in enumerate(removed) if is_removed)
-        inputs = self.objective, last.program, last.changes, last.removed, np.array(row, np.int32)
+        inputs = self.objective, self.units, last.program, last.changes, last.removed, np.array(row, np.int32)
         self.current = chains.commit(inputs, self.current)
         for edges, is_removed in zip(last.steps, removed, strict=False):
             if is_removed:
@@ -112,74 +104,87 @@ class LiveEvaluator:
 
     @property
     def _num_slots(self) -> int:
-        return self.current.outputs.scored.shape[0]
+        return self.current.inputs.scored.shape[0]
 
     # --- nodes that can change -----------------------------------------------------------------
 
     def _open(self, touched: Sequence[int]) -> None:
-        """Gives a slot to every node whose inputs the chain touches, and takes those of nodes fixed for good."""
-        nodes = sorted({row for column in touched for row in self.graph.readers(column).tolist()}, reverse=True)
-        if not nodes:
+        """Gives a slot to every unit whose inputs the chain touches, and takes those of units fixed for good."""
+        rows = {row for column in touched for row in self.graph.readers(column).tolist()}
+        opened = sorted({self.units.of_row[row][0] for row in rows}, reverse=True)
+        if not opened:
             return
-        for row in list(self.slots):
-            if row > nodes[0] and not self.mask[:, self._nodes.columns[row]].any():
-                del self.slots[row]
-        new = [row for row in nodes if row not in self.slots]
+        for number in list(self.slots):
+            if number > opened[0] and not self.mask[:, self._columns(number)].any():
+                del self.slots[number]
+        new = [number for number in opened if number not in self.slots]
         while len(self.slots) + len(new) > self._num_slots:
             self.current = chains.grow(self.current, next_bucket(self._num_slots + 1))
         free = iter(sorted(set(range(self._num_slots)) - set(self.slots.values())))
-        for row in new:
-            slot = self.slots[row] = next(free)
-            where = np.array([slot, row, self._nodes.time[row]], np.int32)
-            edges = self.mask.T[np.resize(self._nodes.columns[row], 3)]
-            self.current = chains.fill((self.objective, self.constants, where, edges), self.current)
-        # Readers first; edges only go, so a node may be needed at fewer positions than before.
-        for row in sorted(self.slots, reverse=True):
-            self.reads_everywhere[row] = self._is_read_everywhere(row)
+        for number in new:
+            slot, unit = next(free), self.units.all[number]
+            self.slots[number] = slot
+            where = np.array([slot, unit.moment], np.int32), np.resize(unit.rows, self.units.width).astype(np.int32)
+            edges = self.mask.T[list(unit.columns)]
+            self.current = chains.fill((self.objective, self.units, self.constants, where, edges), self.current)
+        self._find_read_everywhere()
 
-    def _is_read_everywhere(self, row: int) -> bool:
-        """Whether a kept edge leads to a key or value, or to a node that is itself read everywhere."""
-        for column in np.flatnonzero(self.mask[row]).tolist():
-            kind, readers = self._nodes.kv[column], [r for r in self.graph.readers(column).tolist() if r in self.slots]
-            if readers and (kind > 0 or any(self.reads_everywhere[reader] for reader in readers)):
-                return True
-        return False
+    def _columns(self, number: int) -> list[int]:
+        return [column for column in self.units.all[number].columns if column >= 0]
+
+    def _find_read_everywhere(self) -> None:
+        """Whose output a kept edge leads to a key or value, or to a unit that is itself read everywhere.
+
+        Readers come first; edges only go, so a unit may be needed at fewer positions than before.
+        """
+        everywhere = np.zeros(self.graph.shape[1], bool)
+        for number in self.slots:
+            everywhere[self._columns(number)] = True
+        everywhere &= ~self.units.is_local
+        for number in sorted(self.slots, reverse=True):
+            is_read = bool((self.mask[list(self.units.all[number].rows)] & everywhere).any())
+            self.reads_everywhere[number] = is_read
+            if is_read:
+                everywhere[self._columns(number)] = True
 
     def _program(
         self, steps: Sequence[Edges], guesses: Sequence[bool], after: EdgeBools, touched: Sequence[int], width: int
     ) -> programs.Program:
-        slots, dtype = self._num_slots, np.dtype(self.objective.model.dtype)
-        program: Any = programs.empty_program(len(self.graph.senders), slots, width, dtype)
+        dtype, size = np.dtype(self.objective.model.dtype), self.units.width
+        program: Any = programs.empty_program(self.units, self._num_slots, width, dtype)
         index = {column: number + 1 for number, column in enumerate(touched)}
         for number, (edges, is_removed) in enumerate(zip(steps, guesses, strict=True)):
             present = edges[self.mask[edges[:, 0], edges[:, 1]]]
             program.removals[number, : len(present)] = present[:, 0]
             program.removal_counts[number] = len(present)
             program.at[index[int(edges[0, 1])], number if not is_removed else slice(number, None), number] = 1
-        changed: list[int] = []
-        for row in sorted(self.slots, key=lambda row: (not self.reads_everywhere[row], row)):
-            columns = self._nodes.columns[row].tolist()
-            sources = [[self.slots[sender] for sender in changed if after[sender, column]] for column in columns]
+        count = 0
+        changed, places = [], []  # senders, and where their changes are
+        for unit in sorted(self.slots, key=lambda unit: (not self.reads_everywhere[unit], unit)):
+            columns = self.units.all[unit].columns
+            sources = [np.array(places, np.int32)[after[changed, column]] if column >= 0 else () for column in columns]
             own = [index.get(column, 0) for column in columns]
-            if any(sources) or any(own):
-                self._instruct(program, len(changed), row, sources, own)
-                changed.append(row)
-        program.count[...] = len(changed)
-        program.count_everywhere[...] = sum(self.reads_everywhere[row] for row in changed)
+            if any(map(len, sources)) or any(own):
+                self._instruct(program, count, unit, sources, own)
+                count += 1
+                changed += self.units.all[unit].rows
+                places += [self.slots[unit] * size + place for place in range(len(self.units.all[unit].rows))]
+                program.count_everywhere[...] += self.reads_everywhere[unit]
+        program.count[...] = count
         last = len(self.graph.receivers) - 1
-        into_logits = [self.slots[sender] for sender in changed if after[sender, last]]
+        into_logits = np.array(places, np.int32)[after[changed, last]]
         program.logits_sources[: len(into_logits)] = into_logits
         program.logits_count[...], program.logits_touched[...] = len(into_logits), index.get(last, 0)
         return program
 
-    def _instruct(self, program: Any, n: int, row: int, sources: list[list[int]], touched: list[int]) -> None:
-        """Instruction n: recompute the node of this sender row."""
-        nodes = self._nodes
-        program.kind[n] = programs.MLP if nodes.is_mlp[row] else programs.HEAD
-        program.layer[n], program.head[n], program.slot[n] = nodes.layer[row], nodes.head[row], self.slots[row]
-        for c, (slots, at) in enumerate(zip(sources, touched, strict=True)):
-            program.sources[n, c, : len(slots)] = slots
-            program.counts[n, c], program.touched[n, c] = len(slots), at
+    def _instruct(self, program: Any, n: int, number: int, sources: Sequence[Any], touched: list[int]) -> None:
+        """Instruction n: recompute this unit."""
+        unit = self.units.all[number]
+        program.kind[n], program.layer[n], program.node[n] = unit.kind, unit.layer, unit.node
+        program.slot[n] = self.slots[number]
+        for c, (places, at) in enumerate(zip(sources, touched, strict=True)):
+            program.sources[n, c, : len(places)] = places
+            program.counts[n, c], program.touched[n, c] = len(places), at
 
 
 def next_bucket(count: int) -> int:
@@ -195,21 +200,3 @@ class _Chain:
     program: programs.Program
     changes: chains.Values
     removed: chains.Values
-
-
-class _Nodes:
-    """Where each node stands: its layer and head, the half-layer that it reads, its columns in the mask."""
-
-    def __init__(self, objective: Objective):
-        graph = objective.graph
-        self.columns = {row: graph.inputs(name) for row, name in enumerate(graph.senders)}
-        self.kv = {
-            column: "qkv".find(name[-2]) if name.endswith(">") else -1 for column, name in enumerate(graph.receivers)
-        }
-        self.layer, self.head, self.is_mlp, self.time = {}, {}, {}, {}
-        for row, name in enumerate(graph.senders):
-            if len(self.columns[row]):
-                layer, _, head = name[1:].partition(".h")
-                self.layer[row], self.head[row] = int(layer), int(head or 0)
-                self.is_mlp[row] = not head
-                self.time[row] = 2 * int(layer) + self.is_mlp[row]

@@ -16,6 +16,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from . import batching
 from .graph import Graph
+from .models import NodeValues
 from .objective import Objective
 from .types import EdgeScores, Model, NodeMask
 
@@ -30,7 +31,7 @@ class NodeObjective(eqx.Module):
     """
 
     objective: Objective
-    reference: eqx.Module | None
+    reference: NodeValues | None
 
     def __init__(self, objective: Objective, reference: str = "zero"):
         """The objective's model, prompts and metric, with node masks.
@@ -42,7 +43,6 @@ class NodeObjective(eqx.Module):
         """
         if reference not in REFERENCES:
             raise ValueError(f"node reference: expected {' or '.join(map(repr, REFERENCES))}, got {reference!r}")
-        objective.require("node masks", "node_run", remedy="use the objective's mask over edges")
         self.objective = objective
         zero = reference == "zero" or objective.reference_name == "zero"
         values = jnp.moveaxis(objective.reference, 1, 0)
@@ -107,7 +107,7 @@ class NodeObjective(eqx.Module):
 
 
 @eqx.filter_jit
-def _node_values(model: Model, values: Float[Array, "batch sender position width"], size: int) -> eqx.Module:
+def _node_values(model: Model, values: Float[Array, "batch sender position width"], size: int) -> NodeValues:
     return batching.chunked_vmap(model.node_values, values, size)
 
 

@@ -43,12 +43,11 @@ def edges_frame(graph: Graph, kept: EdgeBools, scores: EdgeScores) -> "pandas.Da
     import pandas
 
     senders, receivers = graph.edges.T
-    names = [graph.receivers[r] for r in receivers]
     columns = {
         "edge": [graph.edge_name(s, r) for s, r in graph.edges],
         "sender": [graph.senders[s] for s in senders],
-        "receiver": [name.partition("<")[0] for name in names],
-        "kind": [name.partition("<")[2].rstrip(">") for name in names],
+        "receiver": [" ".join(graph.owners(r)) for r in receivers],
+        "kind": [graph.input_kind(r) for r in receivers],
         "score": scores[senders, receivers],
         "kept": kept[senders, receivers],
     }

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.sharding import Mesh
-from jaxtyping import Array, ArrayLike, Float, Int, Shaped
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Shaped
 
 from . import batching, gradients, metrics
 from .batching import CANDIDATES, PROMPTS, constrain, place
@@ -43,6 +43,7 @@ class Objective(eqx.Module):
 
     model: Model
     clean: Int[Array, "batch position"]
+    inside: Bool[Array, "batch position"]
     scored: Int[Array, "batch scored"]
     weights: Float[Array, "batch scored"]
     labels: Labels
@@ -88,7 +89,7 @@ class Objective(eqx.Module):
         self.mesh, self.average = mesh, average
         self.model = model = batching.place_weights(model, mesh)
         self.reference_name = name_of(reference)
-        self.clean = place(pairs.clean, mesh, PROMPTS)
+        self.clean, self.inside = (place(x, mesh, PROMPTS) for x in (pairs.clean, pairs.inside()))
         scored, counts = pairs.scored()
         self.scored = place(scored.astype(np.int32), mesh, PROMPTS)
         per_prompt = counts.sum(1, keepdims=True) if average == "per_prompt" else counts.sum() / len(pairs)
@@ -158,9 +159,9 @@ class Objective(eqx.Module):
     def take(self, rows: ArrayLike) -> "Objective":
         """The same function on some of the prompts, e.g. a batch of them; `rows` may be traced."""
         rows = jnp.asarray(rows)
-        labels = jax.tree.map(lambda label: label[rows], self.labels)
-        taken = (self.clean[rows], self.scored[rows], self.weights[rows], labels, self.reference[:, rows])
-        return eqx.tree_at(lambda o: (o.clean, o.scored, o.weights, o.labels, o.reference), self, taken)
+        each = self.clean, self.inside, self.scored, self.weights, self.labels
+        taken = *jax.tree.map(lambda x: x[rows], each), self.reference[:, rows]
+        return eqx.tree_at(lambda o: (o.clean, o.inside, o.scored, o.weights, o.labels, o.reference), self, taken)
 
     def restoring(self, pairs: PromptPairs | None) -> "Objective":
         """The same loss, against the same labels, of the corrupt prompts' run, where absent edges carry clean values.
@@ -254,18 +255,6 @@ class Objective(eqx.Module):
         """Of the prompts and labels, not of what a model makes of them."""
         labels = self.labels.answer, self.labels.wrong, self.labels.year
         return digest((self.clean, self.scored, *(label for label in labels if label is not None)))
-
-    def require(self, method: str, *parts: str, remedy: str) -> None:
-        """Raises ValueError if the model lacks some of what `jaxcircuits.models` lists; it names the method.
-
-        - `remedy`: what to do instead.
-        """
-        missing = [part for part in parts if not hasattr(self.model, part)]
-        if missing:
-            raise ValueError(
-                f"{method}: expected a model with `{missing[0]}` (see jaxcircuits.models), got "
-                f"{type(self.model).__name__}, which has none; {remedy}"
-            )
 
     def _check_finite(self) -> None:
         """Raises ValueError for NaN or infinity, naming the weight, else where in the runs it arises first."""

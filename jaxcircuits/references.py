@@ -57,10 +57,15 @@ def reference_values(
 @eqx.filter_jit
 def _mean_reference(values: Array, inside: Array, mesh: Mesh | None) -> Float[Array, "sender batch position width"]:
     """For every prompt, the mean of all prompts at each position; padding does not count."""
-    inside = inside[None, :, :, None]
-    counts = jnp.maximum(inside.sum(1, keepdims=True), 1).astype(values.dtype)
-    mean = jnp.where(inside, values, 0).sum(1, keepdims=True) / counts
+    mean = mean_inside(values, inside, (1,))
     return constrain(jnp.broadcast_to(mean, values.shape), mesh, None, PROMPTS)
+
+
+def mean_inside(values: Array, inside: Array, axes: tuple[int, ...]) -> Float[Array, "sender _ _ width"]:
+    """The mean of [sender, batch, position, width] over prompts, or these and positions, those inside alone."""
+    inside = inside[None, :, :, None]
+    counts = jnp.maximum(inside.sum(axes, keepdims=True), 1).astype(values.dtype)
+    return jnp.where(inside, values, 0).sum(axes, keepdims=True) / counts
 
 
 @eqx.filter_jit

@@ -17,7 +17,7 @@ class Source:
 
     - `model`: what `checkpoints.load` takes. `task`: a built-in one or a file. `prompts`, `seed`: their number, and the
       seed that they were drawn with (not the method's, which is `seed` of the record). `digest`: of the prompts.
-    - `metric`, `reference`, `average`, `dtype`: as `Objective` takes them.
+    - `metric`, `reference`, `average`, `dtype`: as `Objective` takes them. `bos`, `template`: how texts were framed.
     """
 
     model: str | None = None
@@ -29,20 +29,17 @@ class Source:
     reference: str | None = None
     average: str | None = None
     dtype: str | None = None
+    bos: bool | None = None
+    template: str | None = None
 
     @classmethod
     def of(cls, run: Mapping[str, Any]) -> "Source":
-        """What a record says. Raises ValueError for entries of another type."""
+        """What a record says, which is one of a file that was checked, or that a method made."""
         said, typed = _table(run, SOURCE), _table(run, "config")
         found = {name: said.get(name, typed.get(name, run.get(name))) for name in ("model", "task")}
         found["seed"] = said.get("seed") if SOURCE in run else typed.get("seed", run.get("seed"))
         found["digest"] = said.get("digest")
-        found |= {name: run.get(name) for name in ("prompts", "metric", "reference", "average", "dtype")}
-        for name, value in found.items():
-            kind, words = (int, "a whole number") if name in ("seed", "prompts") else (str, "a text")
-            if value is not None and type(value) is not kind:
-                raise ValueError(f"record: {name}: expected {words}, got {value!r}")
-        return cls(**found)
+        return cls(**found, **{field.name: run.get(field.name) for field in dataclasses.fields(cls)[len(found) :]})
 
 
 def extended(run: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,8 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from .graph import Graph
+from . import batching
+from .kinds import Kind
+from .models import Computed, NodeValues
 from .objective import Objective
+from .programs import AnyArray
 from .references import sender_values
 from .sparse_plan import Planner, Reads, Step
 
@@ -41,12 +44,14 @@ class SparseEvaluator:
     """`per_example_many` of an objective, for circuits of few edges."""
 
     def __init__(self, objective: Objective):
-        """Runs the clean prompts once. Raises ValueError for a model whose nodes cannot be run one by one."""
-        objective.require("SparseEvaluator", "receiver_streams", "head_output", remedy="use per_example_many")
+        """Runs the clean prompts once."""
         self.objective = objective
         self.planner = Planner(objective.graph, fed_only=objective.reference_name == "resample")
         self.base = _base(objective)
-        self.projections = _projections(objective, self.base)
+        self.alone = _alone(objective)
+        stacks = enumerate(objective.graph.layout.stacks)
+        each = [(n, m, row) for n, stack in stacks for row in range(stack.layers) for m in range(len(stack.moments))]
+        self.places = each  # of each moment: its stack, which of the stack's moments it is, the layer in the stack
 
     def per_example_many(self, masks: np.ndarray, width: int = 32) -> Float[np.ndarray, "circuit batch"]:
         """The loss of each circuit (bool [circuit, sender, receiver]) on each prompt, `width` circuits at a time.
@@ -70,42 +75,37 @@ class SparseEvaluator:
         return np.concatenate(losses)
 
     def _run(self, step: Step, rows: Rows) -> Rows:
-        """Writes the rows of a step's nodes."""
-        layer = np.int32(step.time // 2)
-        inputs = self.objective, self.base[step.time], layer, step._replace(time=0)
-        if not step.is_head:
-            return _mlps(inputs, rows)
-        return _heads((*inputs, jax.tree.map(lambda x: x[layer], self.projections)), rows)
+        """Writes the rows of a step's units."""
+        kind, moment, layer = self.planner.units.kinds[step.kind], np.int32(step.moment), np.array(step.layer, np.int32)
+        stack, number, row = self.places[step.moment]
+        alone = jax.tree.map(lambda x: x[:, row], self.alone[stack][number])
+        return _write_units((self.objective, kind, self.base[moment], layer, _traced(step), alone), rows)
+
+
+def _traced(step: Step) -> Step:
+    """Without the numbers that a compiled function must not depend on."""
+    return step._replace(kind=0, moment=0, layer=0)
 
 
 # --- compiled ------------------------------------------------------------------------------------
 
 
 @eqx.filter_jit
-def _base(objective: Objective) -> Float[Array, "time batch position width"]:
-    """What each half-layer reads in a run of references alone: the clean run's minus all differences."""
+def _base(objective: Objective) -> Float[Array, "moment batch position width"]:
+    """What each moment reads in a run of references alone: the clean run's minus all differences."""
     graph = objective.graph
     streams = jax.vmap(objective.model.receiver_streams)(objective.clean)
-    before = graph.sender_times[None, :] <= np.arange(streams.shape[1])[:, None]
+    before = graph.written[None, :] <= np.arange(streams.shape[1])[:, None]
     delta = sender_values(objective.model, objective.clean, objective.microbatch) - objective.reference
     with jax.default_matmul_precision(objective.model.precision):
         return jnp.moveaxis(streams, 1, 0) - jnp.einsum("es,sbtd->ebtd", jnp.asarray(before, delta.dtype), delta)
 
 
 @eqx.filter_jit
-def _projections(
-    objective: Objective, base: Float[Array, "time batch position width"]
-) -> list[Float[Array, "layer head batch position key"]]:
-    """Queries, keys and values that no edge leads to."""
-    model, heads = objective.model, jnp.arange(objective.graph.num_heads, dtype=jnp.int32)
-
-    def of_layer(kv: int, layer: Int[Array, ""]) -> Array:
-        run = jax.vmap(partial(model.head_projection, kv, layer), (None, 0))
-        return jax.vmap(run, (0, None))(heads, base[2 * layer])
-
-    layers = jnp.arange(objective.graph.num_layers, dtype=jnp.int32)
-    with jax.default_matmul_precision(model.precision):
-        return [jax.lax.map(partial(of_layer, kv), layers) for kv in range(3)]
+def _alone(objective: Objective) -> NodeValues:
+    """What receivers compute that no edge leads to, [batch, layer, receiver, position, ...] of each port."""
+    values = jnp.moveaxis(objective.reference, 1, 0)
+    return batching.chunked_vmap(objective.model.node_values, values, objective.microbatch)
 
 
 @eqx.filter_jit
@@ -121,49 +121,65 @@ def _first_rows(objective: Objective, embeddings: Int[Array, " embedding"], scor
 
 
 @eqx.filter_jit(donate="all-except-first")
-def _heads(inputs: tuple, rows: Rows) -> Rows:
-    objective, base, layer, step, projections = inputs
-    model, heads = objective.model, jnp.asarray(_head_numbers(objective.graph))[step.senders]
-    everywhere = step.is_wide, True, True  # queries, keys, values
-    positions = jnp.broadcast_to(jnp.arange(base.shape[1], dtype=jnp.int32), base.shape[:2])
-    positions = positions if step.is_wide else objective.scored
+def _write_units(inputs: tuple[Objective, Kind, Array, AnyArray, Step, Computed], rows: Rows) -> Rows:
+    """The rows with what each unit of the step writes, minus the reference."""
+    objective, kind, base, layer, step, alone = inputs
+    model, nodes = objective.model, kind.nodes
+    receivers = [
+        (port, jnp.asarray(np.array(indices, np.int32)), own)
+        for (port, places), (_, indices) in zip(kind.ports, nodes.inputs, strict=True)
+        for own in range(len(places))
+    ]
 
-    def projected(kv: int) -> Float[Array, "input batch position key"]:
-        reads, value = step.reads[kv], _reader(objective, base, rows, step.reads[kv], everywhere[kv])
+    def index_of(number: int, unit: Array) -> Array:
+        _, indices, own = receivers[number]
+        return jnp.int32(own) if nodes.is_joint else indices[step.nodes[unit]]
 
-        def one(index: Array) -> Array:
-            run = partial(model.head_projection, kv, layer, heads[reads.nodes[index]])
-            return jax.vmap(run)(value(index))
+    def is_everywhere(number: int) -> bool:
+        return step.is_wide or not receivers[number][0].is_local
 
-        shape = jax.eval_shape(one, jnp.int32(0)).shape
-        return _each(one, reads.used, jnp.zeros((reads.nodes.size, *shape), base.dtype), 0, reads.nodes.size)
+    def computed(number: int) -> Float[Array, "input batch position *features"]:
+        """What receivers compute that edges lead to."""
+        reads, everywhere = step.reads[number], is_everywhere(number)
+        value, at = _reader(objective, base, rows, reads, everywhere), _positions(objective, everywhere)
 
-    def written(node: Array) -> Array:
-        def of(kv: int) -> Array:
-            same, place = projections[kv][heads[node]], step.inputs[kv, node]
-            same = same if everywhere[kv] else _at_scored(objective, same)
-            return jnp.where(place < 0, same, changed[kv][place])
+        def one(i: Array) -> Array:
+            index = index_of(number, reads.units[i])
+            return jax.vmap(partial(model.read, receivers[number][0].name, layer, index))(value(i), at)[None]
 
-        run = partial(model.head_output, layer, heads[node])
-        return jax.vmap(run)(*(of(kv) for kv in range(3)), positions)
+        shape, size = jax.eval_shape(one, jnp.int32(0)).shape[1:], reads.units.size
+        return _each(one, reads.used, jnp.zeros((size, *shape), base.dtype), 0, size)
+
+    def value_of(number: int, unit: Array) -> Array:
+        place = step.inputs[number, unit]
+        if len(receivers) == 1:
+            return changed[number][place]
+        same = alone[receivers[number][0].name][:, index_of(number, unit)]
+        same = same if is_everywhere(number) else _at_scored(objective, same)
+        return jnp.where(place < 0, same, changed[number][place])
+
+    def written(unit: Array) -> Float[Array, "row batch _ width"]:
+        values = [value_of(number, unit) for number in range(len(receivers))]
+        at = _positions(objective, step.is_wide)
+        if not nodes.is_joint:
+            run = partial(model.write, nodes.kind, layer, step.nodes[unit])
+            return jax.vmap(run)(tuple(values), at)[None]
+        ys = []
+        for (_, places), (_, indices) in zip(kind.ports, nodes.inputs, strict=True):
+            own, values = values[: len(places)], values[len(places) :]
+            ys.append(jnp.stack(own)[np.array(indices)])
+        run = partial(model.write, nodes.kind, layer, jnp.arange(nodes.count, dtype=jnp.int32))
+        return jax.vmap(run, (1, 0), 1)(tuple(ys), at)
 
     with jax.default_matmul_precision(model.precision):
-        changed = [projected(kv) for kv in range(3)]
-        return _write(objective, step, rows, written)
+        changed = [computed(number) for number in range(len(receivers))]  # all are read before any is written
+        return _write(objective, step, kind.width, rows, written)
 
 
-@eqx.filter_jit(donate="all-except-first")
-def _mlps(inputs: tuple, rows: Rows) -> Rows:
-    objective, base, layer, step = inputs
-    model, value = objective.model, _reader(objective, base, rows, step.reads[0], step.is_wide)
-    size, shape = step.senders.size, jax.eval_shape(value, jnp.int32(0)).shape
-    x = _each(value, step.used, jnp.zeros((size, *shape), base.dtype), 0, size)  # all are read before any is written
-
-    def written(node: Array) -> Array:
-        return model.mlp_output(layer, x[node].reshape(-1, shape[-1])).reshape(shape)
-
-    with jax.default_matmul_precision(model.precision):
-        return _write(objective, step, rows, written)
+def _positions(objective: Objective, everywhere: bool) -> Int[Array, "batch _"]:
+    clean = objective.clean
+    every = jnp.broadcast_to(jnp.arange(clean.shape[1], dtype=jnp.int32), clean.shape)
+    return every if everywhere else objective.scored
 
 
 @eqx.filter_jit
@@ -177,7 +193,7 @@ def _losses(objective: Objective, rows: Array, base: Array, reads: Reads) -> Flo
     def of_circuit(index: Array) -> Array:
         return jax.vmap(one)(value(index), objective.weights, objective.labels)
 
-    return jax.vmap(of_circuit)(jnp.arange(reads.nodes.size, dtype=jnp.int32))
+    return jax.vmap(of_circuit)(jnp.arange(reads.units.size, dtype=jnp.int32))
 
 
 def _reader(
@@ -194,15 +210,15 @@ def _reader(
     return value
 
 
-def _write(objective: Objective, step: Step, rows: Rows, written: Callable[[Array], Array]) -> Rows:
-    """The rows with what each node of the step writes, minus the reference."""
+def _write(objective: Objective, step: Step, width: int, rows: Rows, written: Callable[[Array], Array]) -> Rows:
+    """The rows with what each unit of the step writes, minus the reference."""
 
-    def one(node: Array) -> Rows:
-        reference = objective.reference[step.senders[node]]
+    def one(unit: Array) -> Rows:
+        reference = jax.lax.dynamic_slice_in_dim(objective.reference, step.senders[unit], width)
         if step.is_wide:
-            delta = written(node) - reference
+            delta = written(unit) - reference
             return Rows(_at_scored(objective, delta), delta)
-        return Rows(written(node) - _at_scored(objective, reference), None)
+        return Rows(written(unit) - _at_scored(objective, reference), None)
 
     first = Rows(step.rows[0], step.rows[1] if step.is_wide else None)
     into = rows if step.is_wide else Rows(rows.scored, None)
@@ -211,22 +227,23 @@ def _write(objective: Objective, step: Step, rows: Rows, written: Callable[[Arra
 
 
 def _each(one: Callable[[Array], Any], count: ArrayLike, into: Any, first: Any, size: int) -> Any:
-    """`into` with `one(i)` at `first + i` for every i below `count`, and some more behind, up to `size`.
+    """`into` with the rows of `one(i)` behind each other from `first` on, for every i below `count`, up to `size`.
 
-    `one` gives [batch, position, ...] for each leaf of `into`; POSITIONS_AT_ONCE says how many are computed at once.
+    `one` gives [row, batch, position, ...] for each leaf; POSITIONS_AT_ONCE says how many are computed at once.
     """
-    batch, positions = jax.tree.leaves(jax.eval_shape(one, jnp.int32(0)))[-1].shape[:2]
+    width, batch, positions = jax.tree.leaves(jax.eval_shape(one, jnp.int32(0)))[-1].shape[:3]
     limit = POSITIONS_AT_ONCE.get(jax.default_backend(), MANY)
-    at_once = min(size, 1 << max(0, (limit // (batch * positions)).bit_length() - 1))  # both are powers of two
+    at_once = min(size, 1 << max(0, (limit // (width * batch * positions)).bit_length() - 1))  # both are powers of two
 
     def some(i: Array) -> Any:
         if at_once == 1:
-            return jax.tree.map(lambda x: x[None], one(i))
-        return jax.vmap(one)(i + jnp.arange(at_once, dtype=jnp.int32))
+            return one(i)
+        rows = jax.vmap(one)(i + jnp.arange(at_once, dtype=jnp.int32))
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
 
     def step(number: Array, into: Any) -> Any:
         i = number * jnp.int32(at_once)
-        put = lambda x, values, row: jax.lax.dynamic_update_slice_in_dim(x, values, row + i, 0)  # noqa: E731
+        put = lambda x, values, row: jax.lax.dynamic_update_slice_in_dim(x, values, row + i * width, 0)  # noqa: E731
         return jax.tree.map(put, into, some(i), first)
 
     return jax.lax.fori_loop(0, -(-jnp.asarray(count) // at_once), step, into)
@@ -237,8 +254,3 @@ def _at_scored(
 ) -> Float[Array, "*rows batch scored width"]:
     """The scored positions of each prompt."""
     return jnp.take_along_axis(x, objective.scored[(None,) * (x.ndim - 3) + (..., None)], -2)
-
-
-def _head_numbers(graph: Graph) -> Int[np.ndarray, " sender"]:
-    """The head of each sender in its layer; 0 of others."""
-    return np.array([int(name.split(".h")[1]) if ".h" in name else 0 for name in graph.senders], np.int32)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,8 +17,11 @@ ALIGNMENT = 64
 
 
 def _is_buffer(name: str) -> bool:
-    """Causal masks that checkpoints store among the weights."""
-    return name.endswith((".attn.bias", ".attn.masked_bias", ".attn.mask", ".attn.IGNORE"))
+    """Causal masks and rotary frequencies that checkpoints store among the weights."""
+    return name.endswith(
+        (".attn.bias", ".attn.masked_bias", ".attn.mask", ".attn.IGNORE")
+        + (".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
+    )
 
 
 def checked(tensor: np.ndarray, name: str, shape: tuple[int, ...], source: str) -> np.ndarray:
@@ -53,14 +57,16 @@ class Tensors(Protocol):
 
 
 class SafeTensors:
-    """The tensors of one or several `.safetensors` files, read one at a time."""
+    """The tensors of one or several `.safetensors` files, read one at a time.
 
-    def __init__(self, folder: Path, files: dict[str, str]):
+    - `files`: the file of each stored name. `renamed`: what that is called in a table; None: it is not of the model.
+    """
+
+    def __init__(self, folder: Path, files: dict[str, str], renamed: Callable[[str], str | None]):
         self.source = str(folder)
         self.folder = folder
-        self.files = {
-            name.removeprefix("transformer."): (name, file) for name, file in files.items() if not _is_buffer(name)
-        }
+        stored = [name for name in files if not _is_buffer(name)]
+        self.files = {ours: (name, files[name]) for name in stored if (ours := renamed(name)) is not None}
 
     def names(self) -> list[str]:
         return list(self.files)
@@ -116,12 +122,15 @@ class FlaxTensors:
         return checked(np.asarray(self.tensors[name]), name, shape, self.source)
 
 
-def open_tensors(folder: Path) -> Tensors | None:
-    """The weights of a folder; None if it has none in these formats. Raises ValueError for a malformed file."""
+def open_tensors(folder: Path, renamed: Callable[[str], str | None]) -> Tensors | None:
+    """The weights of a folder; None if it has none in these formats. Raises ValueError for a malformed file.
+
+    `renamed`: as of `SafeTensors`.
+    """
     single, index, flax_file = (folder / name for name in WEIGHT_FILES)
     if single.is_file():
         with _open_safetensors(single) as opened:
-            return SafeTensors(folder, dict.fromkeys(opened.keys(), single.name))
+            return SafeTensors(folder, dict.fromkeys(opened.keys(), single.name), renamed)
     if index.is_file():
         try:
             files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
@@ -129,7 +138,7 @@ def open_tensors(folder: Path) -> Tensors | None:
             raise ValueError(f"{index} is malformed: {error!r}") from None
         if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
             raise ValueError(f"{index} is malformed: expected weight_map to give each tensor's file")
-        return SafeTensors(folder, files)
+        return SafeTensors(folder, files, renamed)
     if flax_file.is_file():
         return FlaxTensors(flax_file)
     return None

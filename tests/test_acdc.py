@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import jaxcircuits as jc
 from jaxcircuits import batching
-from jaxcircuits.discovery.schedule import HEAD_ORDERS, NAME_ORDERS, all_steps
+from jaxcircuits.discovery.schedule import HEAD_ORDERS, NAME_ORDERS, Walk, all_steps
 
 RUNS = ["greater_than-kl-0.02", "greater_than-kl-zero-0.05", "induction-kl-0.05", "ioi-kl-0.1", "ioi-logit_diff-0.3"]
 
@@ -298,15 +298,45 @@ def test_margins_within_float_noise_are_reported():
 @pytest.mark.parametrize("order", NAME_ORDERS)
 @pytest.mark.parametrize("head_order", HEAD_ORDERS)
 def test_every_order_tries_every_edge_and_group_once(order, head_order):
-    graph = jc.Graph(2, 3)
+    graph = jc.Graph.transformer(2, 3)
     steps = all_steps(graph, order=order, head_order=head_order, seed=3)
     singles = [step.name for step in steps if not step.is_group]
     assert sorted(singles) == sorted(graph.names_of(graph.valid))
     assert sorted(step.name for step in steps if step.is_group) == sorted(r for r in graph.receivers if "<" in r)
 
 
+def test_groups_come_by_kind_and_head_before_the_single_edges_of_their_layer():
+    graph = jc.Graph.transformer(2, 2)
+    steps = all_steps(graph)
+    groups = [(number, step.name) for number, step in enumerate(steps) if step.is_group]
+    order = [f"h{head}<{kind}>" for kind in "vkq" for head in (1, 0)]
+    assert [name for _, name in groups] == [f"a{layer}.{name}" for layer in (1, 0) for name in order]
+    assert [number for number, _ in groups[:6]] == list(range(groups[0][0], groups[0][0] + 6))
+    after = [step.edges[0, 1] for step in steps if not step.is_group]
+    receivers = [graph.receivers[column] for column in dict.fromkeys(after)]
+    assert receivers == ["logits", "m1", *(f"a1.{name}" for name in order), "m0", *(f"a0.{name}" for name in order)]
+
+
+def test_nodes_that_nothing_reads_are_not_tried():
+    """Without an edge into `logits` nothing is left to try; with one, only what lies behind it."""
+    graph = jc.Graph.transformer(2, 2)
+    walk = Walk(all_steps(graph))
+    into_logits = int(graph.valid[:, -1].sum())
+    for _ in range(into_logits):
+        walk.take(removed=True)
+    assert walk.is_done and not walk.mask.any()
+    walk = Walk(all_steps(graph))
+    tried = []
+    while not walk.is_done:
+        step = walk.steps[walk.position]
+        tried.append(step.name)
+        walk.take(removed=step.name not in ("m0->logits", "input->m0"))
+    assert tried[into_logits:] == [f"{name}->m0" for name in ("a0.h1", "a0.h0", "input")]
+    assert graph.names_of(walk.mask) == ("input->m0", "m0->logits")
+
+
 def test_orders_are_those_of_the_senders_inside_a_receiver():
-    graph = jc.Graph(2, 2)
+    graph = jc.Graph.transformer(2, 2)
 
     def into_logits(**options):
         return [step.name.split("->")[0] for step in all_steps(graph, **options)[: len(graph.senders)]]

@@ -1,5 +1,7 @@
 """Attribution against published numbers, brute force, finite differences, and its own laws."""
 
+import dataclasses
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -177,6 +179,48 @@ def test_what_is_refused(x64):
         objective.displacement_gradient(np.ones((2, 3), bool), np.ones(2))
     with pytest.raises(ValueError, match="spans: expected shape"):
         objective.clean_gradient(spans=np.ones((1, 3)))
+
+
+def steps(logits, labels):
+    """A loss of whole numbers: how many tokens are likelier than the first answer."""
+    return jnp.sum(logits > logits[labels.answer[0]]).astype(logits.dtype)
+
+
+def zero_at_the_clean_run(logits, labels):
+    return jnp.sum((logits - labels.full) ** 2)
+
+
+GRADIENT_METHODS = {
+    "at the clean run": (jc.eap, jc.hisp, jc.node_attribution, jc.atp_star, jc.atp_nodes),
+    "elsewhere": (
+        jc.clean_corrupted,
+        jc.eap_ig_inputs,
+        jc.eap_ig_activations,
+        jc.mask_ig,
+        jc.node_ig,
+        jc.subnetwork_probing,
+        jc.edge_pruning,
+        jc.ugs,
+        jc.optimal_ablation,
+    ),
+}
+
+
+def test_a_metric_of_ones_own_without_a_slope_is_refused_by_every_gradient_method(x64):
+    objective = micro("attention-only", metric=steps)
+    assert float(objective(np.zeros(objective.graph.shape))) != float(objective(np.ones(objective.graph.shape)))
+    for method in (*GRADIENT_METHODS["at the clean run"], *GRADIENT_METHODS["elsewhere"]):
+        with pytest.raises(ValueError, match=r"the metric steps is .* gradient is zero for every edge"):
+            method(objective)
+    flat_there = micro("attention-only", metric=zero_at_the_clean_run)
+    for method in GRADIENT_METHODS["at the clean run"]:
+        with pytest.raises(ValueError, match="zero_at_the_clean_run .* gradient is zero"):
+            method(flat_there)
+    assert jc.mask_ig(flat_there, steps=2).values.any()
+    with pytest.warns(UserWarning, match="do not differ"):
+        pairs = dataclasses.replace(micro_pairs(), corrupt=micro_pairs().clean)
+    nothing = jc.Objective(objective.model, pairs, steps)  # no edge matters: scores of 0 are right
+    assert not jc.eap(nothing).values.any()
 
 
 def test_new_prompts_and_weights_compile_nothing():

@@ -14,8 +14,8 @@ FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
 ).split()
-SMALL = jc.Graph(4, 4)
-GPT2_SMALL = jc.Graph(12, 12)
+SMALL = jc.Graph.transformer(4, 4)
+GPT2_SMALL = jc.Graph.transformer(12, 12)
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,13 @@ import pytest
 from conftest import random_mask
 
 import jaxcircuits as jc
+from jaxcircuits import layout
 
 GRAPHS = {
-    "gpt2": jc.Graph(2, 2),
-    "attention-only": jc.Graph(2, 3, mlps=False),
-    "one-mlp": jc.Graph(3, 1, mlps=(False, True, False)),
-    "compiled": jc.Graph(1, 1, embeddings=("tok", "pos")),
+    "gpt2": jc.Graph.transformer(2, 2),
+    "attention-only": jc.Graph.transformer(2, 3, mlps=False),
+    "one-mlp": jc.Graph.transformer(3, 1, mlps=(False, True, False)),
+    "compiled": jc.Graph.transformer(1, 1, embeddings=("tok", "pos")),
     "units": jc.gate("adder").graph,
 }
 
@@ -26,7 +27,7 @@ def random_circuit(graph, seed=0, **run):
 
 def eap_ig_json():
     """As EAP-IG's `Graph.to_json` writes it: no format, no run, scores in single precision as Python floats."""
-    graph = jc.Graph(1, 2)
+    graph = jc.Graph.transformer(1, 2)
     kept = {"input->a0.h1<v>", "a0.h1->logits", "input->m0", "m0->logits"}
     names = [graph.edge_name(*edge) for edge in graph.edges]
     return {
@@ -88,7 +89,7 @@ def test_a_circuit_of_eap_ig_is_read(tmp_path):
     path = tmp_path / "theirs.json"
     path.write_text(json.dumps(eap_ig_json()))
     circuit = jc.Circuit.load(path)
-    assert (circuit.graph, circuit.run, circuit.d_model) == (jc.Graph(1, 2), {}, 16)
+    assert (circuit.graph, circuit.run, circuit.d_model) == (jc.Graph.transformer(1, 2), {}, 16)
     assert set(circuit.edges) == {"input->a0.h1<v>", "a0.h1->logits", "input->m0", "m0->logits"}
     assert circuit.nodes == ("input", "a0.h1", "m0", "logits")
     np.testing.assert_array_equal(circuit.scores[circuit.graph.valid], 0.5 * np.arange(circuit.graph.num_edges))
@@ -116,14 +117,17 @@ FIRST = "input->a0.h0<q>"
         (damaged("edges", FIRST, "in_graph"), f"edge {FIRST}: expected an object with 'in_graph'"),
         (damaged("edges", FIRST, "in_graph", to=1), f"edge {FIRST}: expected an object with 'in_graph'"),
         (damaged("edges", FIRST, to=True), f"edge {FIRST}: expected an object"),
-        (damaged("edges", FIRST, "score", to=float("nan")), f"edge {FIRST}: expected a finite number .* got nan"),
-        (damaged("edges", FIRST, "score", to=10**400), f"edge {FIRST}: expected a finite number"),
+        (damaged("edges", FIRST, "score", to=float("nan")), f"edges {FIRST} score: expected a finite number, got nan"),
+        (
+            damaged("edges", FIRST, "score", to=10**400),
+            f"{FIRST} score: expected a finite number, got one of 401",
+        ),
         (damaged("edges", FIRST, "score", to="1"), f"edge {FIRST}: expected a finite number .* got '1'"),
         (damaged("edges"), "expected a circuit: a JSON object with 'cfg' and 'edges'"),
         (damaged("cfg", "n_layers"), "cfg: expected whole numbers n_layers"),
         (damaged("cfg", "n_heads", to=0), "cfg: expected whole numbers n_layers, n_heads"),
         (damaged("cfg", "n_heads", to="2"), "cfg: expected whole numbers"),
-        (damaged("cfg", "n_heads", to=1), "unknown receiver 'a0.h1<q>'"),
+        (damaged("cfg", "n_heads", to=1), "nodes: expected the 4 nodes that cfg states, got more or less: 'a0.h1'"),
         (damaged("cfg", "parallel_attn_mlp", to=True), "parallel attention and MLP are not supported"),
         (damaged("cfg", "mlps", to=[True, True]), "expected one bool or 1"),
         (damaged("cfg", "mlps", to="yes"), "mlps: expected a list of true and false"),
@@ -131,8 +135,18 @@ FIRST = "input->a0.h0<q>"
         (damaged("cfg", "units", to=["x0"]), "units: expected a list of layers"),
         (damaged("run", to=[1]), "run: expected a JSON object"),
         (damaged("format", to="jaxcircuits/2"), "format 'jaxcircuits/2' is not known"),
+        (damaged("nodes", "a0.h1"), "nodes: expected the 5 nodes that cfg states, got more or less: 'a0.h1'"),
+        (damaged("nodes", "m0", to=[True]), "node m0: expected an object"),
+        (damaged("nodes", "m0", to={"in_graph": True, "neurons": [True, False]}), "m0 has 'neurons': .*single neurons"),
+        (damaged("nodes", to=["m0"]), "nodes: expected a JSON object"),
+        (damaged("cfg", "n_heads", to=2147483648), "as many heads as the file lists, got 1 x 2147483648 with 5 nodes"),
+        (damaged("cfg", "n_layers", to=10**30), "expected whole numbers n_layers"),
+        (damaged("cfg", "embeddings", to=["\x1b[2J"]), "embeddings: expected a list of the names"),
+        (damaged("cfg", "units", to=[[str(i) for i in range(20_000)]] * 2), "at most 134,217,728 entries, got 40000"),
+        (json.dumps(eap_ig_json()).replace('"m0": {', '"logits": {}, "m0": {', 1), "expected each name once"),
+        ("[" * 100_000, "at most 100 lists and objects within each other"),
         ("[1, 2]", "expected a circuit"),
-        ('{"cfg": {', "is no JSON file"),
+        ('{"cfg": {', "is malformed: expected a circuit file in JSON"),
     ],
 )
 def test_a_malformed_file_is_refused_with_its_name(text, message, tmp_path):
@@ -143,11 +157,67 @@ def test_a_malformed_file_is_refused_with_its_name(text, message, tmp_path):
     assert str(path) in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "entry, message",
+    [
+        ({"threshold": [0.1]}, "run: threshold: expected a number, got \\[0.1\\]"),
+        ({"metric_final": None}, "run: metric_final: expected a number, got None"),
+        ({"seed": -1}, "run: seed: expected a whole number, 0 or more, got -1"),
+        ({"seed": 2**63}, "run: seed: expected a whole number"),
+        ({"prompts": True}, "run: prompts: expected a whole number"),
+        ({"task": {"a": 1}}, "run: task: expected a text"),
+        ({"groups": "yes"}, "run: groups: expected true or false"),
+        ({"config": [1]}, "run: config: expected a JSON object"),
+        ({"config": {"model": 3}}, "run: config: model: expected a text"),
+        ({"config": {"size": 1.5}}, "run: config: size: expected a whole number"),
+        ({"selection": {"rank": []}}, "run: selection: rank: expected a text"),
+        ({"model": "\ud800"}, "run model: expected text, got half of a surrogate pair"),
+    ],
+)
+def test_a_record_with_odd_entries_is_refused_by_their_names(entry, message, tmp_path):
+    path = tmp_path / "odd.json"
+    path.write_text(json.dumps({**eap_ig_json(), "run": entry}))
+    with pytest.raises(ValueError, match=message) as error:
+        jc.Circuit.load(path)
+    assert str(path) in str(error.value)
+
+
+def test_a_file_of_the_circuits_own_edges_has_the_graph_of_its_nodes(tmp_path):
+    """With an MLP that no edge leaves: by the edges alone it would be another graph."""
+    value = eap_ig_json()
+    value["edges"] = {name: value["edges"][name] for name in ("input->a0.h1<v>", "a0.h1->logits")}
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps(value))
+    assert jc.Circuit.load(path).graph == jc.Graph.transformer(1, 2)
+    assert jc.Circuit.load(path).edges == ("input->a0.h1<v>", "a0.h1->logits")
+    del value["nodes"]
+    path.write_text(json.dumps(value))
+    with pytest.raises(ValueError, match="expected 'nodes', or all edges of the graph"):
+        jc.Circuit.load(path)
+    path.write_text(json.dumps({**eap_ig_json(), "nodes": None}))
+    assert jc.Circuit.load(path).graph == jc.Graph.transformer(1, 2)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_file_that_lost_edges_is_refused(own, tmp_path):
+    path = tmp_path / "circuit.json"
+    circuit = random_circuit(GRAPHS["gpt2"]).drop_dead_ends()
+    circuit.save(path)
+    value = json.loads(path.read_text())
+    del value["edges"][circuit.edges[0]]
+    if not own:
+        del value["format"]
+    path.write_text(json.dumps(value))
+    lost = circuit.num_edges - 1
+    with pytest.raises(ValueError, match=f"edges: expected all 46 .*run kept {lost + 1}; the file lists 45, {lost} of"):
+        jc.Circuit.load(path)
+
+
 def test_a_file_that_is_not_there_or_not_text_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no circuit file .*nothing.json"):
         jc.Circuit.load(tmp_path / "nothing.json")
     (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match="binary.json is no JSON file"):
+    with pytest.raises(ValueError, match="binary.json is malformed"):
         jc.Circuit.load(tmp_path / "binary.json")
 
 
@@ -171,9 +241,45 @@ def test_scores_that_are_no_numbers_and_wrong_shapes_are_refused():
         jc.Circuit(graph, mask[1:], scores[1:], {})
 
 
-def test_a_graph_that_the_format_cannot_hold_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="transformers with ungrouped heads only"):
-        random_circuit(jc.Graph(1, 2, num_kv_heads=1)).save(tmp_path / "circuit.json")
+LAYOUTS = {
+    "grouped": layout.transformer(2, 4, 2),
+    "parallel": layout.Layout(("input",), (layout.Stack(2, (layout.parallel(layout.heads(2), layout.mlp()),)),)),
+    "joint": layout.Layout(("input",), (layout.Stack(2, (layout.heads(2, 1, is_joint=True), layout.mlp())),)),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_file_holds_any_layout(name, tmp_path):
+    circuit = random_circuit(jc.Graph(LAYOUTS[name]))
+    circuit.save(tmp_path / "circuit.json")
+    again = jc.Circuit.load(tmp_path / "circuit.json")
+    assert again.graph == circuit.graph and again.graph.valid.shape == circuit.mask.shape
+    assert (again.mask == circuit.mask).all() and (again.scores == circuit.scores).all()
+
+
+@pytest.mark.parametrize(
+    "path, value, said",
+    [
+        (("stacks", 0, "layers"), 2147483648, "count from 1 to"),
+        (("stacks", 0, "layers"), 100000, "at most .* senders and receivers"),
+        (("stacks", 0, "moments", 0, "ports", 0, "names"), "{layer.__class__}", "pattern with"),
+        (("stacks", 0, "moments", 0, "nodes", 0, "inputs", 0, 1), [0, 9, 0, 0], "one receiver of a port for each node"),
+        (("embeddings",), "input", "a list of names"),
+        (("stacks",), None, "expected embeddings and stacks"),
+    ],
+)
+def test_a_layout_that_is_none_is_refused(path, value, said, tmp_path):
+    file = tmp_path / "circuit.json"
+    random_circuit(jc.Graph(LAYOUTS["grouped"])).save(file)
+    record = json.loads(file.read_text())
+    *way, last = path
+    part = record["cfg"]["layout"]
+    for key in way:
+        part = part[key]
+    part[last] = value
+    file.write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=f"circuit.json: layout: .*{said}"):
+        jc.Circuit.load(file)
 
 
 def test_a_failed_save_leaves_the_old_file(tmp_path):
@@ -186,7 +292,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path):
 
 
 def some_scores(seed=0, graph=None, ties=False):
-    graph = graph or jc.Graph(2, 2)
+    graph = graph or jc.Graph.transformer(2, 2)
     values = np.random.default_rng(seed).normal(size=graph.shape)
     return jc.Scores(graph, np.round(values) if ties else values, True, "made up", {"metric": "kl"})
 
@@ -244,5 +350,5 @@ def test_what_select_refuses():
         jc.Circuit.select(scores, edges=1, rank="size")
     with pytest.raises(ValueError, match=f"0 to {scores.graph.num_edges}, got 900"):
         jc.Circuit.select(scores, edges=900)
-    with pytest.raises(ValueError, match="finite"):
+    with pytest.raises(ValueError, match="threshold: expected a finite number, got nan"):
         jc.Circuit.select(scores, threshold=float("nan"))

@@ -81,7 +81,7 @@ def test_wrong_use_ends_with_one_line(run):
         code, _, error = run(*arguments)
         assert code == 1 and said in error and error.count("\n") == 1, error
     with pytest.raises(ValueError, match="known for built-in gates"):
-        jc.tasks.TASKS["logic_gates"].circuit(jc.Graph(2, 2))
+        jc.tasks.TASKS["logic_gates"].circuit(jc.Graph.transformer(2, 2))
 
 
 @pytest.mark.slow

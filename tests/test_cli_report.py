@@ -73,7 +73,7 @@ def test_an_evaluation_and_tests_are_drawn_with_the_circuit_that_they_judge(run,
 
 
 def test_pictures_and_texts(run, tmp_path):
-    graph = jc.Graph(2, 2)
+    graph = jc.Graph.transformer(2, 2)
     mask = graph.mask_of(["input->m1", "m1->logits"])
     file = tmp_path / "circuit.json"
     jc.Circuit(graph, mask, mask.astype(float), {}).save(file)
@@ -83,7 +83,7 @@ def test_pictures_and_texts(run, tmp_path):
 
 
 def test_wrong_use_ends_with_one_line(run, tmp_path):
-    graph = jc.Graph(2, 2)
+    graph = jc.Graph.transformer(2, 2)
     file, page = tmp_path / "circuit.json", tmp_path / "page.html"
     jc.Circuit(graph, graph.valid, np.zeros(graph.shape), {"task": "ioi"}).save(file)
     wrong = {

@@ -74,7 +74,7 @@ def test_circuits_are_of_their_own_graphs():
         graph = jc.load(model).graph
         assert len(circuit(graph)) == {"tracr_reverse": 11, "tracr_proportion": 5}[name]
         with pytest.raises(ValueError, match="unknown sender 'tok'"):
-            circuit(jc.Graph(4, 1))
+            circuit(jc.Graph.transformer(4, 1))
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,5 @@
+import math
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -121,6 +123,15 @@ def test_binarising_keeps_as_many_as_the_values_sum_to():
     kept = binarise(log_alpha)
     np.testing.assert_array_equal(kept, log_alpha > 0.1)
     assert binarise(np.full(5, 20.0)).all() and not binarise(np.full(5, -20.0)).any()
+
+
+def test_binarising_counts_values_at_four_fifths_of_the_slope():
+    """Those expected to be 0 go, the lowest first; as many stay as sigmoid(0.8 a / beta) of the others sums to."""
+    log_alpha = np.random.default_rng(0).permutation(np.linspace(-3, 6, 300))
+    zeros = round(sum(1 - 1 / (1 + math.exp(-(a - 2 / 3 * math.log(0.1 / 1.1)))) for a in log_alpha))
+    highest = np.sort(log_alpha)[::-1]
+    values = [1 / (1 + math.exp(-0.8 * a / (2 / 3))) for a in highest[: len(highest) - zeros]]
+    np.testing.assert_array_equal(binarise(log_alpha), log_alpha >= highest[math.ceil(sum(values)) - 1])
 
 
 def test_other_targets_prompts_and_seeds_compile_nothing():

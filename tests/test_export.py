@@ -7,7 +7,7 @@ import pytest
 import jaxcircuits as jc
 from jaxcircuits import report
 
-GRAPH = jc.Graph(3, 2)
+GRAPH = jc.Graph.transformer(3, 2)
 EDGES = ("input->a0.h1<q>", "input->a0.h1<v>", "a0.h1->m1", "m1->a2.h0<k>", "a2.h0->logits")
 
 

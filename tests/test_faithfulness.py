@@ -9,6 +9,7 @@ import pytest
 from conftest import GOLDEN, expected, micro_model, micro_pairs, random_mask, reference_pairs
 
 import jaxcircuits as jc
+from jaxcircuits.evaluation.faithfulness import _faithfulness
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +78,49 @@ def test_a_ratio_to_noise_is_refused_not_clamped():
     scores = jc.Scores(objective.graph, np.random.default_rng(0).normal(size=objective.graph.shape), True, "x", {})
     curve = jc.faithfulness_curve(objective, scores, shares=(0.5, 1.0))
     assert curve.cpr is None and curve.cmd is None
+
+
+@pytest.mark.parametrize("metric", ["logit_diff", "kl", "nll", "prob_diff"])
+@pytest.mark.parametrize("rows", [1, 5])
+def test_a_ratio_of_rounding_errors_is_refused(metric, rows):
+    """Corrupt prompts that are the clean ones: whatever the circuit, all losses are the same but for rounding."""
+    with pytest.warns(UserWarning, match="do not differ"):
+        unchanged = dataclasses.replace(micro_pairs(), corrupt=micro_pairs().clean)[:rows]
+    objective = jc.Objective(micro_model("gpt2"), unchanged, metric)
+    graph = objective.graph
+    for result in jc.faithfulness_many(objective, circuits_of(graph)):
+        assert result.value is None and result.mean_of_ratios is None and "float error" in result.refused
+    scores = jc.Scores(graph, np.random.default_rng(0).normal(size=graph.shape), True, "x", {})
+    curve = jc.faithfulness_curve(objective, scores)
+    assert curve.cpr is None and curve.cmd is None
+    control = jc.random_control(objective, jc.Circuit.select(scores, edges=30), count=3)
+    assert control.value is None and control.as_faithful is None
+
+
+def test_a_single_prompt_whose_difference_is_no_rounding_has_a_ratio():
+    objective = jc.Objective(micro_model("gpt2"), micro_pairs()[:1], "logit_diff")
+    result = jc.faithfulness(objective, random_mask(objective.graph, 0))
+    assert result.refused is None and result.loss.standard_error == 0
+
+
+def test_the_ratio_prompt_by_prompt_needs_every_prompts_difference():
+    """One of many prompts is its own corrupt version: the ratio of means stands, that of this prompt is rounding."""
+    pairs = micro_pairs(batch=40)
+    with pytest.warns(UserWarning, match="do not differ"):
+        pairs = dataclasses.replace(pairs, corrupt=np.concatenate([pairs.clean[:1], pairs.corrupt[1:]]))
+    result = jc.faithfulness(jc.Objective(micro_model("gpt2"), pairs, "kl"), random_mask(micro_model("gpt2").graph, 1))
+    assert result.value is not None and result.mean_of_ratios is None
+
+
+@pytest.mark.parametrize("errors, refused", [(1.9, True), (2.1, False)])
+def test_a_ratio_is_refused_below_two_standard_errors(errors, refused):
+    """Of differences with a mean of so many standard errors, without rounding."""
+    spread = np.array([-1.0, 1.0, -1.0, 1.0, 0.0])
+    difference = spread + errors * spread.std(ddof=1) / 5**0.5
+    result = _faithfulness(np.ones((2, 2), bool), np.zeros(5), (np.zeros(5), difference), np.zeros(5))
+    assert (result.value is None) == refused == (result.refused is not None)
+    noisy = _faithfulness(np.ones((2, 2), bool), np.zeros(5), (np.zeros(5), difference), np.full(5, 0.1))
+    assert noisy.value is None and "float error of 0.1" in noisy.refused
 
 
 # --- MIB, transcribed on its own: lists and dicts, one evaluation at a time -----------------------
@@ -179,7 +223,9 @@ def test_the_record_is_saved_whole(objective, tmp_path):
 
 def test_what_is_refused(objective, tmp_path):
     graph = objective.graph
-    other = jc.Circuit(jc.Graph(1, 2), jc.Graph(1, 2).valid, np.zeros(jc.Graph(1, 2).shape), {})
+    other = jc.Circuit(
+        jc.Graph.transformer(1, 2), jc.Graph.transformer(1, 2).valid, np.zeros(jc.Graph.transformer(1, 2).shape), {}
+    )
     with pytest.raises(ValueError, match="another graph"):
         jc.faithfulness(objective, other)
     with pytest.raises(ValueError, match="expected shape"):

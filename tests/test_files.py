@@ -1,4 +1,4 @@
-"""A file is written whole or not at all."""
+"""Files are read as what they say they are, and written whole or not at all."""
 
 import os
 import stat
@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from jaxcircuits import files
-from jaxcircuits.files import check_can_fill, check_can_write, write_json, write_whole
+from jaxcircuits.files import DEEPEST, check_can_fill, check_can_write, parse_json, read_json, write_json, write_whole
 
 
 def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_behind(tmp_path):
@@ -160,3 +160,51 @@ def test_bytes_are_on_the_disk_before_the_name_is_theirs(tmp_path, monkeypatch):
         monkeypatch.setattr(files.os, name, lambda *given, name=name, known=known: (seen.append(name), known(*given)))
     write_whole(tmp_path / "result.txt", lambda temporary: temporary.write_text("new"))
     assert seen == ["fsync", "replace", "fsync"]
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ('{"a": 1, "b": {"c": 1, "c": 2}}', "expected each name once in an object, got 'c' twice"),
+        ("[" * (DEEPEST + 1) + "]" * (DEEPEST + 1), f"at most {DEEPEST} lists and objects"),
+        ("[" * 200_000, f"at most {DEEPEST} lists and objects"),
+        ('{"a":' * 200_000, f"at most {DEEPEST} lists and objects"),
+        ('{"a": [0, 1e999]}', "a 1: expected a finite number, got inf"),
+        ("NaN", "^expected a finite number, got nan"),
+        ("1" + "0" * 400, "expected a finite number, got one of 401 digits"),
+        ("1" + "0" * 5000, "limit"),
+        ('["\\ud800"]', "0: expected text, got half of a surrogate pair"),
+        ('{"\\udc00": 1}', "expected text, got half of a surrogate pair"),
+        ('{"a": ', "Expecting value"),
+        ("", "Expecting value"),
+    ],
+)
+def test_json_that_readers_take_differently_is_refused(text, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        parse_json(text)
+    path = tmp_path / "value.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"{path} is malformed: expected a record in JSON; "):
+        read_json(path, "record")
+
+
+def test_json_is_read_as_it_stands():
+    text = '{"a": [1, -0.5e300, true, null, "\\ud83d\\ude00"], "": {"a": 1e308}, "c": 1000000000000000019884624838656}'
+    assert parse_json(text) == {"a": [1, -0.5e300, True, None, "😀"], "": {"a": 1e308}, "c": int(1e30)}
+    assert parse_json("[" * DEEPEST + "]" * DEEPEST)
+
+
+def test_what_is_no_file_of_text_is_refused(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe")
+    (tmp_path / "large").write_text("[1, 2]")
+    monkeypatch.setattr(files, "LARGEST", 5)
+    for name, message in {
+        "nothing": "no record .*nothing",
+        "pipe": "is no regular file: expected a record",
+        ".": "is no regular file: expected a record",
+        "bytes": "is malformed: expected a record in UTF-8",
+        "large": "has 6 bytes: expected a record of at most 5",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            read_json(tmp_path / name, "record")

@@ -86,7 +86,7 @@ def test_a_transformer_lens_folder_gives_its_logits(form, tmp_path):
     config = CONFIG | FORMS[form]
     state = tensors(config)
     loaded = jc.load(write(tmp_path / "model", config, state))
-    assert loaded.graph == jc.Graph(2, 2, mlps=False)
+    assert loaded.graph == jc.Graph.transformer(2, 2, mlps=False)
     ours = eqx.filter_jit(loaded.model)(jnp.asarray(TOKENS))
     theirs = forward(config, state, TOKENS)
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-6 * max(10, np.abs(theirs).max()))
@@ -166,7 +166,7 @@ def test_after_folding_a_head_without_input_writes_nothing(x64):
     both = gpt2_folding.fold_value_biases(norms)
     zero = jnp.zeros((6, 8))
     for one, writes in ((model, True), (norms, True), (both, False)):
-        value = one.head_projection(2, jnp.int32(0), jnp.int32(1), zero)
+        value = one.read("v", jnp.int32(0), jnp.int32(1), zero, jnp.arange(6))
         assert bool(jnp.abs(value).max() > 1e-6) == writes
     empty = np.zeros(model.graph.shape)
     before, after = (float(jc.Objective(m, micro_pairs(), "logit_diff", "zero")(empty)) for m in (model, both))

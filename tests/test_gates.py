@@ -32,7 +32,7 @@ def one_input(name, token, reference="zero"):
 @pytest.mark.parametrize("name", TRUTH)
 def test_truth_tables(name):
     model = jc.gate(name)
-    inputs = len(model.graph.units[0])
+    inputs = len(model.units[0])
     for token in range(model.vocab_size):
         digits = [token >> place & 1 for place in range(inputs)]
         np.testing.assert_array_equal(model(jnp.array([token]))[0], np.float32(TRUTH[name](*digits)))
@@ -64,7 +64,7 @@ def test_the_exact_circuit_is_every_connection_that_has_a_weight(name):
     assert known == tuple(graph.edge_name(*edge) for edge in graph.edges[rises])
     result = jc.acdc(objective, 1e-6, width=4)
     assert graph.names_of(result.mask) == known and result.metric_final == 0
-    assert result.options["evaluator"] == "DenseEvaluator"
+    assert result.options["evaluator"] == "LiveEvaluator"
 
 
 def test_greedy_removal_keeps_one_of_two_redundant_inputs_of_an_or():

@@ -17,23 +17,23 @@ SIZES = st.tuples(
 
 def make(sizes):
     layers, heads, mlps, embeddings = sizes
-    return jc.Graph(layers, heads, mlps=tuple(mlps[:layers]), embeddings=embeddings)
+    return jc.Graph.transformer(layers, heads, mlps=tuple(mlps[:layers]), embeddings=embeddings)
 
 
 @pytest.mark.parametrize(
     "layers, heads, mlps, edges", [(12, 12, True, 32491), (4, 8, False, 1281), (2, 8, False, 257), (4, 8, True, 1519)]
 )
 def test_edge_counts(layers, heads, mlps, edges):
-    graph = jc.Graph(layers, heads, mlps=mlps)
+    graph = jc.Graph.transformer(layers, heads, mlps=mlps)
     assert graph.num_edges == len(graph.edges) == graph.valid.sum() == edges
 
 
 def test_gpt2_small_has_157_senders_and_445_receivers():
-    assert jc.Graph(12, 12).shape == (157, 445)
+    assert jc.Graph.transformer(12, 12).shape == (157, 445)
 
 
 def test_names_are_those_of_the_public_format():
-    graph = jc.Graph(2, 2)
+    graph = jc.Graph.transformer(2, 2)
     assert graph.senders == ("input", "a0.h0", "a0.h1", "m0", "a1.h0", "a1.h1", "m1")
     assert graph.receivers[:4] == ("a0.h0<q>", "a0.h1<q>", "a0.h0<k>", "a0.h1<k>")
     assert graph.receivers[-2:] == ("m1", "logits")
@@ -65,22 +65,26 @@ def test_an_edge_exists_exactly_where_the_sender_is_computed_first(sizes):
 
 
 def test_equal_and_hashable_by_value():
-    assert jc.Graph(2, 2) == jc.Graph(2, 2, mlps=(True, True)) and hash(jc.Graph(2, 2)) == hash(jc.Graph(2, 2))
-    assert jc.Graph(2, 2) != jc.Graph(2, 2, mlps=False)
+    assert jc.Graph.transformer(2, 2) == jc.Graph.transformer(2, 2, mlps=(True, True)) and hash(
+        jc.Graph.transformer(2, 2)
+    ) == hash(jc.Graph.transformer(2, 2))
+    assert jc.Graph.transformer(2, 2) != jc.Graph.transformer(2, 2, mlps=False)
 
 
 def test_grouped_keys_and_values():
-    graph = jc.Graph(1, 4, num_kv_heads=2)
+    graph = jc.Graph.transformer(1, 4, groups=2)
     assert graph.receivers[:8] == tuple(
-        f"a0.h{head}<{kind}>" for kind, heads in (("q", 4), ("k", 2), ("v", 2)) for head in range(heads)
+        f"a0.{name}{index}<{kind}>"
+        for kind, name, count in (("q", "h", 4), ("k", "g", 2), ("v", "g", 2))
+        for index in range(count)
     )
     third = graph.senders.index("a0.h2")
-    assert third in graph.readers(graph.receiver_index("a0.h1<k>"))
-    assert third not in graph.readers(graph.receiver_index("a0.h0<k>"))
+    assert third in graph.readers(graph.receiver_index("a0.g1<k>"))
+    assert third not in graph.readers(graph.receiver_index("a0.g0<k>"))
 
 
 def test_two_embedding_senders():
-    graph = jc.Graph(1, 1, embeddings=("tok", "pos"))
+    graph = jc.Graph.transformer(1, 1, embeddings=("tok", "pos"))
     assert graph.senders == ("tok", "pos", "a0.h0", "m0")
     assert graph.edge_index("pos->a0.h0<k>") == (1, 1)
 
@@ -113,7 +117,7 @@ def test_dead_ends_are_dropped_to_a_fix_point(sizes, seed, share):
 
 
 def test_nodes_and_edges_map_onto_each_other():
-    graph = jc.Graph(2, 2)
+    graph = jc.Graph.transformer(2, 2)
     everything = np.ones(len(graph.nodes), bool)
     np.testing.assert_array_equal(graph.nodes_to_edges(everything), graph.valid)
     np.testing.assert_array_equal(graph.edges_to_nodes(graph.valid), everything)
@@ -128,15 +132,15 @@ def test_nodes_and_edges_map_onto_each_other():
 @pytest.mark.parametrize("name", ["m0", "a0.h0->m9", "x->m0", "m1->m0", "m0->a0.h0<q>"])
 def test_a_wrong_edge_name_is_refused(name):
     with pytest.raises(ValueError, match="expected|no edge"):
-        jc.Graph(2, 2).edge_index(name)
+        jc.Graph.transformer(2, 2).edge_index(name)
 
 
 @pytest.mark.parametrize("sizes", [(0, 1), (1, 0)])
 def test_an_empty_graph_is_refused(sizes):
     with pytest.raises(ValueError, match="at least 1"):
-        jc.Graph(*sizes)
+        jc.Graph.transformer(*sizes)
 
 
 def test_a_wrong_number_of_mlps_is_refused():
     with pytest.raises(ValueError, match="one a layer"):
-        jc.Graph(2, 2, mlps=(True,))
+        jc.Graph.transformer(2, 2, mlps=(True,))

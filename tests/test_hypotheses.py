@@ -1,5 +1,6 @@
 """The five tests of Shi et al. on scores: by hand, by brute force, and their rejection rates over seeds."""
 
+import itertools
 import math
 
 import numpy as np
@@ -76,19 +77,48 @@ def test_equivalence_rejects_as_often_as_theory_says(chance, record_property):
 # --- independence ------------------------------------------------------------------------------
 
 
-def test_hsic_is_the_trace():
+def test_hsic_is_the_trace_with_a_width_of_its_own_for_each_kernel():
+    """Scores of other sizes: what one width for both kernels gives is another number."""
     random = np.random.default_rng(0)
-    x, y = random.normal(size=12), random.normal(size=12)
+    x = random.normal(size=12)
+    y = 5 + 0.03 * (x**2 + random.normal(size=12))
 
-    def kernel(values):
-        gaps = [abs(a - b) for i, a in enumerate(values) for b in values[:i]]
-        return np.array([[math.exp(-((a - b) ** 2) / (2 * np.median(gaps) ** 2)) for b in values] for a in values])
+    def kernel(values, width):
+        return np.array([[math.exp(-((a - b) ** 2) / (2 * width**2)) for b in values] for a in values])
 
-    centre = np.eye(12) - np.full((12, 12), 1 / 12)
-    stated = np.trace(kernel(x) @ centre @ kernel(y) @ centre) / 144
+    def trace(first, second):
+        centre = np.eye(12) - np.full((12, 12), 1 / 12)
+        return np.trace(kernel(x, first) @ centre @ kernel(y, second) @ centre) / 144
+
+    def median(values):
+        return np.median([abs(a - b) for i, a in enumerate(values) for b in values[:i]])
+
     outcome = independence(x, y, permutations=20)
-    assert outcome.statistic == pytest.approx(stated)
+    assert outcome.statistic == pytest.approx(trace(median(x), median(y)))
+    assert outcome.details["bandwidths"] == pytest.approx([median(x), median(y)])
+    shared = np.median(np.abs(x[:, None] - y[None]))
+    assert trace(shared, shared) < 0.01 * outcome.statistic
     assert outcome.p_value * 21 == pytest.approx(round(outcome.p_value * 21))
+
+
+def test_neither_the_unit_nor_the_origin_of_scores_matters_to_independence():
+    random = np.random.default_rng(5)
+    x = random.normal(size=30)
+    y = np.abs(x) + 0.5 * random.normal(size=30)
+    one, other = independence(x, y, permutations=99), independence(100 * x - 7, y / 50, permutations=99)
+    assert other.statistic == pytest.approx(one.statistic) and other.p_value == one.p_value
+
+
+def test_the_share_of_permutations_is_that_of_all_of_them():
+    """Four prompts have 24 orders: the p-value is near the share of these that reach the trace."""
+    x, y = np.array([0.0, 1.0, 3.0, 7.0]), np.array([0.1, 0.9, 3.2, 6.0])
+
+    def statistic(order):
+        return independence(x, y[list(order)], permutations=1).statistic
+
+    share = np.mean([statistic(order) >= statistic(range(4)) - 1e-15 for order in itertools.permutations(range(4))])
+    found = independence(x, y, permutations=4000).p_value
+    assert abs(found - share) < 4 * math.sqrt(share * (1 - share) / 4000)
 
 
 def test_independence_has_its_size(record_property):

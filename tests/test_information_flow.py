@@ -16,7 +16,7 @@ def by_hand(model, tokens, last):
     shares = np.zeros(graph.shape)
     for receiver in range(graph.shape[1]):
         for position in range(last + 1):
-            y = streams[graph.receiver_times[receiver], position]
+            y = streams[graph.reads[receiver], position]
             near = np.array([np.abs(y).sum() - np.abs(z[position] - y).sum() for z in written])
             near = np.maximum(near, 0) * graph.valid[:, receiver]
             shares[:, receiver] += near / max(near.sum(), 1e-300) / (last + 1)  # 0/0: 0
@@ -42,7 +42,7 @@ def test_a_receiver_that_nothing_points_at_gets_zeros_not_nan(x64):
     embeddings = lambda m: (m.token_embedding, m.position_embedding)  # noqa: E731
     model = eqx.tree_at(embeddings, model, tuple(jnp.zeros_like(leaf) for leaf in embeddings(model)))
     scores = jc.information_flow_routes(jc.Objective(model, micro_pairs(), "kl"))
-    first = scores.values[:, scores.graph.receiver_times == 0]
+    first = scores.values[:, scores.graph.reads == 0]
     np.testing.assert_array_equal(first, 0)
 
 

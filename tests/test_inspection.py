@@ -38,7 +38,7 @@ def test_patterns_are_those_of_the_clean_run(inspected):
     streams, written = model.receiver_streams(tokens), model.sender_values(tokens)
     for number, head in enumerate(inspection.heads):
         layer, index = (jnp.asarray(int(part)) for part in head[1:].split(".h"))
-        value = model.head_projection(2, layer, index, streams[2 * layer])
+        value = model.read("v", layer, index, streams[2 * layer], jnp.arange(streams.shape[1]))
         length = len(inspection.tokens[0])
         output = inspection.patterns[0][number] @ value[:length] @ model.blocks.attention.output[layer, index]
         row = circuit.graph.sender_index(head)
@@ -80,7 +80,7 @@ def test_what_is_refused(inspected, tmp_path):
     objective, circuit, inspection = inspected
     with pytest.raises(ValueError, match="at least 1"):
         jc.inspect_circuit(objective, circuit, prompts=0)
-    other = jc.Graph(3, 2)
+    other = jc.Graph.transformer(3, 2)
     with pytest.raises(ValueError, match="graph"):
         jc.inspect_circuit(objective, jc.Circuit(other, other.valid, np.zeros(other.shape), {}))
     with pytest.raises(ValueError, match="effects: expected shape"):

@@ -8,7 +8,7 @@ from conftest import random_mask
 
 import jaxcircuits as jc
 
-GRAPH = jc.Graph(3, 4)
+GRAPH = jc.Graph.transformer(3, 4)
 
 
 def scored(seed=0, mask=None):
@@ -84,6 +84,12 @@ def test_what_is_refused(tmp_path):
         jc.from_autocircuit(GRAPH, ["A0.1->MLP 7"])
     with pytest.raises(ValueError, match="finite"):
         jc.from_autocircuit(GRAPH, {"A0.1->MLP 1": float("nan")})
+    for task in ("../x", "a/b", "/tmp", "..", "a\\b", "\x1b[2J"):
+        with pytest.raises(ValueError, match="MIB: expected the name of a folder"):
+            jc.write_mib({(task, "gpt2"): scored()}, tmp_path / "mib")
+        with pytest.raises(ValueError, match="MIB: expected the name of a folder"):
+            jc.write_mib({("ioi", task): scored()}, tmp_path / "mib")
+    assert not list(tmp_path.iterdir())
     with pytest.raises(ValueError, match="without underscore"):
         jc.mib_name("ioi", "my_gpt2")
     with pytest.raises(ValueError, match="expected 9 circuits"):

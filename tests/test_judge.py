@@ -95,7 +95,9 @@ def test_two_circuits_are_compared(run, micro, tmp_path):
 
 
 def test_wrong_uses_end_with_one_line(run, micro, tmp_path):
-    other = jc.Circuit(jc.Graph(1, 2), jc.Graph(1, 2).valid, np.zeros(jc.Graph(1, 2).shape), {})
+    other = jc.Circuit(
+        jc.Graph.transformer(1, 2), jc.Graph.transformer(1, 2).valid, np.zeros(jc.Graph.transformer(1, 2).shape), {}
+    )
     other.save(tmp_path / "other.json")
     wrong = [
         (["compare", micro / "circuit.json", tmp_path / "other.json"], "one graph"),

@@ -4,11 +4,13 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import CHAIN, chain_model, micro_pairs
+from conftest import CHAIN, chain_model, micro_model, micro_pairs
 
 import jaxcircuits as jc
+from jaxcircuits.evaluation.testing import _inflated
 
 
 def behaving(model):
@@ -124,6 +126,124 @@ def test_the_known_circuit_is_complete_and_a_part_of_it_is_not(objective, chain)
     part = dataclasses.replace(chain, mask=objective.graph.mask_of(list(CHAIN[2:])))
     record = jc.completeness(objective, part, random=0)
     assert record.worst == "a1.h1"
+
+
+# --- every number by hand, on a model that has no circuit of a few edges --------------------------
+
+
+PARTS = ["input->a0.h1<v>", "a0.h1->m1", "m1->logits", "input->a1.h0<k>", "a1.h0->logits"]
+
+
+@pytest.fixture
+def spread_out(x64):
+    """A model whose effects are spread over all edges, and one loss for each mask of it, on every prompt."""
+    objective = jc.Objective(micro_model("gpt2", dtype=jnp.float64), micro_pairs(batch=12), "logit_diff")
+    return objective, lambda mask: np.asarray(objective.per_example(mask & objective.graph.valid), np.float64)
+
+
+def parts_by_hand(graph, mask, granularity):
+    """The edges of a circuit, or all those out of the nodes that its edges' names name."""
+    if granularity == "edge":
+        return mask & graph.valid
+    edges = [name.partition("<")[0].split("->") for name in graph.names_of(mask & graph.valid)]
+    named = {node for edge in edges for node in edge}
+    return graph.valid & np.array([[sender in named] for sender in graph.senders])
+
+
+def counted(found, values, least):
+    """Whether so many values are at least another one, where those that rounding alone tells apart may count or not."""
+    values, close = np.array(values), 1e-9 * abs(least) + 1e-15
+    return (values > least + close).sum() <= found <= (values > least - close).sum()
+
+
+WAYS = [("edge", "circuit"), ("node", "circuit"), ("edge", "complement"), ("node", "complement")]
+
+
+@pytest.mark.parametrize("granularity, set", WAYS)
+def test_every_number_of_the_five_tests_by_hand(granularity, set, spread_out):
+    """What each test compares with what, from one run a mask; "without" is the model without it, whatever runs."""
+    objective, loss = spread_out
+    graph = objective.graph
+    mask, valid = graph.mask_of(PARTS), graph.valid
+    judged = jc.ablated(objective, granularity=granularity, set=set)
+    record = jc.hypothesis_tests(judged, jc.Circuit(graph, mask, np.zeros(graph.shape), {}), random=12, seed=4)
+
+    def parts(circuit):
+        return parts_by_hand(graph, circuit, granularity)
+
+    def runs(parts):
+        return loss(valid & ~parts if set == "complement" else parts)
+
+    def far(first, second):
+        return np.mean((first - second) ** 2)
+
+    own, model = parts(mask), loss(valid)
+    drawn = jc.random_circuits(graph, len(PARTS), 12, seed=4)
+    above = (runs(own) > model).sum() / 12
+    assert record.of("equivalence").statistic == pytest.approx(abs(above - 0.5))
+    by_hand = jc.evaluation.independence(loss(valid & ~own), model, seed=4)
+    assert record.of("independence").statistic == pytest.approx(by_hand.statistic, rel=1e-9)
+    assert record.of("independence").p_value == by_hand.p_value
+
+    distance = far(runs(own), model)
+    details = record.of("sufficiency").details
+    assert details["distance"] == pytest.approx(distance, rel=1e-9)
+    assert counted(details["wins"], [far(runs(parts(circuit)), model) for circuit in drawn], distance)
+    distance = far(loss(valid & ~own), model)
+    details = record.of("partial necessity").details
+    assert details["distance"] == pytest.approx(distance, rel=1e-9) and distance > 1e-3
+    assert counted(12 - details["wins"], [far(loss(valid & ~parts(circuit)), model) for circuit in drawn], distance)
+
+    inflated, reduced = _inflated(judged, mask, 12, np.random.default_rng(4))
+    for larger, smaller in zip(inflated, reduced, strict=True):
+        [removed] = graph.names_of(larger & ~smaller)
+        assert not own[graph.edge_index(removed)] and (larger >= own).all() and (larger >= smaller).all()
+    random = [far(runs(smaller), runs(larger)) for larger, smaller in zip(inflated, reduced, strict=True)]
+    for name, (effect, exceeded, _) in record.of("minimality").details["edges"].items():
+        without = own & ~graph.mask_of([name])
+        assert effect == pytest.approx(far(runs(without), runs(own)), rel=1e-9, abs=1e-18)
+        assert counted(12 - exceeded, random, effect)
+    assert tuple(record.of("minimality").details["edges"]) == graph.names_of(mask)
+
+
+@pytest.mark.parametrize("granularity, set", WAYS)
+def test_every_knock_out_by_hand(granularity, set, spread_out):
+    """`m(C - K)` and `m(M - K)`, C all that runs: a node with all edges out of it, and random parts of what runs."""
+    objective, loss = spread_out
+    graph = objective.graph
+    mask, valid = graph.mask_of(PARTS), graph.valid
+    judged = jc.ablated(objective, granularity=granularity, set=set)
+    record = jc.completeness(judged, jc.Circuit(graph, mask, np.zeros(graph.shape), {}), random=3, seed=2)
+    runs = parts_by_hand(graph, mask, granularity)
+    runs = valid & ~runs if set == "complement" else runs
+    nodes = [name for name in graph.senders if runs[graph.sender_index(name)].any()]
+    assert [knock_out.name for knock_out in record.knock_outs] == [*nodes, "random 0", "random 1", "random 2"]
+    draws = np.random.default_rng(2).random((3, *(graph.shape if granularity == "edge" else (graph.shape[0], 1))))
+    parts = [valid & (np.array(graph.senders) == name)[:, None] for name in nodes] + [runs & (d < 0.5) for d in draws]
+    for knock_out, part in zip(record.knock_outs, parts, strict=True):
+        ours, theirs = loss(runs & ~part), loss(valid & ~part)
+        assert knock_out.circuit.mean == pytest.approx(ours.mean(), rel=1e-9, abs=1e-12)
+        assert knock_out.model.mean == pytest.approx(theirs.mean(), rel=1e-9, abs=1e-12)
+        assert knock_out.difference.standard_error == pytest.approx((ours - theirs).std(ddof=1) / 12**0.5, rel=1e-9)
+        assert knock_out.edges == (runs & part).sum() > 0
+        assert not np.allclose(theirs, loss(valid))
+    means = [abs(knock_out.difference.mean) for knock_out in record.knock_outs]
+    assert record.incompleteness == max(means) and record.worst == record.knock_outs[int(np.argmax(means))].name
+
+
+def test_only_what_may_be_replaced_is_knocked_out(spread_out):
+    """Under `component="mlps"` the edges out of heads are always in."""
+    objective, loss = spread_out
+    graph = objective.graph
+    mask = graph.mask_of(PARTS)
+    circuit = jc.Circuit(graph, mask, np.zeros(graph.shape), {})
+    judged = jc.ablated(objective, component="mlps")
+    [knock_out] = jc.completeness(judged, circuit, random=0).knock_outs
+    stays = graph.valid & ~np.array([[name.startswith("m")] for name in graph.senders])
+    assert knock_out.name == "m1" and knock_out.edges == 1
+    assert knock_out.circuit.mean == pytest.approx(loss(stays).mean(), rel=1e-9)
+    with pytest.raises(ValueError, match="nothing can be knocked out"):
+        jc.completeness(judged, dataclasses.replace(circuit, mask=graph.mask_of(PARTS[:2])))
 
 
 # --- controls ----------------------------------------------------------------------------------

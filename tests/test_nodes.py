@@ -83,7 +83,7 @@ def test_other_masks_compile_nothing():
 
 def test_any_threshold_on_edges_is_the_rule_on_nodes():
     """Removed q, k, v: no incoming edges. Head without any of them, or removed MLP: no outgoing ones either."""
-    graph = jc.Graph(2, 2)
+    graph = jc.Graph.transformer(2, 2)
     names = graph.receivers[:-1]
     values = np.random.default_rng(0).permutation(len(names)) + 1.0
     scores = edge_scores(graph, values)

@@ -3,7 +3,7 @@ import pytest
 
 import jaxcircuits as jc
 
-GRAPH = jc.Graph(2, 2)
+GRAPH = jc.Graph.transformer(2, 2)
 
 
 def hostile_circuit():

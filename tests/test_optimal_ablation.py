@@ -1,3 +1,5 @@
+import dataclasses
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -23,6 +25,25 @@ def test_its_losses_are_below_those_of_mean_ablation(x64):
     learnt = jc.Objective(model, pairs, "kl", result.array(len(pairs), 6))
     np.testing.assert_allclose(learnt.many(masks), result.losses, rtol=1e-9)
     assert len(result.history["loss"]) == 150 and result.run["ablation"]["value"] == "optimal"
+
+
+@pytest.mark.parametrize("own_positions", [False, True])
+def test_it_begins_with_means_of_what_is_no_padding(own_positions, x64):
+    """Of the corrupt prompts' values, token by token; at a position that no prompt has, nothing."""
+    pairs = micro_pairs(kind="lengths", width=5)
+    padded = [np.pad(tokens, ((0, 0), (0, 1)), constant_values=3) for tokens in (pairs.clean, pairs.corrupt)]
+    pairs = dataclasses.replace(pairs, clean=padded[0], corrupt=padded[1])
+    model = micro_model("one-head", dtype=jnp.float64)
+    objective = jc.Objective(model, pairs, "nll")
+    values = [np.asarray(eqx.filter_jit(model.sender_values)(jnp.asarray(tokens))) for tokens in pairs.corrupt]
+    tokens = [[value[:, t] for value, n in zip(values, pairs.length, strict=True) if t < n] for t in range(6)]
+    means = [np.mean(here, 0) if here else np.zeros((3, 8)) for here in tokens]
+    start = np.stack(means, 1) if own_positions else np.mean(sum(tokens, []), 0)[:, None]
+    masks = np.stack([random_mask(objective.graph, seed) for seed in range(2)])
+    result = jc.optimal_ablation(objective, masks, own_positions=own_positions, steps=1, rate=1e-12)
+    np.testing.assert_allclose(result.values, start, atol=1e-9)
+    reference = np.broadcast_to(start[:, None], (3, 5, 6, 8))
+    np.testing.assert_allclose(result.losses_start, jc.Objective(model, pairs, "nll", reference).many(masks), rtol=1e-9)
 
 
 def test_it_reaches_an_optimum_that_is_known(x64):

@@ -12,7 +12,7 @@ import jaxcircuits as jc
 from jaxcircuits.evaluation import Outcome, Spread
 from jaxcircuits.report import render_page, write_page
 
-GRAPH = jc.Graph(2, 2)
+GRAPH = jc.Graph.transformer(2, 2)
 HOSTILE = ("<script>alert(1)</script>", "</script><b>", "<!--", "\"quotes'", "🙂 \u2028", "&lt;", "{{script}}")
 
 
@@ -223,7 +223,7 @@ def test_a_written_page_is_the_rendered_one(tmp_path):
 def test_what_is_refused():
     with pytest.raises(ValueError, match="at least one record"):
         render_page([])
-    other = jc.Graph(3, 2)
+    other = jc.Graph.transformer(3, 2)
     with pytest.raises(ValueError, match="all of one graph"):
         render_page([ONE, jc.Circuit(other, other.valid, np.zeros(other.shape), {})])
     with pytest.raises(ValueError, match="one for each of 1 circuits"):

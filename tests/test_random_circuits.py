@@ -11,11 +11,11 @@ import jaxcircuits as jc
 from jaxcircuits.evaluation.random_circuits import random_walks
 
 GRAPHS = [
-    jc.Graph(2, 2),
-    jc.Graph(2, 2, mlps=False),
-    jc.Graph(3, 1, mlps=(False, True, False)),
-    jc.Graph(2, 4, num_kv_heads=2),
-    jc.Graph(2, 1, embeddings=("tok", "pos")),
+    jc.Graph.transformer(2, 2),
+    jc.Graph.transformer(2, 2, mlps=False),
+    jc.Graph.transformer(3, 1, mlps=(False, True, False)),
+    jc.Graph.transformer(2, 4, groups=2),
+    jc.Graph.transformer(2, 1, embeddings=("tok", "pos")),
 ]
 
 
@@ -49,7 +49,7 @@ def test_the_first_step_is_uniform():
 
 def test_uniform_edges_of_gpt2_small_are_mostly_dead():
     """500 leave about 11, which is why walks are the default."""
-    graph = jc.Graph(12, 12)
+    graph = jc.Graph.transformer(12, 12)
     drawn = jc.random_circuits(graph, 500, 20, kind="uniform")
     assert (drawn.sum((1, 2)) == 500).all() and (drawn & ~graph.valid).sum() == 0
     alive = np.mean([graph.drop_dead_ends(circuit).sum() for circuit in drawn])

@@ -9,7 +9,7 @@ from jaxcircuits.report.pareto import pareto_front
 
 
 def circuit(edges, metric):
-    graph = jc.Graph(2, 2)
+    graph = jc.Graph.transformer(2, 2)
     mask = np.zeros(graph.shape, bool)
     mask[tuple(graph.edges[:edges].T)] = True
     return jc.Circuit(graph, mask, np.zeros(graph.shape), {"metric": "kl", "metric_final": metric, "threshold": 0.1})

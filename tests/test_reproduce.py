@@ -123,7 +123,7 @@ def test_a_bundled_model_rehearses(name, task, title, tmp_path):
 
 
 def test_what_was_found_on_another_model_is_not_taken(tmp_path):
-    graph = jc.Graph(1, 1)
+    graph = jc.Graph.transformer(1, 1)
     found = jc.Circuit(graph, graph.valid, np.zeros(graph.shape), {})
     first, second = (Settings(tmp_path, model=f"{folder}/gpt2") for folder in ("one", "other"))
     assert first.kept("search", lambda: found, threshold=0.1).edges == found.edges

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 import jaxcircuits as jc
 from jaxcircuits.evaluation.roc import members
 
-GRAPH = jc.Graph(2, 2)
-SMALL = jc.Graph(12, 12)
+GRAPH = jc.Graph.transformer(2, 2)
+SMALL = jc.Graph.transformer(12, 12)
 TRUTH = GRAPH.mask_of(["input->a0.h0<v>", "a0.h0->a1.h1<q>", "a1.h1->m1", "m1->logits"])
 
 

@@ -15,7 +15,7 @@ XL = jc.GPT2Config(n_embd=1600, n_layer=48, n_head=25)
 
 
 def test_millions_of_steps_are_walked_in_seconds():
-    graph = jc.Graph(48, 25)
+    graph = jc.Graph.transformer(48, 25)
     start = time.perf_counter()
     steps = all_steps(graph)
     walk = Walk(steps)

@@ -5,7 +5,7 @@ import pytest
 
 import jaxcircuits as jc
 
-GRAPH = jc.Graph(2, 2)
+GRAPH = jc.Graph.transformer(2, 2)
 
 
 def scores(values=None, signed=True, method="made up", **options):
@@ -75,7 +75,7 @@ def test_what_is_refused():
     with pytest.raises(ValueError, match="at least one part"):
         jc.ensemble([])
     with pytest.raises(ValueError, match="of one graph"):
-        other = jc.Graph(1, 2)
+        other = jc.Graph.transformer(1, 2)
         jc.ensemble([scores(), jc.Scores(other, np.zeros(other.shape), True, "eap", {})])
     with pytest.raises(ValueError, match="'rank' or 'norm', got 'z'"):
         jc.ensemble([scores()], scale="z")

@@ -6,7 +6,7 @@ from conftest import random_mask
 
 import jaxcircuits as jc
 
-GRAPH = jc.Graph(2, 2)
+GRAPH = jc.Graph.transformer(2, 2)
 
 
 def scored(seed, mask=None):
@@ -49,7 +49,9 @@ def test_constant_scores_have_no_correlation():
 
 
 def test_what_is_refused():
-    other = jc.Circuit(jc.Graph(1, 2), jc.Graph(1, 2).valid, np.zeros(jc.Graph(1, 2).shape), {})
+    other = jc.Circuit(
+        jc.Graph.transformer(1, 2), jc.Graph.transformer(1, 2).valid, np.zeros(jc.Graph.transformer(1, 2).shape), {}
+    )
     for call in (jc.jaccard, jc.similarity, jc.rank_correlation):
         with pytest.raises(ValueError, match="one graph"):
             call(scored(0), other)

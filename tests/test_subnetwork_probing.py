@@ -66,10 +66,18 @@ def test_it_resumes(objective, tmp_path):
 
 def test_the_penalty_is_the_mean_over_tensors_of_their_means():
     """As a transcription: q, k and v of a layer are vectors over heads, an MLP is a number of its own."""
-    graph = jc.Graph(2, 3)
+    graph = jc.Graph.transformer(2, 3)
     kept = np.random.default_rng(0).random(len(graph.receivers) - 1)
     tensors = [part for layer in kept.reshape(2, 10) for part in np.split(layer, [3, 6, 9])]
     np.testing.assert_allclose(np.sum(_tensor_shares(graph) * kept), np.mean([part.mean() for part in tensors]))
+
+
+def test_a_run_has_that_penalty(x64):
+    """Not one over all nodes: the two MLPs weigh as much as the two heads of a layer's queries together."""
+    objective = jc.Objective(micro_model("gpt2", dtype=jnp.float64), micro_pairs(), "kl")
+    result = jc.subnetwork_probing(objective, 1.0, steps=1)
+    weights = [1 / 8 if name.startswith("m") else 1 / 16 for name in objective.graph.receivers[:-1]]
+    np.testing.assert_allclose(result.state.learner.weights, weights)
 
 
 def test_saturated_masks_give_f_at_the_rounded_mask(x64):

@@ -19,7 +19,11 @@ LENGTHS = {
     "ioi": 15, "greater_than": 10, "docstring": 53, "induction": 12, "induction_text": 300, "gendered_pronoun": 10,
 }  # fmt: skip
 PLACES = {"ioi": [2, 4, 10], "greater_than": [7], "induction": [3], "gendered_pronoun": [1]}
-GRAPHS = {"ioi": jc.Graph(12, 12), "greater_than": jc.Graph(12, 12), "docstring": jc.Graph(4, 8, mlps=False)}
+GRAPHS = {
+    "ioi": jc.Graph.transformer(12, 12),
+    "greater_than": jc.Graph.transformer(12, 12),
+    "docstring": jc.Graph.transformer(4, 8, mlps=False),
+}
 
 gpt2 = functools.cache(gpt2_tokenizer)
 
@@ -133,8 +137,8 @@ def test_internal_edges_are_inputs_that_are_fed_of_heads_that_send():
 
 @pytest.mark.parametrize("task", COUNTS)
 def test_a_known_circuit_is_of_one_model(task):
-    with pytest.raises(ValueError, match="known for .* got 2 x 4 with"):
-        jc.tasks.TASKS[task].circuit(jc.Graph(2, 4))
+    with pytest.raises(ValueError, match="known for .* layers.* got a graph with 2 layers"):
+        jc.tasks.TASKS[task].circuit(jc.Graph.transformer(2, 4))
 
 
 # --- ioi -------------------------------------------------------------------------------------------

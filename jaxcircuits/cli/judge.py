@@ -66,6 +66,8 @@ class JudgedOptions(NamedTuple):
     ] = None
     devices: Devices = 1
     cache: Cache = None
+    bos: Annotated[bool | None, typer.Option("--bos/--no-bos", help="begin with BOS; default: the circuit's")] = None
+    template: Annotated[str | None, typer.Option(help="of a chat; default: the circuit's")] = None
 
 
 def _choice(part: str) -> Any:

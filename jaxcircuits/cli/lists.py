@@ -20,7 +20,8 @@ def list_models() -> None:
         width = jax.eval_shape(model.sender_values, jax.ShapeDtypeStruct((1,), np.int32)).shape[-1]
         sizes = {**model.graph.sizes, "edges": model.graph.num_edges, "tokens": model.vocab_size, "wide": width}
         out.print(f"{name:<18}{', '.join(f'{number} {what}' for what, number in sizes.items())}")
-    out.print("or a folder with config.json and model.safetensors, or a GPT-2 on the Hugging Face hub (gpt2)")
+    out.print("or a folder with config.json and model.safetensors, a .gguf file (needs the extra gguf), or a GPT-2")
+    out.print("on the Hugging Face hub (gpt2)")
 
 
 def list_methods() -> None:

@@ -1,5 +1,6 @@
 """What several commands share: their options, the prompts and the model that these name, the two consoles."""
 
+import dataclasses
 import functools
 import inspect
 import json
@@ -83,6 +84,13 @@ ModelName = Annotated[str, typer.Option(help="a bundled model, a folder, or a na
 DtypeName = Annotated[str, typer.Option(help="float32 or float64")]
 Size = Annotated[int | None, typer.Option(help="prompts; default 32, or all of a file's")]
 Seed = Annotated[int, typer.Option(help="of the prompts and of random orders")]
+Bos = Annotated[bool | None, typer.Option("--bos/--no-bos", help="begin with BOS; default: as the tokenizer does")]
+Template = Annotated[
+    str | None,
+    typer.Option(
+        help="what the user says in the model's chat template; the prompt is in place of {prompt}, or follows"
+    ),
+]
 Average = Annotated[str, typer.Option(help="several scored positions: together or per_prompt")]
 Devices = Annotated[int, typer.Option(help="devices to spread over; 0: all there are")]
 Cache = Annotated[Path | None, typer.Option(help="keep compiled programs in this folder for the next run")]
@@ -131,6 +139,8 @@ class PromptOptions(NamedTuple):
     average: Average = "together"
     devices: Devices = 1
     cache: Cache = None
+    bos: Bos = None
+    template: Template = None
 
 
 class Loaded(NamedTuple):
@@ -149,7 +159,8 @@ def load(task: str, prompts: PromptOptions, change: Callable[[Any], Any] | None 
     if prompts.cache is not None:
         use_compilation_cache(prompts.cache)
     loaded = checkpoints.load(prompts.model, dtype=dtype)
-    pairs, named = prompts_of(task, loaded, prompts.size, prompts.seed)
+    framing = {"bos": prompts.bos, "template": prompts.template}
+    pairs, named = prompts_of(task, loaded, prompts.size, prompts.seed, **framing)
     mesh = None if prompts.devices == 1 else device_mesh(len(pairs), prompts.devices or None)
     options = {"average": prompts.average, "mesh": mesh}
     model = loaded.model if change is None else change(loaded.model)
@@ -157,6 +168,9 @@ def load(task: str, prompts: PromptOptions, change: Callable[[Any], Any] | None 
         objective = Objective(model, pairs, prompts.metric, prompts.reference, **options)
     run = {"task": named, "model": loaded.source, "seed": prompts.seed, "seconds_compiling_objective": clock.seconds}
     run[SOURCE] = {"task": task, "model": loaded.source, "seed": prompts.seed}
+    run |= {name: value for name, value in framing.items() if value is not None}
+    if named in tasks.TASKS and (left_out := tasks.TASKS[named].left_out(loaded.tokenizer)):
+        run["words_left_out"] = {name: len(words) for name, words in left_out.items()}
     return Loaded(objective, run, pairs, loaded)
 
 
@@ -188,27 +202,29 @@ def recorded(run: dict[str, Any], typed: Any = None) -> Recorded:
     """
     source = Source.of(run)
     given = {} if typed is None else {name: value for name, value in typed._asdict().items() if value is not None}
-    said = {
-        name: getattr(source, name) for name in ("task", "model", "metric", "reference", "dtype", "average", "seed")
-    }
-    said |= {"size": source.prompts}
+    said = dataclasses.asdict(source)
+    said["size"] = said.pop("prompts")
+    digest = said.pop("digest")
     values = {"metric": "logit_diff", **{name: value for name, value in said.items() if value is not None}, **given}
     if not values.get("task") or not values.get("model"):
         raise ValueError("the file does not say which task and model it is about: give --task and --model")
-    has_own_prompts = not given.keys() & {"task", "model", "size", "seed"}
-    return Recorded(values.pop("task"), PromptOptions(**values), source.digest if has_own_prompts else None)
+    asks_for_others = given.keys() & {"task", "model", "size", "seed", "bos", "template"}
+    return Recorded(values.pop("task"), PromptOptions(**values), None if asks_for_others else digest)
 
 
-def prompts_of(task: str, loaded: checkpoints.Checkpoint, size: int | None, seed: int) -> tuple[PromptPairs, str]:
-    """The prompts of a built-in task or a file, and their name for the record."""
+def prompts_of(
+    task: str, loaded: checkpoints.Checkpoint, size: int | None, seed: int, **framing: Any
+) -> tuple[PromptPairs, str]:
+    """The prompts of a built-in task or a file, and their name for the record; `framing`: bos, template."""
     if size is not None and size < 1:
         raise ValueError(f"--size: expected at least 1 prompt, got {size}")
     path = Path(task)
     if task not in tasks.TASKS and (path.exists() or path.suffix in (".npz", ".jsonl", ".csv")):
-        pairs = PromptPairs.load(path, None if path.suffix == ".npz" else loaded.tokenizer)
+        pairs = PromptPairs.load(path, None if path.suffix == ".npz" else loaded.tokenizer, **framing)
         return (pairs if size is None else pairs[:size]), path.name
     known = tasks.by_name(task)
-    return known.generate(loaded.tokenizer, seed=seed, **({} if size is None else {"size": size})), task
+    sized = {} if size is None else {"size": size}
+    return known.generate(loaded.tokenizer, seed=seed, **sized, **framing), task
 
 
 def dtype_of(name: str) -> Literal["float32", "float64"]:

@@ -9,7 +9,7 @@ import typer
 from .. import checkpoints, metrics, tasks
 from ..data import PADDING, PromptPairs
 from ..objective import Objective
-from .options import DEFAULT_MODEL, ModelName, Seed, Size, err, out, prompts_of, warnings_as_lines
+from .options import DEFAULT_MODEL, Bos, ModelName, Seed, Size, Template, err, out, prompts_of, warnings_as_lines
 
 FEW = 6
 """Answers of a prompt that are printed."""
@@ -27,6 +27,8 @@ def tasks_command(
     show: Annotated[int | None, typer.Option(help=f"prompts to print; default: the first {FIRST}")] = None,
     size: Size = None,
     seed: Seed = 0,
+    bos: Bos = None,
+    template: Template = None,
 ) -> None:
     """Lists the built-in tasks, prints prompts of one, or checks one: does it fit the model, does the model do it."""
     if name is None:
@@ -41,7 +43,9 @@ def tasks_command(
     with warnings_as_lines():
         loaded = checkpoints.load(model)
         wanted = size if name == "check" or show is None else max(2, show)
-        pairs, named = prompts_of(task, loaded, size if Path(task).is_file() else wanted, seed)
+        pairs, named = prompts_of(
+            task, loaded, size if Path(task).is_file() else wanted, seed, bos=bos, template=template
+        )
         if name == "check":
             _check(pairs, named, loaded)
         else:
@@ -103,9 +107,13 @@ def _check(pairs: PromptPairs, named: str, loaded: checkpoints.Checkpoint) -> No
     pairs.check_against(loaded.model.vocab_size, loaded.model.max_positions)
     lengths, different = _lengths(pairs), ((pairs.clean != pairs.corrupt) & pairs.inside()).sum(1)
     scored = pairs.scored()[1].sum()
+    left_out = tasks.TASKS[named].left_out(loaded.tokenizer) if named in tasks.TASKS else {}
     distinct = len({tuple(row[:length]) for row, length in zip(pairs.clean.tolist(), lengths, strict=True)})
     out.print(f"{named} on {loaded.source}: {len(pairs)} prompts, {distinct} of them different", markup=False)
     out.print(f"{_range(lengths)} tokens, {_range(different)} of them corrupted; {scored} scored positions in all")
+    for name, words in left_out.items():
+        of = len(tasks.TASKS[named].words[name])
+        out.print(f"{len(words)} of {of} {name} are not one token and left out: {', '.join(words[:FEW])}", markup=False)
     metric = _metric_of(pairs, named)
     if metric is None:
         out.print("no answers: nothing says what the model should do; use kl or l2 (without a target, both ask for")

@@ -21,7 +21,7 @@ from ..live import LiveEvaluator
 from ..objective import Objective
 from ..types import EdgeBools, EdgeScores
 from .acdc_result import ACDCResult, Decision, Progress, scores_of
-from .evaluators import DenseEvaluator, Evaluator
+from .evaluators import Evaluator
 from .predictors import Predictor, predictor_of
 from .schedule import Step, Walk, all_steps
 from .width import WIDTHS, FixedWidth, MeasuredWidth, bucket
@@ -84,7 +84,7 @@ def acdc_sweep(
     graph = objective.graph
     if within is not None and np.shape(within) != graph.shape:
         raise ValueError(f"within: expected a mask of shape {graph.shape}, got {np.shape(within)}")
-    evaluator = evaluator or (LiveEvaluator if LiveEvaluator.can_run(objective.model) else DenseEvaluator)
+    evaluator = evaluator or LiveEvaluator
     steps = all_steps(graph, order=order, head_order=head_order, groups=groups, seed=seed)
     options = {"order": order, "head_order": head_order, "groups": groups, "absolute": absolute, "order_seed": seed}
     options |= {"evaluator": evaluator.__name__, "width": width, **objective.describe()}

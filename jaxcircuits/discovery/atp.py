@@ -11,7 +11,8 @@ of the edge version `atp_star`: a layer norm before a query or key is recomputed
 linear, as in EAP.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -20,9 +21,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from .. import batching
+from ..graph import Graph
 from ..objective import Held, Objective
 from ..scores import Scores
 from .measure import refuse_flat, scored
+
+QUERIES_AND_KEYS = ("q", "k")
+"""Ports through which a pattern is read, where saturation hides effects."""
 
 
 def atp_star(objective: Objective, *, qk_fix: bool = True, grad_drop: bool = True) -> Scores:
@@ -54,13 +59,12 @@ def atp_nodes(objective: Objective, *, grad_drop: bool = True) -> Float[np.ndarr
 def _drops(objective: Objective, method: str, grad_drop: bool) -> Bool[Array, "run sender"]:
     """The senders that no gradient passes, for each backward pass."""
     refuse_flat(objective, method)
-    objective.require(method, "attention_effects", remedy="choose a method without attention (eap, exact)")
     graph = objective.graph
     if not grad_drop:
         return jnp.zeros((1, graph.shape[0]), bool)
     if graph.num_layers < 2:
         raise ValueError(f"{method}: GradDrop needs at least 2 layers, got {graph.num_layers}; use grad_drop=False")
-    layers = (graph.sender_times + 1) // 2 - 1  # -1: the embeddings
+    layers = np.array([sender.layer for sender in graph.sender_table])
     return jnp.asarray(layers[None] == np.arange(graph.num_layers)[:, None])
 
 
@@ -70,10 +74,9 @@ def _edges(objective: Objective, drops: Bool[Array, "run sender"], qk_fix: bool)
 
     def one(prompt):
         change, streams, scores, slopes = _runs(objective, drops, prompt)
-        if qk_fix:
-            effects = _attention_effects(objective, streams, lambda layer: change, slopes)[:, :, :2]
-            columns = effects.transpose(1, 0, 2, 3).reshape(change.shape[0], -1)
-            scores = scores.at[:, _head_inputs(objective, "qk")].set(columns)
+        for columns in _ports(graph, QUERIES_AND_KEYS) if qk_fix else ():
+            effects = _effects(objective, columns, streams, lambda place: change, slopes)
+            scores = scores.at[:, np.array(columns)].set(effects.T)
         return scores
 
     each = batching.chunked_vmap(one, objective._prompts(), objective.microbatch)
@@ -83,19 +86,23 @@ def _edges(objective: Objective, drops: Bool[Array, "run sender"], qk_fix: bool)
 @eqx.filter_jit
 def _nodes(objective: Objective, drops: Bool[Array, "run sender"]) -> Float[Array, " receiver"]:
     graph = objective.graph
-    times = jnp.asarray(graph.sender_times, jnp.int32)
-    mlps = [(graph.receiver_index(name), row) for row, name in enumerate(graph.senders) if name.startswith("m")]
+    written = jnp.asarray(graph.written, jnp.int32)
+    recomputed = [columns for columns in _ports(graph, None) if len(graph.inputs(graph.owners(columns[0])[0])) > 1]
+    alone = sorted(set(range(graph.shape[1] - 1)) - {column for columns in recomputed for column in columns})
 
     def one(prompt):
         change, streams, _, slopes = _runs(objective, drops, prompt)
 
-        def all_senders(layer):
-            return jnp.where((times <= 2 * layer)[:, None, None], change, 0).sum(0, keepdims=True)
+        def all_senders(place):
+            return jnp.where((written <= place.moment)[:, None, None], change, 0).sum(0, keepdims=True)
 
-        effects = _attention_effects(objective, streams, all_senders, slopes)
-        scores = jnp.zeros(graph.shape[1], change.dtype).at[_head_inputs(objective, "qkv")].set(effects.reshape(-1))
-        for column, row in mlps:
-            each = jnp.einsum("td,gtd->g", change[row], slopes[:, times[row]])
+        scores = jnp.zeros(graph.shape[1], change.dtype)
+        for columns in recomputed:
+            effects = _effects(objective, columns, streams, all_senders, slopes)
+            scores = scores.at[np.array(columns)].set(effects[:, 0])
+        for column in alone:
+            row = graph.receiver_table[column].readers[0]
+            each = jnp.einsum("td,gtd->g", change[row], slopes[:, written[row]])
             scores = scores.at[column].set(_over_runs(each))
         return scores
 
@@ -106,15 +113,15 @@ def _nodes(objective: Objective, drops: Bool[Array, "run sender"]) -> Float[Arra
 def _runs(objective: Objective, drops: Array, prompt: tuple) -> tuple[Array, Array, Array, Array]:
     """What the scores of one prompt are made of.
 
-    Each sender's change to the reference, what every half-layer reads, EAP over the runs [sender, receiver], and every
-    run's gradient at what is written at each time [run, time, position, width], 0 where it is dropped.
+    Each sender's change to the reference, what every moment reads, EAP over the runs [sender, receiver], and every
+    run's gradient at what is written before each moment [run, moment, position, width], 0 where it is dropped.
     """
     tokens, reference, *rest = prompt
     model, graph = objective.model, objective.graph
     written, streams = model.sender_values(tokens), model.receiver_streams(tokens)
     change = reference - written
-    times = np.arange(2 * graph.num_layers + 1)[:, None]
-    reads, writes = jnp.asarray(graph.receiver_times >= times, change.dtype), jnp.asarray(graph.sender_times == times)
+    moments = np.arange(graph.reads[-1] + 1)[:, None]
+    reads, writes = jnp.asarray(graph.reads >= moments, change.dtype), jnp.asarray(graph.written == moments)
 
     def run(total, dropped):
         _, slopes = model.receiver_slopes(tokens, lambda x: objective._score(x, *rest), Held(dropped, written))
@@ -129,22 +136,28 @@ def _runs(objective: Objective, drops: Array, prompt: tuple) -> tuple[Array, Arr
     return change, streams, scores, slopes
 
 
-def _attention_effects(
-    objective: Objective, streams: Array, changes: Callable[[Array], Array], slopes: Array
-) -> Float[Array, "layer change kv head"]:
-    """What changed inputs of queries, keys and values do with the pattern recomputed, over the runs."""
+def _effects(
+    objective: Objective, columns: Sequence[int], streams: Array, changes: Callable[[Any], Array], slopes: Array
+) -> Float[Array, "receiver change"]:
+    """What changed inputs do with their nodes recomputed, over the runs; all receivers are of one port."""
+    model = objective.model
 
-    def at_layer(layer):
-        after = slopes[:, 2 * layer + 1]
-        return _over_runs(objective.model.attention_effects(layer, streams[2 * layer], changes(layer), after))
+    def at_place(place):
+        after = slopes[:, place.moment + 1]
+        return _over_runs(model.change_effects(place, streams[place.moment], changes(place), after))
 
-    return jax.lax.map(at_layer, jnp.arange(objective.graph.num_layers, dtype=jnp.int32))
+    places = [model.place(column) for column in columns]
+    return jax.lax.map(at_place, jax.tree.map(lambda *leaves: jnp.stack(leaves), *places))
 
 
-def _head_inputs(objective: Objective, kinds: str) -> np.ndarray:
-    """Columns of heads' inputs of some kinds, by layer, kind and head."""
-    endings = tuple(f"<{kind}>" for kind in kinds)
-    return np.flatnonzero([name.endswith(endings) for name in objective.graph.receivers])
+def _ports(graph: Graph, names: tuple[str, ...] | None) -> list[list[int]]:
+    """Columns of the receivers of nodes, by port (`names`: of these alone), where all have as many readers."""
+    ports: dict[tuple, list[int]] = {}
+    for column, receiver in enumerate(graph.receiver_table[:-1]):
+        if names is None or receiver.port in names:
+            kind = graph.sender_table[receiver.readers[0]].kind
+            ports.setdefault((receiver.port, kind, len(receiver.readers)), []).append(column)
+    return list(ports.values())
 
 
 def _over_runs(scores: Float[Array, "run ..."]) -> Float[Array, "..."]:
@@ -155,6 +168,6 @@ def _over_runs(scores: Float[Array, "run ..."]) -> Float[Array, "..."]:
 def _counted_runs(objective: Objective, drops: Array) -> Float[Array, "1 receiver"]:
     """How many runs a receiver's mean is over: all but the one that drops its own layer."""
     graph = objective.graph
-    in_layer = graph.receiver_times < 2 * graph.num_layers
+    in_layer = graph.reads < graph.reads[-1]
     counts = np.where(in_layer, graph.num_layers - 1, graph.num_layers) if len(drops) > 1 else np.ones(len(in_layer))
     return jnp.asarray(counts, objective.model.dtype)[None]

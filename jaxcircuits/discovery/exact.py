@@ -3,10 +3,8 @@
     score of s->r = f(all but s->r) - f(all)
 
 Removing one edge into r leaves everything before r clean, so this is the clean run in which r reads
-`reference_s - clean_s` more, computed from r on. A model that cannot be run from an input on is run under whole masks.
+`reference_s - clean_s` more, computed from r on.
 """
-
-from collections.abc import Callable
 
 import equinox as eqx
 import jax
@@ -18,15 +16,14 @@ from .. import batching
 from ..objective import Objective
 from ..references import sender_values
 from ..scores import Scores
-from ..types import EdgeScores
 from .measure import Positions, scored, spans_of, whole
 
 
 class _CleanRun(eqx.Module):
-    """What every node writes and every half-layer reads; the change of each sender from clean to reference."""
+    """What every node writes and every moment reads; the change of each sender from clean to reference."""
 
     written: Float[Array, "batch sender position width"]
-    streams: Float[Array, "batch time position width"]
+    streams: Float[Array, "batch moment position width"]
     change: Float[Array, "batch sender position width"]
 
 
@@ -36,18 +33,14 @@ def exact(objective: Objective, *, width: int = 8, positions: Positions | None =
     - `width`: senders into one receiver that are evaluated at once.
     - `positions`: remove edges at these token positions or spans alone, each on its own.
 
-    Raises ValueError for a bad width or span, and spans of a model that runs whole masks only.
+    Raises ValueError for a bad width or span.
     """
     whole("width", width)
     named, spans = spans_of(objective, positions)
-    if spans is not None:
-        objective.require("exact at positions", "displaced_residual", remedy="patch all positions at once")
     every = np.ones((1, objective.clean.shape[1]), bool) if spans is None else spans
     count = len(every) * objective.graph.num_edges
 
     def values() -> np.ndarray:
-        if not hasattr(objective.model, "displaced_residual"):
-            return _edge_effects_by_masks(objective, width)
         effects = _edge_effects(objective, every, width)
         return effects[0] if spans is None else effects
 
@@ -60,10 +53,7 @@ def exact_nodes(objective: Objective, *, width: int = 8) -> Float[np.ndarray, " 
     Raises ValueError for a bad width.
     """
     whole("width", width)
-    graph, times = objective.graph, objective.graph.sender_times
-    if not hasattr(objective.model, "residual_from"):
-        senders = np.arange(len(times))
-        return _by_masks(objective, lambda rows: graph.valid & (senders != rows[:, None])[..., None], len(times), width)
+    graph, times = objective.graph, objective.graph.written
     clean, full = _clean_run(objective), float(objective(graph.valid))
     values = np.zeros(len(times))
     for time in np.unique(times):
@@ -84,29 +74,6 @@ def _edge_effects(objective: Objective, spans: np.ndarray, width: int) -> Float[
                 at = jnp.asarray(span, objective.model.dtype)
                 losses = _without_edges(objective, clean, place, jnp.asarray(rows, jnp.int32), at)
                 values[index, rows, receiver] = np.asarray(losses) - full
-    return values
-
-
-def _edge_effects_by_masks(objective: Objective, width: int) -> EdgeScores:
-    graph = objective.graph
-
-    def without(rows: np.ndarray) -> np.ndarray:
-        masks = np.repeat(graph.valid[None], len(rows), axis=0)
-        masks[np.arange(len(rows)), *graph.edges[rows].T] = False
-        return masks
-
-    values = np.zeros(graph.shape)
-    values[graph.valid] = _by_masks(objective, without, graph.num_edges, width)
-    return values
-
-
-def _by_masks(
-    objective: Objective, without: Callable[[np.ndarray], np.ndarray], count: int, width: int
-) -> Float[np.ndarray, " circuit"]:
-    """What the loss rises by under each of `count` masks; `without(rows)` makes some of them."""
-    full, values = float(objective(objective.graph.valid)), np.zeros(count)
-    for rows in _chunks(np.arange(count), width):
-        values[rows] = np.asarray(objective.many(without(rows), width)) - full
     return values
 
 

@@ -12,7 +12,7 @@ from ..graph import Graph
 from ..nodes import NodeObjective, edge_scores
 from ..objective import Objective
 from ..scores import Scores
-from .measure import NODES_ONLY, refuse_flat, scored, whole
+from .measure import refuse_flat, scored, whole
 
 
 def hisp(objective: Objective) -> Scores:
@@ -27,7 +27,6 @@ def hisp(objective: Objective) -> Scores:
     Raises ValueError for KL and for L2 to the model's own output, whose gradient at the whole model is zero.
     """
     refuse_flat(objective, "hisp")
-    objective.require("hisp", "node_run", remedy=NODES_ONLY)
     nodes = NodeObjective(objective)
 
     def values() -> np.ndarray:
@@ -43,7 +42,6 @@ def node_attribution(objective: Objective) -> Scores:
     x_ref is what the node computes from the objective's reference values. Raises ValueError as `hisp`.
     """
     refuse_flat(objective, "node-attribution")
-    objective.require("node-attribution", "node_run", remedy=NODES_ONLY)
     nodes = NodeObjective(objective, "edges")
 
     def values() -> np.ndarray:
@@ -60,7 +58,6 @@ def node_ig(objective: Objective, *, steps: int = 10) -> Scores:
     """
     m = whole("steps", steps)
     refuse_flat(objective, "node-ig", at_clean=False)
-    objective.require("node-ig", "node_run", remedy=NODES_ONLY)
     nodes = NodeObjective(objective, "edges")
 
     def values() -> np.ndarray:
@@ -92,7 +89,7 @@ def _scores(
 
 
 def _layer_normed(graph: Graph, scores: Float[np.ndarray, " node"]) -> Float[np.ndarray, " node"]:
-    layers = np.array([int(name[1:].split(".")[0]) for name in graph.receivers[:-1]])
+    layers = np.array([receiver.layer for receiver in graph.receiver_table[:-1]])
     norms = np.sqrt(np.bincount(layers, scores**2))
     return scores / np.maximum(norms, 1e-6)[layers]
 

@@ -29,20 +29,19 @@ def information_flow_routes(objective: Objective) -> Scores:
     Raises ValueError for a model whose receivers do not read the whole residual stream.
     """
     graph = objective.graph
-    objective.require("information-flow-routes", "receiver_streams", remedy="choose exact or mask-ig")
 
     def values() -> np.ndarray:
-        return np.asarray(_shares(objective))[graph.receiver_times].T
+        return np.asarray(_shares(objective))[graph.reads].T
 
     return scored(objective, "information-flow-routes", values, passes=(2, 0), signed=False)
 
 
 @eqx.filter_jit
-def _shares(objective: Objective) -> Float[Array, "time sender"]:
-    """Receivers of one half-layer read the same vector, so there is one row for each half-layer."""
+def _shares(objective: Objective) -> Float[Array, "moment sender"]:
+    """Receivers of one moment read the same vector, so there is one row for each moment."""
     model = objective.model
-    times = jnp.arange(2 * objective.graph.num_layers + 1, dtype=jnp.int32)
-    is_written = jnp.asarray(objective.graph.sender_times, jnp.int32)[None] <= times[:, None]
+    times = jnp.arange(objective.graph.reads[-1] + 1, dtype=jnp.int32)
+    is_written = jnp.asarray(objective.graph.written, jnp.int32)[None] <= times[:, None]
 
     def one(prompt):
         tokens, _, positions, weights, _ = prompt

@@ -13,9 +13,6 @@ from ..nodes import NodeObjective
 from ..objective import Objective
 from ..scores import Positions, Scores, Span, positions_inside, spans_within
 
-NODES_ONLY = "choose a method of edges (exact, mask-ig, acdc)"
-"""What to do where a model cannot be run with a mask over its nodes."""
-
 
 def scored(
     objective: Objective | NodeObjective,
@@ -64,7 +61,8 @@ def refuse_flat(objective: Objective, method: str, *, at_clean: bool = True) -> 
     """Raises ValueError for a loss without a slope.
 
     Accuracy, and a model of steps, have none anywhere; KL, and L2 to the model's own output, have none at the clean run
-    (`at_clean`).
+    (`at_clean`). A user's metric is tried: it has none if the slopes of all edges are 0, but for rounding, while its
+    value without edges is another one; at the clean run, or also half way and at no edges.
     """
     metric = objective.metric
     if not getattr(objective.model, "has_slopes", True):
@@ -79,6 +77,22 @@ def refuse_flat(objective: Objective, method: str, *, at_clean: bool = True) -> 
             f"{method}: {objective.metric_name} to the model's own output is least at the clean run, so its gradient "
             "there is zero for every edge; choose another metric (logit_diff), or a method that leaves the clean run "
             "(eap-ig-inputs, mask-ig, exact)"
+        )
+
+    if metric not in metrics.METRICS.values():
+        _refuse_without_slopes(objective, method, at_clean)
+
+
+def _refuse_without_slopes(objective: Objective, method: str, at_clean: bool) -> None:
+    shape, eps = objective.graph.shape, np.finfo(np.dtype(objective.model.dtype)).eps
+    full, empty = float(objective(np.ones(shape))), float(objective(np.zeros(shape)))
+    alphas = (1.0,) if at_clean else (1.0, 0.5, 0.0)
+    slopes = [np.abs(np.asarray(objective.gradient(np.full(shape, alpha)))).max() for alpha in alphas]
+    if not np.isclose(full, empty) and max(slopes) <= 100 * eps * abs(full - empty):
+        raise ValueError(
+            f"{method}: the metric {objective.metric_name} is {full:.3g} with all edges and {empty:.3g} with none, but "
+            "its gradient is zero for every edge; choose a metric with a slope (logit_diff, prob_diff, nll), or a "
+            "method without gradients (exact, acdc)"
         )
 
 

@@ -23,6 +23,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray
 from ..finite import check_finite
 from ..graph import Graph
 from ..objective import Objective
+from ..references import mean_inside
 from .learning import State, first_order, learn
 from .measure import refuse_flat
 
@@ -101,6 +102,8 @@ def optimal_ablation(
 ) -> OptimalReference:
     """Learns the constants that absent edges carry, beginning with the means of the objective's reference values.
 
+    The means are those of each prompt's own tokens: padding does not count.
+
     - `masks`: the circuits, [circuit, sender, receiver] or one; default: one a sender, without that sender's edges.
     - `own_positions`: a constant a position (begins at the "mean" reference); else one for all positions, as published.
     - `rate`: Adam's. `samples`: circuits a step. `batch`: prompts a step, default all.
@@ -122,7 +125,7 @@ def optimal_ablation(
     if rate <= 0 or samples < 1:
         raise ValueError(f"expected rate > 0 and samples >= 1; got {rate}, {samples}")
     batch = objective.num_prompts if batch is None else batch
-    constants = objective.reference.mean((1,) if own_positions else (1, 2), keepdims=True)[:, 0]
+    constants = mean_inside(objective.reference, objective.inside, (1,) if own_positions else (1, 2))[:, 0]
     learner = OptimalAblation(jnp.asarray(masks), constants, rate, samples)
     state = learn(learner, objective, steps=steps, batch=batch, seed=seed, resume=resume, progress=progress)
     losses = np.asarray(_losses(objective, learner.masks, state.parameters), np.float64)

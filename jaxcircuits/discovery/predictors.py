@@ -52,12 +52,11 @@ class History(AllRemoved):
 
     def guess(self, step: Step, threshold: float) -> bool:
         """Whether less than half of the running mean was kept."""
-        return self.kept.get(_origin(step), 0.0) < 0.5
+        return self.kept.get(step.origin, 0.0) < 0.5
 
     def saw(self, step: Step, removed: bool) -> None:
         """Moves the running mean."""
-        origin = _origin(step)
-        self.kept[origin] = (self.kept.get(origin, 0.0) + (not removed)) / 2
+        self.kept[step.origin] = (self.kept.get(step.origin, 0.0) + (not removed)) / 2
 
     def fork(self) -> "History":
         """A copy of the running means."""
@@ -99,8 +98,3 @@ def predictor_of(source: Any, graph: Graph) -> Predictor:
     if scores.shape != graph.shape:
         raise ValueError(f"predictor: expected scores of shape {graph.shape} or a result, got {scores.shape}")
     return FromScores(scores)
-
-
-def _origin(step: Step) -> str:
-    """The sender of an edge; q, k or v for a group."""
-    return step.name[-2] if step.is_group else step.name.partition("->")[0]

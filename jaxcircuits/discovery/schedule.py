@@ -1,6 +1,7 @@
 """The order in which ACDC tries to remove edges and groups, and the walk along it."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,10 +19,11 @@ HEAD_ORDERS = ("descending", "ascending", "random")
 class Step:
     """One trial: the removal of an edge, or of a group (all edges into one head's q, k or v).
 
-    - `edges`: rows (sender, receiver).
+    - `edges`: rows (sender, receiver). `origin`: the sender's name; of a group the port, as `<q>`.
     """
 
     name: str
+    origin: str
     edges: Int[np.ndarray, "edge 2"]
     is_group: bool
 
@@ -49,9 +51,11 @@ class Steps(Sequence[Step]):
             return [self[number] for number in range(*index.indices(len(self)))]
         sender, receiver = int(self.senders[index]), int(self.receivers[index])
         is_group = sender == self.GROUP
+        port = self.graph.receiver_table[receiver].port
         name = self.graph.receivers[receiver] if is_group else self.graph.edge_name(sender, receiver)
+        origin = f"<{port}>" if is_group else self.graph.senders[sender]
         senders = np.flatnonzero(self.graph.valid[:, receiver]) if is_group else np.array([sender])
-        return Step(name, np.stack([senders, np.full_like(senders, receiver)], 1), is_group)
+        return Step(name, origin, np.stack([senders, np.full_like(senders, receiver)], 1), is_group)
 
     def is_present(self, index: int, mask: EdgeBools) -> bool:
         """Whether the step has an edge in the circuit."""
@@ -74,15 +78,17 @@ def all_steps(
 ) -> Steps:
     """Every step of the original's order: receivers from `logits` back to the first layer.
 
-    A layer's MLP comes before its heads; a layer's heads as all group tests (v, k, q; heads descending), then
-    the single edges in the same order of receivers. `order` (of layers and node kinds) and `head_order` (of heads
+    A layer's MLP comes before its heads, also where both read at once; a layer's heads as all group tests (v, k, q;
+    heads descending), then the single edges in the same order of receivers. Receivers of nodes with one input have no
+    group test. `order` (of layers and node kinds) and `head_order` (of heads
     within a layer) are those of the senders inside one receiver.
     """
     for name, value, allowed in (("order", order, NAME_ORDERS), ("head_order", head_order, HEAD_ORDERS)):
         if value not in allowed:
             raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
     random = np.random.default_rng(seed)
-    layers = _senders_by_layer(graph)
+    layers = [list(equal) for _, equal in itertools.groupby(range(len(graph.senders)), lambda row: _place(graph, row))]
+    table = graph.receiver_table
     senders: list[int] = []
     receivers: list[int] = []
 
@@ -91,9 +97,10 @@ def all_steps(
         senders.extend(chosen)
         receivers.extend([receiver] * len(chosen))
 
-    for time in np.unique(graph.receiver_times)[::-1]:
-        inputs = np.flatnonzero(graph.receiver_times == time)[::-1].tolist()  # of heads: v, k, q, last head first
-        if groups and graph.receivers[inputs[0]].endswith(">"):
+    last = [max((graph.sender_table[row].block for row in receiver.readers), default=np.inf) for receiver in table]
+    for block in sorted(set(last), reverse=True):
+        inputs = [column for column in reversed(range(len(table))) if last[column] == block]  # v, k, q, last head first
+        if groups and len({table[column].port for column in inputs}) > 1:
             senders.extend([Steps.GROUP] * len(inputs))
             receivers.extend(inputs)
         for receiver in inputs:
@@ -101,16 +108,10 @@ def all_steps(
     return Steps(graph, senders, receivers)
 
 
-def _senders_by_layer(graph: Graph) -> list[list[int]]:
-    """Senders in order of computation; the heads of one layer form one list, every other sender its own."""
-    layers: list[list[int]] = []
-    for index, name in enumerate(graph.senders):
-        stem, dot, _ = name.partition(".h")
-        if dot and layers and graph.senders[layers[-1][0]].startswith(f"{stem}.h"):
-            layers[-1].append(index)
-        else:
-            layers.append([index])
-    return layers
+def _place(graph: Graph, row: int) -> tuple[int, int]:
+    """Equal for the nodes of a layer that are of one kind; every embedding has its own."""
+    block = graph.sender_table[row].block
+    return block, row if block < 0 else 0
 
 
 def _ordered(layers: list[list[int]], order: str, head_order: str, random: np.random.Generator) -> list[int]:

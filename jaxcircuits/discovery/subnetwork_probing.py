@@ -8,6 +8,7 @@ tensors (a layer's queries, keys, values; its MLP) of their mean P(z > 0). On ed
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -82,8 +83,6 @@ def subnetwork_probing(
     started = time.perf_counter()
     if on not in ("nodes", "edges"):
         raise ValueError(f"on: expected 'nodes' or 'edges', got {on!r}")
-    if on == "nodes":
-        objective.require("subnetwork-probing", "node_run", remedy="learn masks of edges: on=edges")
     if strength < 0 or rate <= 0 or not 0 < keep < 1:
         raise ValueError(f"expected strength >= 0, rate > 0, 0 < keep < 1; got {strength}, {rate}, {keep}")
     batch = objective.num_prompts if batch is None else batch
@@ -106,6 +105,6 @@ def subnetwork_probing(
 
 def _tensor_shares(graph: Graph) -> Float[np.ndarray, " node"]:
     """Each node's share of a mean over tensors of their means; tensors: a layer's q, k, v (a vector each), its MLP."""
-    tensors = [name.split(".")[0] + name[name.find("<") :] if "<" in name else name for name in graph.receivers[:-1]]
-    sizes = {tensor: tensors.count(tensor) for tensor in tensors}
+    tensors = [(receiver.layer, receiver.port) for receiver in graph.receiver_table[:-1]]
+    sizes = Counter(tensors)
     return np.array([1 / (sizes[tensor] * len(sizes)) for tensor in tensors])

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
+import equinox as eqx
 import numpy as np
 from jaxtyping import Bool, Float
 
@@ -15,6 +16,7 @@ from ..circuit import Circuit
 from ..finite import check_finite
 from ..graph import Graph
 from ..objective import Objective
+from ..references import sender_values
 from ..scores import Positions, Span, positions_inside, spans_within
 from ..sparse import SparseEvaluator
 
@@ -62,15 +64,21 @@ class Ablation:
         if self.positions != "all" and (isinstance(self.positions, str) or not self.positions):
             raise ValueError(f"positions: expected 'all' or spans (first, end), got {self.positions!r}")
 
-    def masks(self, graph: Graph, circuits: Masks) -> Masks:
-        """The masks of the objective under which these circuits run."""
+    def parts(self, graph: Graph, circuits: Masks) -> Masks:
+        """The edges that these circuits stand for: their own, or all out of their nodes."""
         kept = circuits & graph.valid
-        if self.granularity == "node":
-            nodes = np.array([graph.edges_to_nodes(circuit)[:-1] for circuit in kept])
-            kept = nodes[:, :, None] & graph.valid
-        if self.set == "complement":
-            kept = graph.valid & ~kept
-        kept = kept | (graph.valid & ~self._replaced(graph)[:, None])
+        if self.granularity == "edge":
+            return kept
+        nodes = np.array([graph.edges_to_nodes(circuit)[:-1] for circuit in kept], bool).reshape(kept.shape[:2])
+        return nodes[:, :, None] & graph.valid
+
+    def running(self, graph: Graph, parts: Masks) -> Masks:
+        """The edges that are in when circuits of these parts are judged: the parts, or the model without them."""
+        return graph.valid & ~parts if self.set == "complement" else parts
+
+    def masks(self, graph: Graph, running: Masks) -> Masks:
+        """The masks of the objective under which these edges are in."""
+        kept = graph.valid & (running | ~self.replaced(graph)[:, None])
         return graph.valid & ~kept if self.direction == "restore" else kept
 
     def at_positions(self, masks: Masks, width: int) -> Bool[np.ndarray, "circuit sender receiver *position"]:
@@ -79,13 +87,12 @@ class Ablation:
             return masks
         return masks[..., None] | ~positions_inside(self.positions, width).any(0)
 
-    def _replaced(self, graph: Graph) -> Bool[np.ndarray, " sender"]:
+    def replaced(self, graph: Graph) -> Bool[np.ndarray, " sender"]:
         """Whose outputs may be replaced. Raises ValueError if there are none of that kind."""
         if self.component == "all":
             return np.ones(len(graph.senders), bool)
-        heads = [name.partition("<")[0] for name in graph.receivers if "<" in name]
-        mlps = [f"m{layer}" for layer, has_mlp in enumerate(graph.has_mlp) if has_mlp]
-        chosen = np.isin(graph.senders, heads if self.component == "heads" else mlps)
+        kind = {"heads": "head", "mlps": "mlp"}[self.component]
+        chosen = np.array([sender.kind == kind for sender in graph.sender_table])
         if not chosen.any():
             raise ValueError(f"component: this graph has no {self.component}; choose 'all'")
         return chosen
@@ -105,14 +112,19 @@ class Ablated:
         return self.objective.graph
 
     def losses(self, circuits: Masks, *, exchangeable: bool = True) -> Float[np.ndarray, "circuit batch"]:
-        """The loss of each circuit on each prompt, `width` circuits at a time.
+        """The loss of each circuit on each prompt, see `losses_of`."""
+        running = self.ablation.running(self.graph, self.ablation.parts(self.graph, circuits))
+        return self.losses_of(running, exchangeable=exchangeable)
+
+    def losses_of(self, running: Masks, *, exchangeable: bool = True) -> Float[np.ndarray, "circuit batch"]:
+        """The loss on each prompt with these edges in, `width` masks at a time.
 
         - `exchangeable`: all in one program, so that equal runs have equal losses to the last bit. False: circuits of
           few edges at the cost of their live nodes, within rounding.
 
         Raises ValueError for NaN or infinity, naming the circuit and the prompt.
         """
-        masks = self.ablation.masks(self.graph, circuits)
+        masks = self.ablation.masks(self.graph, running)
         sizes = masks.sum((1, 2))
         few = (sizes > 0) & (sizes <= FEW * self.graph.num_edges)
         if exchangeable or few.sum() < self.width or not self._can_be_sparse():
@@ -139,7 +151,7 @@ class Ablated:
         """Whether nodes run one by one, all prompts fit at once on one device, and edges are absent everywhere."""
         objective = self.objective
         is_whole = objective.mesh is None and objective.microbatch >= objective.num_prompts
-        return is_whole and self.ablation.positions == "all" and hasattr(objective.model, "head_projection")
+        return is_whole and self.ablation.positions == "all"
 
     @cached_property
     def _sparse(self) -> SparseEvaluator:
@@ -147,9 +159,15 @@ class Ablated:
 
     def baselines(self) -> Float[np.ndarray, "2 batch"]:
         """The losses of no circuit and of the whole model, where the ablation replaces what it may and nothing."""
-        both = np.stack([np.zeros_like(self.graph.valid), self.graph.valid])
-        whole = dataclasses.replace(self.ablation, set="circuit")
-        return dataclasses.replace(self, ablation=whole).losses(both)
+        return self.losses_of(np.stack([np.zeros_like(self.graph.valid), self.graph.valid]))
+
+    def rounding(self) -> Float[np.ndarray, " batch"]:
+        """How far rounding alone moves each prompt's loss: no circuit, where absent edges carry what is running."""
+        objective = self.objective
+        same = sender_values(objective.model, objective.clean, objective.microbatch)
+        replaced = eqx.tree_at(lambda o: o.reference, objective, same)
+        empty, full = dataclasses.replace(self, objective=replaced).baselines()
+        return np.maximum(np.abs(empty - full), np.finfo(np.dtype(objective.model.dtype)).eps * np.abs(full))
 
     def describe(self) -> dict[str, Any]:
         """What determines the losses, for the record of a result."""

@@ -51,32 +51,40 @@ def completeness(
 ) -> Completeness:
     """Losses with knocked-out parts of a circuit, in the circuit and in the model.
 
-    - A node is knocked out with all its outgoing edges, a random subset with each of its edges, drawn with chance
-      `share`. `random`: how many of these.
+    - A node is knocked out with all its outgoing edges, a random subset with each of its edges (under
+      `granularity="node"` its nodes), drawn with chance `share`. `random`: how many of these.
 
-    Raises ValueError for a circuit of another graph or without edges, and numbers out of range.
+    The circuit is what runs when it is judged: under `granularity="node"` all edges out of its nodes, under
+    `set="complement"` the model without them. Raises ValueError for a circuit of another graph or without edges, and
+    numbers out of range.
     """
     judged, graph = ablated(objective), circuit.graph
-    mask = masks_of(judged.graph, circuit)[0]
+    ablation = judged.ablation
+    mask = masks_of(judged.graph, circuit)
     if not mask.any():
         raise ValueError("completeness: expected a circuit with edges, got an empty one")
     if random < 0 or not 0 < share <= 1:
         raise ValueError(f"expected random >= 0 and share in (0, 1], got {random} and {share}")
-    rows = np.flatnonzero(mask.any(1))
+    [running] = ablation.running(graph, ablation.parts(graph, mask))
+    replaced = running & ablation.replaced(graph)[:, None]
+    rows = np.flatnonzero(replaced.any(1))
+    if not len(rows):
+        raise ValueError("completeness: nothing that runs may be replaced, so nothing can be knocked out")
     nodes = np.zeros((len(rows), *graph.shape), bool)
     nodes[np.arange(len(rows)), rows] = graph.valid[rows]
-    subsets = mask & (np.random.default_rng(seed).random((random, *graph.shape)) < share)
+    shape = graph.shape if ablation.granularity == "edge" else (graph.shape[0], 1)
+    subsets = replaced & (np.random.default_rng(seed).random((random, *shape)) < share)
     names = [graph.senders[row] for row in rows] + [f"random {index}" for index in range(random)]
-    knock_outs = _knock_outs(judged, mask, np.concatenate([nodes, subsets]), names)
+    knock_outs = _knock_outs(judged, running, np.concatenate([nodes, subsets]), names)
     worst = max(knock_outs, key=lambda knock_out: abs(knock_out.difference.mean))
     run = {**judged.describe(), "circuit": circuit.run, "seed_of_subsets": seed, "share_of_subsets": share}
     return Completeness(knock_outs, abs(worst.difference.mean), worst.name, int(mask.sum()), run)
 
 
-def _knock_outs(judged: Ablated, mask: np.ndarray, parts: Masks, names: list[str]) -> tuple[KnockOut, ...]:
-    losses = judged.losses(np.concatenate([mask & ~parts, judged.graph.valid & ~parts]))
+def _knock_outs(judged: Ablated, running: np.ndarray, parts: Masks, names: list[str]) -> tuple[KnockOut, ...]:
+    losses = judged.losses_of(np.concatenate([running & ~parts, judged.graph.valid & ~parts]))
     circuit, model = np.split(losses, 2)
     return tuple(
-        KnockOut(name, int((mask & part).sum()), Spread.of(ours), Spread.of(theirs), Spread.of(ours - theirs))
+        KnockOut(name, int((running & part).sum()), Spread.of(ours), Spread.of(theirs), Spread.of(ours - theirs))
         for name, part, ours, theirs in zip(names, parts, circuit, model, strict=True)
     )

@@ -24,7 +24,7 @@ MIB_SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Shares of all edges at which MIB evaluates."""
 
 STANDARD_ERRORS = 2.0
-"""A ratio is refused when its denominator is less than so many standard errors."""
+"""A ratio is refused when its denominator is less than so many standard errors and float errors together."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Faithfulness(Record):
     """F of one circuit.
 
     - `value`: ratio of means; None if `refused` says why.
-    - `mean_of_ratios`: the other order: the ratio on every prompt, then their spread; None where a prompt has none.
+    - `mean_of_ratios`: the other order: the ratio on every prompt, then their spread; None where one is noise.
     - `loss`, `loss_empty`, `loss_full`: m of the circuit, of no circuit and of the whole model, over the prompts.
     - `edges`, `weighted_edges`: its size, see `weighted_edge_count`.
     """
@@ -89,8 +89,9 @@ def faithfulness_many(
     judged = ablated(objective)
     masks = masks_of(judged.graph, circuits)
     empty, full = judged.baselines()
+    noise = judged.rounding()
     each = judged.losses(masks, exchangeable=False)
-    return tuple(_faithfulness(mask, losses, empty, full) for mask, losses in zip(masks, each, strict=True))
+    return tuple(_faithfulness(mask, losses, (empty, full), noise) for mask, losses in zip(masks, each, strict=True))
 
 
 def faithfulness_curve(
@@ -137,24 +138,27 @@ def _areas(shares: Sequence[float], points: Sequence[Faithfulness]) -> tuple[flo
 def _faithfulness(
     mask: np.ndarray,
     losses: Float[np.ndarray, " batch"],
-    empty: Float[np.ndarray, " batch"],
-    full: Float[np.ndarray, " batch"],
+    baselines: tuple[Float[np.ndarray, " batch"], Float[np.ndarray, " batch"]],
+    noise: Float[np.ndarray, " batch"],
 ) -> Faithfulness:
+    empty, full = baselines
     difference = full - empty
-    refused = _refusal(Spread.of(difference))
+    refused = _refusal(Spread.of(difference), float(noise.mean()))
     value = ratios = None
     if refused is None:
         value = float((losses.mean() - empty.mean()) / difference.mean())
-        ratios = Spread.of((losses - empty) / difference) if np.all(difference != 0) else None
+        tells = np.abs(difference) > STANDARD_ERRORS * noise
+        ratios = Spread.of((losses - empty) / difference) if tells.all() else None
     spreads = Spread.of(losses), Spread.of(empty), Spread.of(full)
     return Faithfulness(value, refused, ratios, *spreads, int(mask.sum()), weighted_edge_count(mask))
 
 
-def _refusal(difference: Spread) -> str | None:
-    """Why a ratio to this difference says nothing, if so."""
-    if difference.mean != 0 and abs(difference.mean) >= STANDARD_ERRORS * difference.standard_error:
+def _refusal(difference: Spread, noise: float) -> str | None:
+    """Why a ratio to this difference says nothing, if so; `noise`: what rounding alone makes of it."""
+    if abs(difference.mean) > STANDARD_ERRORS * (difference.standard_error + noise):
         return None
     return (
         f"the whole model and no circuit differ by {difference.mean:.3g} with a standard error of "
-        f"{difference.standard_error:.3g}: a ratio to that is noise; take more prompts, or another metric"
+        f"{difference.standard_error:.3g} and a float error of {noise:.1g}: a ratio to that is noise; take more "
+        "prompts, corrupt prompts that differ from the clean ones, or another metric"
     )

@@ -2,7 +2,10 @@
 
 s is the loss on each of n prompts (of a task score's sign nothing here depends); M the model, C the circuit, M - C its
 complement. The distance of two is `d = mean over prompts of (s - s')^2`. What the public code does otherwise:
-its equivalence test passes the mean difference where the formula has the share of prompts.
+
+1. Its equivalence test passes the mean difference where the formula has the share of prompts.
+2. Its independence test has one width for both kernels, the median distance of a complement's score to a model's: where
+   the circuit's removal shifts or shrinks the scores, one kernel is nearly constant and sees no dependence.
 """
 
 import dataclasses
@@ -76,7 +79,8 @@ def independence(
 ) -> Outcome:
     """Does what is left without the circuit still say something about the model's score?
 
-    `HSIC = tr(K H L H) / n^2` of s(M - C) and s(M), Gaussian kernels with the median distance as bandwidth;
+    `HSIC = tr(K H L H) / n^2` of s(M - C) and s(M), Gaussian kernels `exp(-(s - s')^2 / (2 width^2))`, each with the
+    median distance of its own scores as width (Gretton et al., 2007), so that neither's unit matters;
     `p = (1 + permutations with at least this HSIC) / (1 + permutations)`. Undecided if a bandwidth is 0. Raises
     ValueError for lengths that differ and no permutations.
     """

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 from .. import batching
 from ..circuit import Circuit
 from ..files import write_json
+from ..graph import Graph
 from ..objective import Objective
 from ..types import EdgeBools, Mask, Model
 
@@ -113,7 +114,8 @@ def inspect_circuit(
     losses = {name: np.asarray(shown.per_example(mask)) for name, mask in _three(circuit).items()}
     tokens, answers, wrong = _texts(shown, tokenizer)
     tried = circuit.mask if effects else np.zeros_like(circuit.mask)
-    heads = tuple(name for name in circuit.nodes if ".h" in name)
+    every = _heads(graph) if objective.model.has_patterns else ()
+    heads = tuple(name for name in circuit.nodes if name in every)
     return Inspection(
         metric=objective.metric_name,
         tokens=tokens,
@@ -162,9 +164,13 @@ def _patterns_of(objective: Objective, heads: Texts, lengths: list[int]) -> tupl
         return tuple(np.zeros((0, length, length)) for length in lengths)
     patterns = np.asarray(_patterns(objective.model, objective.clean))
     patterns = patterns.reshape(len(lengths), -1, *patterns.shape[-2:])  # layer by layer, as the graph names heads
-    every = [name for name in objective.graph.senders if ".h" in name]
+    every = _heads(objective.graph)
     chosen = [every.index(head) for head in heads]
     return tuple(pattern[chosen, :length, :length] for pattern, length in zip(patterns, lengths, strict=True))
+
+
+def _heads(graph: Graph) -> tuple[str, ...]:
+    return tuple(sender.name for sender in graph.sender_table if sender.kind == "head")
 
 
 def _texts(objective: Objective, tokenizer: Any) -> tuple[tuple[Texts, ...], tuple[Texts, ...], tuple[Texts, ...]]:

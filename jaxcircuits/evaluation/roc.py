@@ -129,14 +129,14 @@ def members(graph: Graph, mask: EdgeBools, *, level: str, convention: str = "lib
     fed, internal, sends = _insides(graph, mask & graph.valid)
     if level == "edge":
         return np.concatenate([mask[graph.valid], internal])
-    heads = np.char.startswith(np.array(graph.nodes), "a")
+    heads = np.array([sender.kind == "head" for sender in graph.sender_table] + [False])
     touched = graph.edges_to_nodes(mask)
     return np.concatenate([fed, internal, sends, touched[~heads]])
 
 
 def _insides(graph: Graph, mask: EdgeBools) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of every q, k, v input: is it fed, is its internal edge present; of every head: does it send."""
-    heads = [row for row, name in enumerate(graph.senders) if name.startswith("a")]
+    heads = [row for row, sender in enumerate(graph.sender_table) if sender.kind == "head"]
     columns = [int(column) for row in heads for column in graph.inputs(graph.senders[row])]
     owners = [row for row in heads for _ in graph.inputs(graph.senders[row])]
     fed, sends = np.asarray(mask.any(0))[columns], np.asarray(mask.any(1))

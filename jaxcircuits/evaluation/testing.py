@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..circuit import Circuit
-from ..graph import Graph
 from ..objective import Objective
 from ..types import EdgeBools
 from .ablation import Ablated, Masks, ablated, masks_of
@@ -51,22 +50,25 @@ def hypothesis_tests(
 ) -> HypothesisTests:
     """Equivalence, independence, minimality, sufficiency and partial necessity of a circuit.
 
+    M is the whole model and M - C the model without the circuit, or without all edges out of its nodes; C is what runs
+    when the circuit is judged, which is M - C under `set="complement"`.
+
     - `level`: of each test. `epsilon`, `share`: see the tests. `random`: random circuits of the circuit's size, and
       circuits inflated by a random path. `seed`: of all that is drawn.
 
     Raises ValueError for a circuit of another graph or without edges, and numbers below 1.
     """
-    judged, graph = ablated(objective), circuit.graph
+    judged = ablated(objective)
     mask = masks_of(judged.graph, circuit)[0]
     if not mask.any():
         raise ValueError("hypothesis tests: expected a circuit with edges, got an empty one")
     if random < 1 or not 0 < level < 1 or not 0 < share < 1:
         raise ValueError(f"expected random >= 1, level and share in (0, 1); got {random}, {level} and {share}")
-    parts = _parts(graph, mask, random, seed)
-    losses = judged.losses(np.concatenate(list(parts.values())))
+    parts = _parts(judged, mask, random, seed)
+    losses = judged.losses_of(np.concatenate(list(parts.values())))
     sizes = np.cumsum([len(part) for part in parts.values()])
     s = dict(zip(parts, np.split(losses, sizes[:-1]), strict=True))
-    names = graph.names_of(mask)
+    names = judged.graph.names_of(mask)
     effects = distance(s["without_edge"], s["circuit"]), distance(s["inflated"], s["reduced"])
     near = float(distance(s["circuit"], s["model"])[0]), distance(s["random"], s["model"])
     far = float(distance(s["complement"], s["model"])[0]), distance(s["without_random"], s["model"])
@@ -81,46 +83,50 @@ def hypothesis_tests(
     return HypothesisTests(outcomes, int(mask.sum()), len(losses), run)
 
 
-def _parts(graph: Graph, mask: EdgeBools, random: int, seed: int) -> dict[str, Masks]:
-    """Every circuit that the tests compare, by its role."""
-    drawn = random_circuits(graph, int(mask.sum()), random, seed=seed)
-    inflated, reduced = _inflated(graph, mask, random, np.random.default_rng(seed))
+def _parts(judged: Ablated, mask: EdgeBools, random: int, seed: int) -> dict[str, Masks]:
+    """The edges that are in, for everything that the tests compare, by its role."""
+    graph, ablation = judged.graph, judged.ablation
+    own = ablation.parts(graph, mask[None])
+    drawn = ablation.parts(graph, random_circuits(graph, int(mask.sum()), random, seed=seed))
+    inflated, reduced = _inflated(judged, mask, random, np.random.default_rng(seed))
     return {
         "model": graph.valid[None],
-        "circuit": mask[None],
-        "complement": (graph.valid & ~mask)[None],
-        "random": drawn,
+        "circuit": ablation.running(graph, own),
+        "complement": graph.valid & ~own,
+        "random": ablation.running(graph, drawn),
         "without_random": graph.valid & ~drawn,
-        "without_edge": _without_each_edge(mask),
-        "inflated": inflated,
-        "reduced": reduced,
+        "without_edge": ablation.running(graph, _without_each_edge(own[0], mask)),
+        "inflated": ablation.running(graph, inflated),
+        "reduced": ablation.running(graph, reduced),
     }
 
 
-def _without_each_edge(mask: EdgeBools) -> Masks:
-    """The circuit without one of its edges, for each, in edge order."""
+def _without_each_edge(own: EdgeBools, mask: EdgeBools) -> Masks:
+    """The circuit's parts without one of its edges, for each, in edge order."""
     edges = np.argwhere(mask)
-    masks = np.repeat(mask[None], len(edges), 0)
+    masks = np.repeat(own[None], len(edges), 0)
     masks[np.arange(len(edges)), edges[:, 0], edges[:, 1]] = False
     return masks
 
 
-def _inflated(graph: Graph, mask: EdgeBools, count: int, random: np.random.Generator) -> tuple[Masks, Masks]:
+def _inflated(judged: Ablated, mask: EdgeBools, count: int, random: np.random.Generator) -> tuple[Masks, Masks]:
     """The circuit with a random walk from an embedding to `logits` added, and that without one of the added edges.
 
     None where the walks add nothing, as to the whole graph.
     """
+    graph, ablation = judged.graph, judged.ablation
+    [own] = ablation.parts(graph, mask[None])
     walks = random_walks(graph, random)
-    inflated, reduced = [], []
+    inflated, removed = [], []
     for _ in range(count):
-        added = next((new for _ in range(REDRAWS) if (new := [e for e in next(walks) if not mask[e]])), None)
+        added = next((new for _ in range(REDRAWS) if (new := [e for e in next(walks) if not own[e]])), None)
         if added is None:
-            break
+            return np.zeros((0, *graph.shape), bool), np.zeros((0, *graph.shape), bool)
         larger = mask.copy()
         larger[tuple(np.array(added).T)] = True
-        smaller = larger.copy()
-        smaller[added[random.integers(len(added))]] = False
         inflated.append(larger)
-        reduced.append(smaller)
-    empty = np.zeros((0, *graph.shape), bool)
-    return (np.stack(inflated), np.stack(reduced)) if len(inflated) == count else (empty, empty)
+        removed.append(added[random.integers(len(added))])
+    larger = ablation.parts(graph, np.stack(inflated))
+    reduced = larger.copy()
+    reduced[np.arange(count), *np.array(removed).T] = False
+    return larger, reduced

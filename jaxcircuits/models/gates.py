@@ -19,9 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ..graph import UnitGraph
-from ..types import Mask, ReceiverValues, SenderValues, Tokens
-from .gpt2_slopes import Held
+from .. import layout
+from ..layout import Layout
+from ..types import Tokens
+from .model import AbstractModel
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "step": lambda x: (x > 0).astype(x.dtype),
@@ -31,7 +32,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 Numbers = Sequence[float | int]
 
 
-class Gates(eqx.Module):
+class Gates(AbstractModel):
     """A network of units on one prompt; its logits are the values of the last layer.
 
     - `weights`: what a sender of value 1 writes: along each unit's direction, then along each output's.
@@ -39,9 +40,8 @@ class Gates(eqx.Module):
 
     weights: Float[Array, "sender width"]
     biases: Float[Array, " unit"]
-    graph: UnitGraph = eqx.field(static=True)
+    units: tuple[tuple[str, ...], ...] = eqx.field(static=True)
     activation: str = eqx.field(static=True)
-    precision: str = eqx.field(static=True, default="highest")
 
     @classmethod
     def build(
@@ -61,8 +61,9 @@ class Gates(eqx.Module):
         """
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation: expected {' or '.join(ACTIVATIONS)}, got {activation!r}")
-        graph = UnitGraph(tuple(tuple(layer) for layer in layers))
-        sizes = [len(layer) for layer in graph.units]
+        units = tuple(tuple(layer) for layer in layers)
+        layout.of_units(units)
+        sizes = [len(layer) for layer in units]
         wanted = list(zip(sizes[:-1], sizes[1:], strict=True))
         if [np.shape(weight) for weight in weights] != wanted or [np.shape(bias) for bias in biases] != [
             (size,) for size in sizes[1:]
@@ -74,12 +75,16 @@ class Gates(eqx.Module):
             below, above = np.shape(weight)
             matrix[row : row + below, column : column + above] = weight
             row, column = row + below, column + above
-        return cls(jnp.asarray(matrix), jnp.asarray(np.concatenate(biases), jnp.float32), graph, activation)
+        return cls(jnp.asarray(matrix), jnp.asarray(np.concatenate(biases), jnp.float32), units, activation)
+
+    @property
+    def layout(self) -> Layout:
+        return layout.of_units(self.units)
 
     @property
     def vocab_size(self) -> int:
         """Different inputs."""
-        return 2 ** len(self.graph.embeddings)
+        return 2 ** len(self.units[0])
 
     @property
     def max_positions(self) -> int:
@@ -93,92 +98,52 @@ class Gates(eqx.Module):
     @property
     def tokenizer(self) -> "Digits":
         """What writes a prompt as its inputs."""
-        return Digits(len(self.graph.embeddings))
+        return Digits(len(self.units[0]))
 
     @property
     def dtype(self) -> Any:
         return self.weights.dtype
 
-    def __call__(
-        self, tokens: Tokens, mask: Mask | None = None, reference: SenderValues | None = None
-    ) -> Float[Array, "position output"]:
-        """The outputs: of the whole network, or of the circuit `mask`, whose absent edges carry `reference`."""
-        return self.unembed(self.residual(tokens, mask, reference))
+    def embeddings(self, tokens: Tokens) -> Float[Array, "embedding position width"]:
+        """What the inputs write: the binary digits of the token."""
+        count = len(self.units[0])
+        bits = jnp.right_shift(tokens[None], jnp.arange(count, dtype=tokens.dtype)[:, None]) & 1
+        return bits.astype(self.dtype)[..., None] * self._written[:count, None]
+
+    def read(
+        self, port: str, layer: Int[Array, ""], index: Int[Array, ""], x: Float[Array, "at width"], at: Array
+    ) -> Float[Array, "at"]:
+        """A unit's value, from what is written along its direction."""
+        unit = self._first(layer) + index
+        return ACTIVATIONS[self.activation](x[:, unit] + self.biases[unit][None])
+
+    def write(
+        self, kind: str, layer: Int[Array, ""], index: Int[Array, ""], ys: tuple[Array, ...], at: Array
+    ) -> Float[Array, "at width"]:
+        """The unit's value, along the directions of those that read it."""
+        return ys[0][:, None] * self._written[len(self.units[0]) + self._first(layer) + index][None]
+
+    def constant(self, layer: Int[Array, ""], moment: int) -> None:
+        """Nothing."""
 
     def unembed(
         self, residual: Float[Array, "*positions width"], columns: Int[Array, " vocab"] | None = None
     ) -> Float[Array, "*positions output"]:
         """The outputs in what `logits` reads: all, or those in `columns`."""
-        outputs = residual[..., -len(self.graph.units[-1]) :]
+        outputs = residual[..., -len(self.units[-1]) :]
         return outputs if columns is None else outputs[..., columns]
 
-    def residual(
-        self, tokens: Tokens, mask: Mask | None = None, reference: SenderValues | None = None
-    ) -> Float[Array, "position width"]:
-        """What `logits` reads."""
-        if mask is None:
-            return self.masked_run(tokens, *self._whole())[0]
-        if reference is None:
-            raise ValueError("a mask needs reference values: what absent edges carry, [sender, position, width]")
-        return self.masked_run(tokens, mask, reference)[0]
+    @property
+    def _written(self) -> Float[Array, "sender width"]:
+        """The weights of connections alone: a unit is read by those of the next layer, the last ones as outputs."""
+        graph, last = self.graph, len(self.units[-1])
+        ends = np.eye(len(graph.senders), dtype=bool)[:, -last:]
+        return jnp.where(jnp.asarray(np.hstack([graph.valid[:, :-1], ends])), self.weights, 0)
 
-    def sender_values(self, tokens: Tokens) -> SenderValues:
-        """What inputs and units of the clean run write."""
-        return self.masked_run(tokens, *self._whole())[1]
-
-    def receiver_slopes(
-        self,
-        tokens: Tokens,
-        score: Callable[[Float[Array, "position width"]], Float[Array, ""]],
-        held: Held | None = None,
-    ) -> tuple[SenderValues, ReceiverValues]:
-        """What inputs and units of the clean run write, and `d score(residual) / d(what each receiver reads)`."""
-        mask, zeros = self._whole()
-
-        def loss(offsets):
-            residual, written = self.masked_run(tokens, mask, zeros, offsets, held)
-            return score(residual), written
-
-        offsets = jnp.zeros((mask.shape[1], *zeros.shape[1:]), self.dtype)
-        slopes, written = jax.grad(loss, has_aux=True)(offsets)
-        return written, slopes
-
-    def masked_run(
-        self,
-        tokens: Tokens,
-        mask: Mask,
-        reference: SenderValues,
-        offsets: ReceiverValues | None = None,
-        held: Held | None = None,
-    ) -> tuple[Float[Array, "position width"], SenderValues]:
-        """What `logits` reads in the circuit, and what senders wrote minus the reference; as `GPT2.masked_run`.
-
-        `held`: senders that write given constants, whatever they read.
-        """
-        sizes = [len(layer) for layer in self.graph.units]
-        offsets = jnp.zeros((mask.shape[1], *reference.shape[1:]), self.dtype) if offsets is None else offsets
-        bits = jnp.right_shift(tokens[0], jnp.arange(sizes[0], dtype=tokens.dtype)) & 1
-        values, deltas, first, column = bits.astype(self.dtype), [], 0, 0
-        for below, above in zip(sizes, [*sizes[1:], 0], strict=True):
-            rows, columns = slice(first, first + below), slice(column, column + above)
-            written = values[:, None] * self.weights[rows]
-            if held is not None:
-                written = jnp.where(held.which[rows, None], held.values[rows, 0], written)
-            deltas.append(written - reference[rows, 0])
-            if above:
-                kept = jnp.einsum("sr,sr->r", mask[rows, columns], deltas[-1][:, columns])
-                x = self.biases[columns] + reference[rows, 0, columns].sum(0) + kept
-                x = x + jnp.diagonal(offsets[columns, 0, columns])
-                values = ACTIVATIONS[self.activation](x)
-            first, column = first + below, column + above
-        last = slice(first - sizes[-1], first)
-        residual = reference[last, 0].sum(0) + mask[last, -1] @ deltas[-1] + offsets[-1, 0]
-        return residual[None], jnp.concatenate(deltas)[:, None]
-
-    def _whole(self) -> tuple[Mask, SenderValues]:
-        """All edges, zero as their reference."""
-        senders, width = self.weights.shape
-        return jnp.ones(self.graph.shape, self.dtype), jnp.zeros((senders, 1, width), self.dtype)
+    def _first(self, layer: Int[Array, ""]) -> Int[Array, ""]:
+        """The number of a layer's first unit."""
+        sizes = [len(units) for units in self.units[1:]]
+        return jnp.asarray(np.cumsum([0, *sizes[:-1]]), jnp.int32)[layer]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,26 +2,9 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
-from functools import partial
+from typing import ClassVar
 
-import jax
-import jax.numpy as jnp
-
-ACTIVATIONS: dict[str, Callable] = {
-    "gelu": partial(jax.nn.gelu, approximate=False),
-    "gelu_new": jax.nn.gelu,
-    "gelu_fast": jax.nn.gelu,
-    "gelu_pytorch_tanh": jax.nn.gelu,
-    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
-    "relu": jax.nn.relu,
-    "relu2": lambda x: jax.nn.relu(x) ** 2,
-    "silu": jax.nn.silu,
-    "swish": jax.nn.silu,
-    "sigmoid": jax.nn.sigmoid,
-    "tanh": jnp.tanh,
-    "linear": lambda x: x,
-}
+from .parts import ACTIVATIONS
 
 POSITIONAL = ("standard", "shortformer")
 
@@ -53,6 +36,7 @@ class GPT2Config:
     n_key: int | None = None
     positional: str = "standard"
     unembedding_bias: bool = False
+    embeddings: ClassVar[tuple[str, ...]] = ("input",)
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_key", "n_inner"):

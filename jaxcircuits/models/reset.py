@@ -47,7 +47,7 @@ def _reset_gpt2(model: GPT2, key: PRNGKeyArray) -> GPT2:
 def _reset_gates(model: Gates, key: PRNGKeyArray) -> Gates:
     weights, biases = model.weights, model.biases
     first = below = 0
-    for inputs, units in zip(model.graph.units[:-1], model.graph.units[1:], strict=True):
+    for inputs, units in zip(model.units[:-1], model.units[1:], strict=True):
         rows, columns = slice(below, below + len(inputs)), slice(first, first + len(units))
         if len(units) > 1:
             key, own = jax.random.split(key)
@@ -55,7 +55,7 @@ def _reset_gates(model: Gates, key: PRNGKeyArray) -> Gates:
             weights = weights.at[rows, columns].set(jnp.roll(weights[rows, columns], along[0], axis=1))
             biases = biases.at[columns].set(jnp.roll(biases[columns], along[1]))
         first, below = first + len(units), below + len(inputs)
-    if max(map(len, model.graph.rows)) == 1:
+    if max(map(len, model.units[1:])) == 1:
         raise ValueError("reset network: a network with 1 unit a layer has nothing to permute")
     return eqx.tree_at(lambda m: (m.weights, m.biases), model, (weights, biases))
 

@@ -7,15 +7,11 @@ the output: every basis direction of the residual stream has a name, and `unembe
 
 import dataclasses
 from collections.abc import Sequence
-from typing import cast
+from typing import ClassVar, cast
 
 import equinox as eqx
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
-from ..graph import Graph
-from ..types import Tokens
 from .gpt2 import GPT2
 from .gpt2_config import GPT2Config
 
@@ -36,6 +32,7 @@ class TracrConfig(GPT2Config):
     causal: bool = False
     directions: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
+    embeddings: ClassVar[tuple[str, ...]] = ("tok", "pos")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,15 +49,6 @@ class TracrConfig(GPT2Config):
 
 class Tracr(GPT2):
     """A compiled transformer on one prompt; its logits are the residual stream along `config.outputs`."""
-
-    @property
-    def graph(self) -> Graph:
-        return dataclasses.replace(super().graph, embeddings=("tok", "pos"))
-
-    def embeddings(self, tokens: Tokens) -> Float[Array, "embedding position width"]:
-        """What `tok` and `pos` write."""
-        assert self.position_embedding is not None
-        return jnp.stack([self.token_embedding[tokens], self.position_embedding[: tokens.shape[0]]])
 
 
 def permute_positions(model: GPT2, order: Sequence[int]) -> GPT2:

@@ -15,13 +15,13 @@ RECORDED = ("task", "model", "method", "metric", "reference", "threshold", "prom
 
 
 def kept_edges(circuit: Circuit) -> list[tuple[str, str, str, float]]:
-    """(sender, reading node, "q", "k", "v" or "", score) of every edge, in edge order."""
+    """(sender, reading node, "q", "k", "v" or "", score) of every edge, in edge order; one for each node that reads."""
     graph = circuit.graph
-    rows = []
-    for sender, receiver in np.argwhere(circuit.mask):
-        node, _, kind = graph.receivers[receiver].rstrip(">").partition("<")
-        rows.append((graph.senders[sender], node, kind, float(circuit.scores[sender, receiver])))
-    return rows
+    return [
+        (graph.senders[sender], node, graph.input_kind(receiver), float(circuit.scores[sender, receiver]))
+        for sender, receiver in np.argwhere(circuit.mask)
+        for node in graph.owners(receiver)
+    ]
 
 
 def to_dot(circuit: Circuit) -> str:
@@ -65,10 +65,10 @@ def to_markdown(circuit: Circuit) -> str:
         lines.append(f"{_cell(run['metric'])}: {full:.6g} whole model, {final:.6g} circuit; lower is better.")
     lines += ["", "| | |", "|---|---|"]
     lines += [f"| {name} | {_cell(run[name])} |" for name in RECORDED if name in run]
-    best = sorted(kept_edges(circuit), key=lambda edge: -abs(edge[-1]))[:TOP]
+    kept = [(graph.senders[s], graph.receivers[r], float(circuit.scores[s, r])) for s, r in np.argwhere(circuit.mask)]
+    best = sorted(kept, key=lambda edge: -abs(edge[-1]))[:TOP]
     lines += ["", f"The strongest {len(best)} edges:", "", "| sender | receiver | score |", "|---|---|---:|"]
-    for sender, node, kind, score in best:
-        receiver = f"{node}<{kind}>" if kind else node
+    for sender, receiver, score in best:
         lines.append(f"| `{sender}` | `{receiver}` | {score:+.4g} |")
     return "\n".join([*lines, ""])
 

@@ -112,13 +112,21 @@ def _title(run: dict[str, Any]) -> str:
     return f"{run.get('method', 'A')} circuit"
 
 
+ONLY_INPUT = "mlp"
+"""What the page calls the input of a node that has no other."""
+
+
 def _graph(graph: Graph) -> dict[str, Any]:
+    columns = range(len(graph.receivers))
     return {
         "rows": [list(row) for row in graph.rows],
-        "mlps": list(graph.has_mlp),
+        "beside": [list(row) for row in graph.beside],
+        "nodes": {s.name: {"kind": s.kind, "layer": s.layer, "index": s.index} for s in graph.sender_table},
         "embeddings": list(graph.embeddings),
         "senders": list(graph.senders),
         "receivers": list(graph.receivers),
+        "owners": [graph.owners(column) for column in columns],
+        "kinds": [graph.input_kind(column) or ONLY_INPUT for column in columns[:-1]] + ["logits"],
         "numEdges": graph.num_edges,
         "numNodes": len(graph.nodes),
     }

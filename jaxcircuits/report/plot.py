@@ -61,8 +61,7 @@ def _places(graph: Graph) -> dict[str, tuple[float, float]]:
     for layer, row in enumerate(graph.rows):
         start = middle - (len(row) - 1) / 2
         places |= {name: (start + number, float(layer)) for number, name in enumerate(row)}
-        if graph.has_mlp[layer]:
-            places[f"m{layer}"] = (float(widest), layer + 0.45)
+        places |= {name: (float(widest + number), layer + 0.45) for number, name in enumerate(graph.beside[layer])}
     return places
 
 
@@ -79,7 +78,7 @@ def _draw_edge(
 
     strength = float(np.sqrt(abs(score) / most)) if score else 0.3
     (x1, y1), (x2, y2) = sender, receiver
-    x2 += PORTS[kind]
+    x2 += PORTS.get(kind, 0.0)
     reach = max(0.3, 0.45 * (y2 - y1))
     is_column = abs(x1 - x2) < 0.5 and y2 - y1 > 1.2  # a straight line would cross the nodes between
     bow = 0.6 if is_column else 0.0
@@ -91,7 +90,7 @@ def _draw_edge(
             facecolor="none",
             edgecolor=NEGATIVE if score < 0 else POSITIVE,
             linewidth=0.4 + 2.6 * strength,
-            linestyle=STYLES[kind],
+            linestyle=STYLES.get(kind, "solid"),
             alpha=0.25 + 0.7 * strength,
         )
     )

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from ..graph import Graph
 
-GPT2_SMALL = Graph(12, 12)
+GPT2_SMALL = Graph.transformer(12, 12)
 
 
 def heads(numbers: str) -> tuple[str, ...]:
@@ -37,10 +37,11 @@ def in_order(graph: Graph, names: Iterable[str]) -> tuple[str, ...]:
 def check_graph(graph: Graph, expected: Graph, model: str) -> None:
     """Raises ValueError for the graph of another model than the one whose circuit is known."""
     if graph != expected:
-        raise ValueError(
-            f"this circuit is known for {model} ({expected.num_layers} layers x {expected.num_heads} heads, "
-            f"{expected.num_edges} edges), got {graph.num_layers} x {graph.num_heads} with {graph.num_edges} edges"
-        )
+        raise ValueError(f"this circuit is known for {model} ({_sizes(expected)}), got a graph with {_sizes(graph)}")
+
+
+def _sizes(graph: Graph) -> str:
+    return ", ".join(f"{count} {name}" for name, count in {**graph.sizes, "edges": graph.num_edges}.items())
 
 
 def internal_edges(names: Iterable[str]) -> tuple[str, ...]:

@@ -22,26 +22,20 @@ UNUSED = 3
 """Names that count as wrong answers though neither prompt has them, as in ACDC."""
 
 
-def generate(
-    tokenizer: Any, *, seed: int = 0, size: int = 32, before: int = 2, after: int = 1, bos: bool = True
-) -> PromptPairs:
+def generate(tokenizer: Any, *, seed: int = 0, size: int = 32, before: int = 2, after: int = 1) -> PromptPairs:
     """Docstring prompts; answer: the third listed argument, wrong: every other name of both prompts and some more.
 
     - `before`, `after`: arguments of the def before and after the three that are listed, at least 1 in all.
-    - `bos`: begin with the tokenizer's BOS token.
 
-    Raises ValueError for a tokenizer that has no BOS token or too few of the words.
+    Raises ValueError for a tokenizer that has too few of the words.
     """
     check_size(size)
     if min(before, after) < 0 or before + after < 1:
         raise ValueError(f"before, after: expected whole numbers, one of them above 0, got {before} and {after}")
-    if bos and getattr(tokenizer, "bos_token", None) is None:
-        raise ValueError("these prompts begin with a BOS token, which the tokenizer does not have; pass bos=False")
     random = np.random.default_rng(seed)
     names = list(known_words(tokenizer, ARGUMENTS, at_least=1 + before + after + 8 + UNUSED))
     nouns = list(known_words(tokenizer, NOUNS, at_least=7))
     first_nouns = list(known_words(tokenizer, nouns, at_least=1, before=""))
-    start = tokenizer.bos_token if bos else ""
 
     def draw() -> tuple[str, str, str, list[str]]:
         method, *drawn = (str(name) for name in random.choice(names, 1 + before + after + 8 + UNUSED, replace=False))
@@ -51,7 +45,7 @@ def generate(
         ahead, behind = around[:before], around[before:]
         clean = _prompt(method, [*ahead, *listed, answer, *behind], listed, words)
         corrupt = _prompt(method, [*ahead, *other, *behind], wrong_listed, words)
-        return start + clean, start + corrupt, f" {answer}", [f" {name}" for name in drawn if name != answer]
+        return clean, corrupt, f" {answer}", [f" {name}" for name in drawn if name != answer]
 
     fields = ("clean", "corrupt", "answer", "wrong")
     return from_text([dict(zip(fields, row, strict=True)) for row in draw_rows(draw, size)], tokenizer)
@@ -70,7 +64,7 @@ def _prompt(method: str, arguments: Sequence[str], listed: Sequence[str], words:
     return "\n".join(["", f"def {method}(self, {', '.join(arguments)}):", summary, "", *lines, "    :param"])
 
 
-ATTN_ONLY_4L = Graph(4, 8, mlps=False)
+ATTN_ONLY_4L = Graph.transformer(4, 8, mlps=False)
 
 
 def circuit(graph: Graph) -> tuple[str, ...]:
@@ -94,8 +88,10 @@ def circuit(graph: Graph) -> tuple[str, ...]:
 TASK = Task(
     name="docstring",
     description="def f(self, a, b, c, d): a docstring with :param b: ... :param -> c",
-    generate=generate,
+    make=generate,
     metric="logit_diff_max",
     source="Heimersheim and Janiak 2023",
     circuit=circuit,
+    bos=True,
+    words={"arguments": ARGUMENTS, "nouns": NOUNS},
 )

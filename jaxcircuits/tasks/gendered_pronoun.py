@@ -45,7 +45,8 @@ def generate(tokenizer: Any, *, seed: int = 0, size: int = 32, templates: int = 
 TASK = Task(
     name="gendered_pronoun",
     description="So Mary is a really great friend, isn't -> she",
-    generate=generate,
+    make=generate,
     metric="logit_diff",
     source="Mathwin et al. 2023",
+    words={"women": WOMEN, "men": MEN},
 )

@@ -1,6 +1,8 @@
 """Greater-Than: "The war lasted from the year 1732 to 17" -> a two-digit year above 32.
 
 The corrupt prompt starts in year "01", after which nearly every year is right.
+Where years split into single digits, start years end in 9: then a year is later exactly if its third digit is, and the
+digits "0" to "9" are scored in place of "00" to "99".
 Source: Hanna et al. 2023, 2305.00586; data as in ACDC: no BOS, start years 11YY..17YY that split into two tokens,
 the first and last of each century dropped.
 """
@@ -8,8 +10,9 @@ the first and last of each century dropped.
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
-from ..data import PADDING, PromptPairs, encode, encode_one, pad
+from ..data import PADDING, PromptPairs, encode, encode_after, pad
 from ..graph import Graph
 from . import circuits
 from .task import Task, check_size, draw_rows, known_words
@@ -21,12 +24,14 @@ CENTURIES = range(11, 18)
 def generate(tokenizer: Any, *, seed: int = 0, size: int = 32, repeats: bool = False) -> PromptPairs:
     """Greater-Than prompts; answers: the later years of the century, wrong: the start year and all before.
 
+    Both by their next token, two digits or one; `year` and `digits` count in it.
+
     `repeats`: a prompt may come again (for training data).
     """
     check_size(size)
     random = np.random.default_rng(seed)
     nouns = list(known_words(tokenizer, EVENTS, at_least=1))
-    digits = np.array([encode_one(tokenizer, f"{year:02d}") for year in range(100)], np.int32)
+    digits = _digits(tokenizer)
     years = _start_years(tokenizer, digits)
 
     def draw() -> tuple[str, int]:
@@ -37,11 +42,12 @@ def generate(tokenizer: Any, *, seed: int = 0, size: int = 32, repeats: bool = F
     clean, corrupt, start_years = [], [], []
     for text, year in draw_rows(draw, size, repeats=repeats):
         ids = encode(tokenizer, text)
-        place = len(ids) - 3
-        assert ids[place] == digits[year]
+        own, first = _year_ids(digits, year), _year_ids(digits, 1)
+        place = len(ids) - len(encode_after(tokenizer, text[text.index(" to ") :])) - len(own)
+        assert ids[place : place + len(own)] == own
         clean.append(ids)
-        corrupt.append([*ids[:place], int(digits[1]), *ids[place + 1 :]])
-        start_years.append(year)
+        corrupt.append([*ids[:place], *first, *ids[place + len(own) :]])
+        start_years.append(year if len(digits) == 100 else year // 10)
     return PromptPairs(
         clean=pad(clean, 0),
         corrupt=pad(corrupt, 0),
@@ -52,19 +58,37 @@ def generate(tokenizer: Any, *, seed: int = 0, size: int = 32, repeats: bool = F
     )
 
 
+def _digits(tokenizer: Any) -> Int[np.ndarray, " digits"]:
+    """Ids of "00" to "99" where each is one token, else of "0" to "9"."""
+    for texts in ([f"{year:02d}" for year in range(100)], [str(digit) for digit in range(10)]):
+        ids = [encode_after(tokenizer, text) for text in texts]
+        if all(len(own) == 1 for own in ids) and len({own[0] for own in ids}) == len(texts):
+            return np.array([own[0] for own in ids], np.int32)
+    raise ValueError("greater_than needs a tokenizer in which numbers of two digits, or single digits, are one token")
+
+
+def _year_ids(digits: np.ndarray, year: int) -> list[int]:
+    """The tokens of a year's last two digits."""
+    return digits[[year] if len(digits) == 100 else [year // 10, year % 10]].tolist()
+
+
 def _start_years(tokenizer: Any, digits: np.ndarray) -> dict[int, list[int]]:
-    """Of each century the years YY for which XXYY is two tokens, the second "YY", without the first and last."""
+    """Of each century the years YY for which XXYY ends in the tokens of YY, after those of XX alone.
+
+    Without the first and last; where years split into digits those that end in 9.
+    """
     years = {}
     for century in CENTURIES:
-        split = []
-        for year in range(2, 99):
-            ids = tokenizer.encode(f" {century}{year:02d}", add_special_tokens=False)
-            if len(ids) == 2 and ids[1] == digits[year]:
-                split.append(year)
+        alone = encode_after(tokenizer, f" {century}")
+        split = [
+            year
+            for year in (range(2, 99) if len(digits) == 100 else range(9, 90, 10))
+            if encode_after(tokenizer, f" {century}{year:02d}") == [*alone, *_year_ids(digits, year)]
+        ]
         if len(split) > 2:
-            years[century] = split[1:-1]
+            years[century] = split[1:-1] if len(digits) == 100 else split
     if not years:
-        raise ValueError("greater_than needs a tokenizer that splits years such as 1732 into '17' and '32'")
+        raise ValueError("greater_than needs a tokenizer that splits years such as 1732 into '17' and '32', or digits")
     return years
 
 
@@ -99,8 +123,9 @@ def circuit(graph: Graph) -> tuple[str, ...]:
 TASK = Task(
     name="greater_than",
     description="The war lasted from the year 1732 to 17 -> 33 or later",
-    generate=generate,
+    make=generate,
     metric="greater_than",
     source="Hanna et al. 2023 (2305.00586)",
     circuit=circuit,
+    words={"events": EVENTS},
 )

@@ -40,7 +40,8 @@ def generate(tokenizer: Any, *, seed: int = 0, size: int = 32, sequence: int = 8
 TASK = Task(
     name="induction",
     description="lamp Mary war store pen lamp Mary war -> store",
-    generate=generate,
+    make=generate,
     metric="logit_diff",
     source="Olsson et al. 2022 (2209.11895)",
+    words={"words": (*NAMES, *PLACES, *OBJECTS, *EVENTS)},
 )

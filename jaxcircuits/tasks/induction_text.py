@@ -112,7 +112,8 @@ def _story(tokenizer: Any, random: np.random.Generator, words: dict[str, list[st
 TASK = Task(
     name="induction_text",
     description="... Anna Carter left the old museum. ... met Anna -> Carter, at every repetition of 300 tokens",
-    generate=generate,
+    make=generate,
     metric="kl",
     source="Conmy et al. 2023 (2304.14997), on text made here",
+    words={"names": NAMES, "surnames": SURNAMES, "adjectives": ADJECTIVES, "places": PLACES, "objects": OBJECTS},
 )

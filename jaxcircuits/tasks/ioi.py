@@ -112,8 +112,9 @@ def circuit(graph: Graph) -> tuple[str, ...]:
 TASK = Task(
     name="ioi",
     description="Then, Mary and John went to the store. John gave a drink to -> Mary",
-    generate=generate,
+    make=generate,
     metric="logit_diff",
     source="Wang et al. 2022 (2211.00593)",
     circuit=circuit,
+    words={"names": NAMES, "places": PLACES, "objects": OBJECTS},
 )

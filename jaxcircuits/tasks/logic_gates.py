@@ -63,7 +63,7 @@ def circuit(graph: Graph) -> tuple[str, ...]:
 TASK = Task(
     name="logic_gates",
     description="all inputs of a gate (models gate-xor, gate-adder, ...)",
-    generate=generate,
+    make=generate,
     metric="l2",
     source="known by construction",
     reference="zero",

@@ -1,10 +1,11 @@
 """The `Task` record, and what the tasks' generators share: known words, prompts that do not repeat."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ..data import PromptPairs
+from ..data import PromptPairs, encode_after
+from ..framing import framed
 from ..graph import Graph
 
 PATIENCE = 1000
@@ -15,18 +16,44 @@ PATIENCE = 1000
 class Task:
     """A behaviour: how to make prompts of it, how its paper scores it, and the circuit that is known for it.
 
-    - `generate(tokenizer, *, seed, size, ...)`: `PromptPairs`, no clean prompt twice.
+    - `make(tokenizer, *, seed, size, ...)`: `PromptPairs` of the words alone, no clean prompt twice.
     - `metric`, `reference`: the paper's, by the names that `Objective` takes.
     - `circuit(graph)`: the edges of the known circuit, in edge order; ValueError for another model's graph.
+    - `bos`: whether the task's prompts begin with BOS where nobody says; None: as the tokenizer begins a text.
+    - `words`: the lists from which those are drawn that are one token.
     """
 
     name: str
     description: str
-    generate: Callable[..., PromptPairs]
+    make: Callable[..., PromptPairs]
     metric: str
     source: str
     reference: str = "resample"
     circuit: Callable[[Graph], tuple[str, ...]] | None = None
+    bos: bool | None = None
+    words: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+
+    def generate(
+        self, tokenizer: Any = None, *, bos: bool | None = None, template: str | None = None, **options: Any
+    ) -> PromptPairs:
+        """Prompts of the task for a tokenizer; `options` are those of `make`, among them `seed` and `size`.
+
+        - `bos`, `template`: what stands around each prompt, as `framed` says; None: the task's own `bos`, or else the
+          tokenizer's.
+
+        Raises ValueError for a tokenizer that lacks the words, BOS or the chat template, and for bad options.
+        """
+        bos = self.bos if bos is None and template is None else bos
+        if bos and getattr(tokenizer, "bos_token_id", None) is None:
+            raise ValueError("these prompts begin with a BOS token, which the tokenizer does not have; pass bos=False")
+        pairs = self.make(tokenizer, **options)
+        return pairs if tokenizer is None else framed(pairs, tokenizer, bos=bos, template=template)
+
+    def left_out(self, tokenizer: Any) -> dict[str, tuple[str, ...]]:
+        """Of each list of the task's words those that are not used, since they are not one token."""
+        missing = {name: known_words(tokenizer, words, 0) for name, words in self.words.items()}
+        lists = {name: tuple(word for word in self.words[name] if word not in known) for name, known in missing.items()}
+        return {name: words for name, words in lists.items() if words}
 
     def train_and_test(
         self, tokenizer: Any, *, seed: int = 0, size: int = 32, **options: Any
@@ -44,7 +71,7 @@ def known_words(tokenizer: Any, words: Sequence[str], at_least: int, *, before: 
     unknown = getattr(tokenizer, "unk_token_id", None)
     known = {}
     for word in words:
-        ids = tokenizer.encode(f"{before}{word}", add_special_tokens=False)
+        ids = encode_after(tokenizer, f"{before}{word}")
         if len(ids) == 1 and ids[0] != unknown:
             known[word] = ids[0]
     if len(known) < at_least:

@@ -66,7 +66,7 @@ def _check(convention: str) -> None:
 TASK = Task(
     name="tracr_proportion",
     description="BOS x w x y -> 1, 1/2, 2/3, 1/2: the share of x so far (model tracr-proportion)",
-    generate=generate,
+    make=generate,
     metric="l2",
     source="Lindner et al. 2023 (2301.05062); Conmy et al. 2023 (2304.14997)",
     reference="zero",

@@ -50,7 +50,7 @@ def circuit(graph: Graph) -> tuple[str, ...]:
 TASK = Task(
     name="tracr_reverse",
     description="BOS 1 2 3 -> BOS 3 2 1 (model tracr-reverse)",
-    generate=generate,
+    make=generate,
     metric="l2",
     source="Lindner et al. 2023 (2301.05062); Conmy et al. 2023 (2304.14997)",
     reference="zero",

@@ -8,7 +8,7 @@ let placed = new Map(); // node -> {x, y, w, h}
 function layOut(width) {
   const layers = graph.rows.length;
   const widest = Math.max(...graph.rows.map((row) => row.length));
-  const columns = widest + (graph.mlps.some(Boolean) ? 1 : 0);
+  const columns = widest + Math.max(...graph.beside.map((names) => names.length));
   const gutter = width < 500 ? 20 : 40;
   const cell = Math.min((width - gutter) / columns, 104);
   const left = gutter + (width - gutter - cell * columns) / 2;
@@ -21,12 +21,12 @@ function layOut(width) {
   const wide = (label) => (cell >= 40 && label.length > 5 ? Math.min(cell * 0.94, 14 + 7 * label.length) : w);
   graph.rows.forEach((names, layer) => {
     names.forEach((name, i) => {
-      const label = hasHeads ? name.replace(HEAD, "$1.$2") : name;
+      const label = isHead(name) ? `${layer}.${graph.nodes[name].index}` : name;
       const x = left + cell * (i + 0.5 + (widest - names.length) / 2);
       places.set(name, { x, y: y(layer), w: wide(label), h, label });
     });
-    const x = left + cell * (widest + 0.5);
-    if (graph.mlps[layer]) places.set(`m${layer}`, { x, y: y(layer) - row * 0.42, w, h, label: `m${layer}` });
+    graph.beside[layer].forEach((name, i) =>
+      places.set(name, { x: left + cell * (widest + i + 0.5), y: y(layer) - row * 0.42, w, h, label: name }));
   });
   const middle = left + (cell * widest) / 2;
   const bottom = y(0) + row * 0.9;
@@ -36,12 +36,12 @@ function layOut(width) {
   return { places, cell, left, width, height: bottom + 30, y };
 }
 
-function curve(edge, cell) {
+function curve(edge, node, cell) {
   const from = placed.get(edge.sender);
-  const to = placed.get(edge.node);
+  const to = placed.get(node);
   const x1 = from.x;
   const y1 = from.y - from.h / 2;
-  const x2 = to.x + (PORT[edge.kind] * to.w) / 3;
+  const x2 = to.x + ((PORT[edge.kind] ?? 0) * to.w) / 3;
   const y2 = to.y + to.h / 2;
   const reach = Math.max(18, Math.abs(y1 - y2) * 0.45);
   const isColumn = Math.abs(from.x - to.x) < cell * 0.4 && y1 - y2 > 70; // a straight line would cross nodes between
@@ -52,7 +52,7 @@ function curve(edge, cell) {
 const strength = (edge) => (view.most ? Math.sqrt(Math.abs(edge.value) / view.most) : 0.5);
 
 function drawEdge(edge, cell) {
-  const path = curve(edge, cell);
+  const path = edge.nodes.map((node) => curve(edge, node, cell)).join("");
   const width = (0.8 + 4.7 * strength(edge)).toFixed(2);
   const opacity = (0.28 + 0.67 * strength(edge)).toFixed(2);
   return svg("g", { class: `edge ${edge.kind}${edge.value < 0 ? " negative" : ""}`, "data-edge": edge.id },
@@ -70,7 +70,7 @@ function drawNode(name, place) {
     class: "node", "data-node": name, role: "button", tabindex: -1,
     "aria-label": `${name}, ${describeNode(name)}: ${degrees(name)}`,
   },
-  svg("rect", { ...box, rx: hasHeads && name.startsWith("m") ? 4 : place.h / 2 }),
+  svg("rect", { ...box, rx: graph.nodes[name]?.kind === "mlp" ? 4 : place.h / 2 }),
   roomy ? svg("text", { x: place.x, y: place.y, dy: "0.35em", class: place.w < 46 ? "small" : null }, place.label) : null);
 }
 
@@ -82,7 +82,7 @@ function drawAxes(layout) {
     labels.push(svg("line", { class: "row", x1: layout.left, x2: layout.width, y1: layout.y(layer), y2: layout.y(layer) }));
   }
   const columns = hasHeads ? graph.rows[0].map((_, head) => `${layout.cell >= 44 ? "head " : ""}${head}`) : [];
-  if (graph.mlps.some(Boolean)) columns.push("MLP");
+  if (graph.beside.some((names) => names.length)) columns.push("MLP");
   const topLine = 14;
   columns.forEach((text, i) =>
     labels.push(svg("text", { class: "axis column", x: layout.left + layout.cell * (i + 0.5), y: topLine }, text)));
@@ -120,7 +120,7 @@ const nodeElement = (name) => canvas.querySelector(`[data-node="${CSS.escape(nam
 // Which nodes and edges stand out: the selection and its edges, or what the search finds.
 function inFocus() {
   if (view.shown.some((edge) => edge.id === state.edge)) return (edge) => edge.id === state.edge;
-  if (state.node !== null) return (edge) => edge.sender === state.node || edge.node === state.node;
+  if (state.node !== null) return (edge) => edge.sender === state.node || edge.nodes.includes(state.node);
   const query = nameOf(state.query);
   if (query) return (edge) => matches(edge, query);
   return null;
@@ -128,7 +128,7 @@ function inFocus() {
 // What is typed as names are spelt: "9.6" is how the picture labels a9.h6.
 const nameOf = (text) => text.trim().toLowerCase().replace("→", "->").replace(/\s+/g, "").replace(/^(\d+)\.(\d+)$/, "a$1.h$2");
 const matches = (edge, query) =>
-  query.includes("->") ? edge.name.includes(query) : [edge.sender, edge.node, edge.receiver].includes(query) || edge.name.includes(query);
+  query.includes("->") ? edge.name.includes(query) : [edge.sender, ...edge.nodes, edge.receiver].includes(query) || edge.name.includes(query);
 
 function mark() {
   const focus = inFocus();
@@ -137,7 +137,7 @@ function mark() {
   for (const edge of view.shown) {
     if (!focus?.(edge)) continue;
     found.add(edge.id);
-    near.add(edge.sender).add(edge.node);
+    [edge.sender, ...edge.nodes].forEach((node) => near.add(node));
   }
   canvas.classList.toggle("focused", focus !== null);
   for (const group of canvas.querySelectorAll(".edge")) group.classList.toggle("near", found.has(Number(group.dataset.edge)));
@@ -158,7 +158,7 @@ function status(found) {
 }
 
 function degrees(name) {
-  const into = view.shown.filter((edge) => edge.node === name).length;
+  const into = view.shown.filter((edge) => edge.nodes.includes(name)).length;
   const out = view.shown.filter((edge) => edge.sender === name).length;
   return into + out ? `${counted(into, "edge")} in, ${count(out)} out` : "no edge of this circuit";
 }

@@ -53,26 +53,26 @@ function overview() {
 }
 
 function nodeDetails(name) {
-  const into = view.shown.filter((edge) => edge.node === name);
+  const into = view.shown.filter((edge) => edge.nodes.includes(name));
   const out = view.shown.filter((edge) => edge.sender === name);
   const parts = [heading(name, describeNode(name))];
   if (!into.length && !out.length) parts.push(el("p", { class: "empty" }, "No edge of this circuit touches this node."));
-  const titles = { q: "Its query reads", k: "Its key reads", v: "Its value reads", mlp: "Reads", logits: "Reads" };
-  for (const [kind, title] of Object.entries(titles)) {
+  const titles = { q: "Its query reads", k: "Its key reads", v: "Its value reads" };
+  for (const kind of new Set(graph.kinds)) {
     const list = into.filter((edge) => edge.kind === kind);
-    if (list.length) parts.push(el("h3", {}, title), ...edgeList(list, (edge) => edge.sender));
+    if (list.length) parts.push(el("h3", {}, titles[kind] ?? "Reads"), ...edgeList(list, (edge) => edge.sender));
   }
   if (out.length) parts.push(el("h3", {}, "Is read by"), ...edgeList(out, (edge) => edge.receiver));
-  if (hasHeads && HEAD.test(name)) parts.push(el("h3", {}, "Attention pattern"), ...attention(name));
+  if (isHead(name)) parts.push(el("h3", {}, "Attention pattern"), ...attention(name));
   return parts;
 }
 
 function edgeDetails(edge) {
-  const part = { q: "query", k: "key", v: "value", mlp: "input", logits: "input" }[edge.kind];
+  const part = { q: "query", k: "key", v: "value" }[edge.kind] ?? "input";
   const to = (node) => el("button", { type: "button", class: "chip", onclick: () => update({ node, edge: null }) }, node);
   const parts = [
-    heading(arrow(edge), `What ${edge.sender} writes, as the ${part} of ${edge.node} reads it`),
-    el("p", { class: "pair" }, to(edge.sender), "→", to(edge.node)),
+    heading(arrow(edge), `What ${edge.sender} writes, as the ${part} of ${edge.nodes.join(", ")} reads it`),
+    el("p", { class: "pair" }, to(edge.sender), "→", edge.nodes.map(to)),
     el("dl", { class: "pairs" }, el("dt", {}, "Score"), el("dd", {}, signed(edge.score)),
       edge.effects ? [el("dt", {}, "Loss without it"), el("dd", {}, `${signed(edge.effect)} ± ${number(deviation(edge.effects))}`)] : null),
   ];

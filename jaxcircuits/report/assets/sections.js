@@ -92,8 +92,9 @@ function rankingControls() {
 }
 
 function drawLegend() {
-  const words = { ...(hasHeads ? { q: "into queries", k: "into keys", v: "into values", mlp: "into MLPs" } : { mlp: "into units" }), logits: "into logits" };
-  const kinds = Object.entries(words).map(([kind, text]) => el("label", { class: "kind" },
+  const words = { q: "into queries", k: "into keys", v: "into values", mlp: hasHeads ? "into MLPs" : "into units", logits: "into logits" };
+  const shown = [...new Set(graph.kinds)].map((kind) => [kind, words[kind] ?? `into ${kind}`]);
+  const kinds = shown.map(([kind, text]) => el("label", { class: "kind" },
     el("input", { type: "checkbox", checked: state.kinds.has(kind), value: kind, onchange: (event) => {
       const chosen = new Set(state.kinds);
       if (event.target.checked) chosen.add(kind); else chosen.delete(kind);

@@ -3,19 +3,16 @@
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const { graph, circuits, prompts } = data;
-const HEAD = /^a(\d+)\.h(\d+)$/;
-const hasHeads = HEAD.test(graph.rows[0][0]); // or single units
+const isHead = (name) => graph.nodes[name]?.kind === "head";
+const hasHeads = Object.keys(graph.nodes).some(isHead); // or single units
 const MOST_DRAWN = 1000; // edges; more of them are a felt, not a picture
 
-const parseReceiver = (name) => {
-  const head = /^(.+)<([qkv])>$/.exec(name);
-  if (head) return { node: head[1], kind: head[2] };
-  return { node: name, kind: name === "logits" ? "logits" : "mlp" };
-};
 const edges = data.edges.sender.map((sender, id) => {
-  const receiver = graph.receivers[data.edges.receiver[id]];
+  const column = data.edges.receiver[id];
+  const receiver = graph.receivers[column];
   const from = graph.senders[sender];
-  return { id, sender: from, receiver, ...parseReceiver(receiver), name: `${from}->${receiver}` };
+  const nodes = graph.owners[column]; // several where heads share a key or value
+  return { id, sender: from, receiver, nodes, kind: graph.kinds[column], name: `${from}->${receiver}` };
 });
 
 // --- what is chosen ---------------------------------------------------------------------------
@@ -25,7 +22,7 @@ const state = {
   circuit: 0, // which of a sweep's
   best: null, // how many of the best edges, or null: the circuit as it is
   show: "score", // what width and colour stand for: "score" or "effect"
-  kinds: new Set(["q", "k", "v", "mlp", "logits"]),
+  kinds: new Set(graph.kinds),
   node: null,
   edge: null,
   prompt: 0,
@@ -56,7 +53,7 @@ function currentView() {
     return { ...edges[id], score, effects, effect, value: state.show === "effect" && effect !== null ? effect : score };
   });
   const drawn = shown.filter((edge) => state.kinds.has(edge.kind));
-  const nodes = new Set(shown.flatMap((edge) => [edge.sender, edge.node]));
+  const nodes = new Set(shown.flatMap((edge) => [edge.sender, ...edge.nodes]));
   return { circuit, shown, drawn, nodes, most: Math.max(...shown.map((edge) => Math.abs(edge.value)), 0) };
 }
 const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
@@ -83,11 +80,10 @@ const counted = (value, word) => `${count(value)} ${word}${value === 1 ? "" : "s
 const arrow = (edge) => `${edge.sender} → ${edge.receiver}`;
 const describeNode = (name) => {
   if (name === "logits") return "the model's output";
-  if (!hasHeads) return graph.embeddings.includes(name) ? "an input" : `unit of layer ${graph.rows.findIndex((row) => row.includes(name))}`;
-  const head = HEAD.exec(name);
-  if (head) return `attention head ${head[2]} of layer ${head[1]}`;
-  if (/^m\d+$/.test(name)) return `MLP of layer ${name.slice(1)}`;
-  return "the token and position embeddings";
+  const { kind, layer, index } = graph.nodes[name];
+  if (kind === "embedding") return hasHeads ? "the token and position embeddings" : "an input";
+  if (kind === "head") return `attention head ${index} of layer ${layer}`;
+  return `${kind === "mlp" ? "MLP" : kind} of layer ${layer}`;
 };
 const spread = (effects) => `${signed(Math.min(...effects))} to ${signed(Math.max(...effects))}`;
 

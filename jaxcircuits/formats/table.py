@@ -1,0 +1,72 @@
+"""What a table of tensors is made of, and how the values of a config are checked."""
+
+import dataclasses
+import types
+import typing
+from typing import Any
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One tensor of the checkpoint: `tensor.reshape(split).transpose(order)` holds the model's fields.
+
+    `fields`: where in the model; with three, the leading axis is q, k, v. `{}` in the name: one tensor a layer.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    fields: tuple[str, ...]
+    split: tuple[int, ...] | None = None
+    order: tuple[int, ...] | None = None
+
+    def to_fields(self, tensor: np.ndarray) -> list[np.ndarray]:
+        tensor = tensor.reshape(self.split or self.shape)
+        tensor = tensor if self.order is None else tensor.transpose(self.order)
+        return [tensor] if len(self.fields) == 1 else list(tensor)
+
+    def from_fields(self, fields: list[np.ndarray]) -> np.ndarray:
+        tensor = fields[0] if len(fields) == 1 else np.stack(fields)
+        tensor = tensor if self.order is None else tensor.transpose(np.argsort(self.order))
+        return np.ascontiguousarray(tensor.reshape(self.shape))
+
+
+def fill(config: type, values: dict[str, Any]) -> Any:
+    """A config of those values that are its fields; the others have been checked.
+
+    Raises ValueError, naming the key, for a value of another type than its field's.
+    """
+    kinds, fields = typing.get_type_hints(config), dataclasses.fields(config)
+    values = {field.name: values[field.name] for field in fields if field.name in values}
+    for field in fields:
+        value, wanted = values.get(field.name, field.default), kinds[field.name]
+        if value is dataclasses.MISSING:
+            raise ValueError(f"misses {field.name}, which has no default")
+        if field.name in values and not is_like(value, wanted):
+            default = "" if field.default is dataclasses.MISSING else f" like {field.default!r}"
+            raise ValueError(f"{field.name} = {value!r} is not supported; expected a value{default}")
+        if type(value) is int and not is_int(wanted):
+            values[field.name] = float(value)
+    return config(**values)
+
+
+def is_int(wanted: Any) -> bool:
+    """Whether a field holds whole numbers."""
+    return int in (wanted, *typing.get_args(wanted))
+
+
+def is_like(value: Any, wanted: Any) -> bool:
+    """Whether a value has a field's type; a float may be whole."""
+    if isinstance(wanted, types.UnionType):
+        return any(is_like(value, kind) for kind in typing.get_args(wanted))
+    if typing.get_origin(wanted) is tuple:
+        return isinstance(value, tuple) and all(isinstance(name, str) for name in value)
+    return type(value) is wanted or (wanted is float and type(value) is int)
+
+
+def check_fixed(values: dict[str, Any], fixed: dict[str, tuple[Any, ...]]) -> None:
+    """Raises ValueError for a key that is supported at other values only."""
+    for key, allowed in fixed.items():
+        if key in values and values[key] not in allowed:
+            raise ValueError(f"{key} = {values[key]!r} is not supported; expected {allowed[0]!r}")

@@ -1,0 +1,106 @@
+"""What stands around every prompt: the BOS token, and the turns of a chat."""
+
+import dataclasses
+from typing import Any, TypeVar
+
+import numpy as np
+
+Pairs = TypeVar("Pairs")
+PROMPT = "{prompt}"
+MARK = "\u2042PROMPT\u2042"
+"""What stands for the prompt while the chat template is filled in."""
+
+
+def framed(pairs: Pairs, tokenizer: Any, *, bos: bool | None = None, template: str | None = None) -> Pairs:
+    """`PromptPairs` with token ids put in front of every prompt and behind it; answers and positions move along.
+
+    - `bos`: whether prompts begin with the tokenizer's BOS token; None: as the tokenizer itself, or the chat template,
+      begins a text. Prompts that begin with it already get no second one.
+    - `template`: what the user says in the tokenizer's chat template. With `{prompt}` in it the prompt is part of that
+      turn, and the answer is read where the assistant's turn begins; without, the prompt begins the assistant's turn,
+      and the answer is read at its end.
+
+    Raises ValueError for a tokenizer without BOS token or chat template, and for prompts whose tokens are not the same
+    inside the template.
+    """
+    head, tail = ([], []) if template is None else _turns(pairs, tokenizer, template)
+    first = getattr(tokenizer, "bos_token_id", None)
+    if bos and first is None:
+        raise ValueError("bos: the model's tokenizer has no BOS token")
+    begins = bool(head) and head[0] == first
+    if bos is False and begins:
+        head = head[1:]
+    wanted = (template is None and begins_texts_with_bos(tokenizer)) if bos is None else bos
+    if wanted and first is not None and not begins and (head or not _all_begin_with(pairs, first)):
+        head = [first, *head]
+    return _around(pairs, head, tail) if head or tail else pairs
+
+
+def begins_texts_with_bos(tokenizer: Any) -> bool:
+    """Whether the tokenizer puts its BOS token in front of a text."""
+    first = getattr(tokenizer, "bos_token_id", None)
+    return first is not None and list(tokenizer.encode("a"))[:1] == [first]
+
+
+def _all_begin_with(pairs: Any, token: int) -> bool:
+    return bool((pairs.clean[:, 0] == token).all() and (pairs.corrupt[:, 0] == token).all())
+
+
+def _turns(pairs: Any, tokenizer: Any, template: str) -> tuple[list[int], list[int]]:
+    """Token ids before and after the prompt in the chat template."""
+    if getattr(tokenizer, "chat_template", None) is None:
+        raise ValueError("template: the model's tokenizer has no chat template")
+    in_user_turn = PROMPT in template
+    messages = [{"role": "user", "content": template.replace(PROMPT, MARK)}]
+    if not in_user_turn:
+        messages.append({"role": "assistant", "content": MARK})
+    ends = {"add_generation_prompt": True} if in_user_turn else {"continue_final_message": True}
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, **ends)
+    except Exception as error:  # a template is a program of the checkpoint's, which may raise anything
+        raise ValueError(f"template: the tokenizer's chat template cannot be filled in: {error}") from None
+    if text.count(MARK) != 1:
+        raise ValueError(
+            f"template: the tokenizer's chat template has the prompt {text.count(MARK)} times, expected one"
+        )
+    before, after = text.split(MARK)
+    head, tail = (_ids(tokenizer, part) for part in (before, after))
+    for name in ("clean", "corrupt"):
+        for row, (ids, length) in enumerate(zip(getattr(pairs, name).tolist(), pairs.length, strict=True)):
+            prompt = tokenizer.decode(ids[:length])
+            if _ids(tokenizer, before + prompt + after) != [*head, *ids[:length], *tail]:
+                raise ValueError(
+                    f"template: the {name} prompt {row}, {prompt!r}, has other tokens in the chat template than alone; "
+                    "is there a space before or after {prompt}, where a line break would do?"
+                )
+    return head, tail
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer.encode(text, add_special_tokens=False)) if text else []
+
+
+def _around(pairs: Any, head: list[int], tail: list[int]) -> Any:
+    """Prompts between tokens; what is said of positions moves by as many as there are in front."""
+    batch, width = pairs.clean.shape
+    start, wider = len(head), len(head) + width + len(tail)
+
+    def moved(values: np.ndarray, fill: Any) -> np.ndarray:
+        result = np.full((batch, wider, *values.shape[2:]), fill, values.dtype)
+        result[:, start : start + width] = values
+        return result
+
+    changed: dict[str, Any] = {"length": pairs.length + start + len(tail)}
+    if pairs.positions is not None:
+        changed["positions"] = moved(pairs.positions, False)
+    for name in ("clean", "corrupt"):
+        tokens = moved(getattr(pairs, name), 0)
+        tokens[:, :start] = head
+        for row, length in zip(tokens, pairs.length, strict=True):
+            row[start + length : start + length + len(tail)] = tail
+        changed[name] = tokens
+    for name, fill in (("answer", -1), ("wrong", -1), ("target", 0)):
+        values = getattr(pairs, name)
+        if values is not None and values.ndim == 3:
+            changed[name] = moved(values, fill)
+    return dataclasses.replace(pairs, **changed)

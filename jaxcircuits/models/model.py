@@ -1,0 +1,238 @@
+"""What a model is: what each receiver makes of what it reads, and what each node writes. Everything else is derived.
+
+An architecture is one class with a `layout` and five functions of ONE prompt (`jax.vmap` goes outside):
+
+- `embeddings(tokens)`: what the senders before the first layer write.
+- `read(port, layer, index, x, at)`: what a receiver computes of what it reads, `x`, at the positions `at`.
+- `write(kind, layer, index, ys, at)`: what a node writes at the positions `at`, from what its receivers computed.
+- `constant(layer, moment)`: what is added to the stream after a moment and belongs to no node (output biases).
+- `unembed(x, columns)`: what `logits` reads to logits.
+
+Layers and indices are traced: weights are stacked over layers, and one compiled body serves all of them. The derived
+runs are in `runs.py`, `slopes.py` and `displaced.py`.
+"""
+
+import functools
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+from jaxtyping import Array, Float, Int
+
+from ..graph import Graph
+from ..layout import Layout
+from ..types import NodeMask, PositionedMask, ReceiverValues, SenderValues, Tokens
+from . import displaced, runs, slopes
+
+Index = Int[Array, ""]
+Indices = Int[Array, "*node"]
+Positions = Int[Array, " at"]
+
+
+class AbstractModel(eqx.Module):
+    """Any architecture. `precision` is JAX's matmul precision for every contraction: "highest" is full float32 on any
+    device, where JAX's own default would be bfloat16 (TPU) or TF32 (recent GPUs).
+    """
+
+    precision: str = eqx.field(static=True, default="highest", kw_only=True)
+
+    # --- what an architecture says -------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def layout(self) -> Layout:
+        """Its units."""
+
+    @property
+    @abstractmethod
+    def vocab_size(self) -> int:
+        """Different tokens."""
+
+    @property
+    @abstractmethod
+    def max_positions(self) -> int:
+        """Tokens in the longest prompt."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> Any:
+        """Of weights and activations."""
+
+    @abstractmethod
+    def embeddings(self, tokens: Tokens) -> Float[Array, "embedding position width"]:
+        """What the senders `layout.embeddings` write."""
+
+    @abstractmethod
+    def read(
+        self, port: str, layer: Index, index: Index, x: Float[Array, "at width"], at: Positions
+    ) -> Float[Array, "at *features"]:
+        """What one receiver computes of what it reads at the positions `at`."""
+
+    @abstractmethod
+    def write(
+        self, kind: str, layer: Index, index: Indices, ys: tuple[Float[Array, "..."], ...], at: Positions
+    ) -> Float[Array, "*node at width"]:
+        """What one node writes at the positions `at`; of joint nodes, what all of them write.
+
+        - `ys`: what its receivers computed, in the order of the layout: [at, ...] of local ports, [position, ...] of
+          others. Of joint nodes they have a leading axis, the node, and `index` is that of every node.
+        """
+
+    @abstractmethod
+    def constant(self, layer: Index, moment: int) -> Float[Array, " width"] | None:
+        """What belongs to no node and is added after a moment; None: nothing."""
+
+    @abstractmethod
+    def unembed(
+        self, residual: Float[Array, "*positions width"], columns: Int[Array, " vocab"] | None = None
+    ) -> Float[Array, "*positions output"]:
+        """Logits of the value that the receiver `logits` reads: all of them, or those in `columns` alone."""
+
+    @property
+    def has_slopes(self) -> bool:
+        """Whether outputs have gradients: steps have none."""
+        return True
+
+    @property
+    def has_patterns(self) -> bool:
+        """Whether its heads are attention whose pattern `pattern` tells."""
+        return False
+
+    def pattern(
+        self, layer: Index, index: Indices, ys: tuple[Float[Array, "..."], ...]
+    ) -> Float[Array, "*node position position"]:
+        """How much each position reads of each earlier one, in one head whose receivers computed `ys`.
+
+        Of joint heads `ys` and patterns have a leading axis, as in `write`.
+        """
+        raise ValueError(f"{type(self).__name__} has no attention patterns")
+
+    # --- what follows from it ------------------------------------------------------------------
+
+    @property
+    def graph(self) -> Graph:
+        return _graph_of(self.layout)
+
+    def __call__(
+        self, tokens: Tokens, mask: PositionedMask | None = None, reference: SenderValues | None = None
+    ) -> Float[Array, "position output"]:
+        """Logits at every position.
+
+        - `mask`: the circuit, [sender, receiver] or [sender, receiver, position]; None runs the whole model.
+        - `reference`: what absent edges carry; needed with a mask.
+        """
+        return self.unembed(self.residual(tokens, mask, reference))
+
+    def residual(
+        self, tokens: Tokens, mask: PositionedMask | None = None, reference: SenderValues | None = None
+    ) -> Float[Array, "position width"]:
+        """The value that the receiver `logits` reads: of the whole model, or of the circuit `mask`."""
+        if mask is None:
+            with jax.default_matmul_precision(self.precision):
+                return runs.residual(self, tokens)
+        if reference is None:
+            raise ValueError("a mask needs reference values: what absent edges carry, [sender, position, width]")
+        return self.masked_run(tokens, mask, reference)[0]
+
+    def masked_run(
+        self, tokens: Tokens, mask: PositionedMask, reference: SenderValues, offsets: ReceiverValues | None = None
+    ) -> tuple[Float[Array, "position width"], SenderValues]:
+        """The circuit's `residual`, and what its nodes wrote minus the reference (`delta`).
+
+        `offsets` are added to what each receiver reads: their gradients give those of every edge,
+        `df/dmask_sr = <delta_s, df/doffset_r>`.
+        """
+        with jax.default_matmul_precision(self.precision):
+            return runs.masked(self, tokens, mask, reference, offsets)
+
+    def sender_values(self, tokens: Tokens) -> SenderValues:
+        """What every node of the clean run writes to the residual stream, in the order of `graph.senders`."""
+        with jax.default_matmul_precision(self.precision):
+            return runs.recorded(self, tokens)[1]
+
+    def receiver_streams(self, tokens: Tokens) -> Float[Array, "moment position width"]:
+        """What the receivers of every moment of the clean run read; last what `logits` reads."""
+        with jax.default_matmul_precision(self.precision):
+            return runs.recorded(self, tokens)[0]
+
+    def attention_patterns(self, tokens: Tokens) -> Float[Array, "layer head position position"]:
+        """How much each position of the clean run reads of each earlier one, in every head."""
+        with jax.default_matmul_precision(self.precision):
+            return runs.patterns(self, tokens)
+
+    def node_run(
+        self, tokens: Tokens, node_mask: NodeMask, reference: runs.NodeValues | None = None
+    ) -> Float[Array, "position width"]:
+        """The value that `logits` reads when what every receiver computes is `z y + (1 - z) y_ref`.
+
+        - `node_mask`: z of every query, key, value and MLP output, in the order of `graph.receivers` without `logits`.
+        - `reference`: y_ref, as `node_values` gives it; None: zero, so that the mask multiplies.
+        """
+        with jax.default_matmul_precision(self.precision):
+            return runs.node_run(self, tokens, node_mask, reference)
+
+    def node_values(self, reference: SenderValues) -> runs.NodeValues:
+        """What receivers compute when all that they read are `reference` values of the senders.
+
+        From the senders' values of a run these are that run's.
+        """
+        with jax.default_matmul_precision(self.precision):
+            return runs.node_values(self, reference)
+
+    def receiver_slopes(
+        self,
+        tokens: Tokens,
+        score: Callable[[Float[Array, "position width"]], Float[Array, ""]],
+        held: slopes.Held | None = None,
+    ) -> tuple[SenderValues, ReceiverValues]:
+        """What every node of the clean run writes, and the gradient of `score(residual)` at every receiver's input.
+
+        `held`: senders that write given constants instead, which no gradient passes.
+        """
+        with jax.default_matmul_precision(self.precision):
+            return slopes.receiver_slopes(self, tokens, score, held)
+
+    def place(self, receiver: int) -> displaced.Place:
+        """Where a mask's column reads."""
+        return displaced.place_of(self.graph, receiver)
+
+    def displaced_residual(
+        self,
+        place: displaced.Place,
+        streams: Float[Array, "moment position width"],
+        written: SenderValues,
+        offset: Float[Array, "position width"],
+    ) -> Float[Array, "position width"]:
+        """What `logits` reads in the clean run whose receiver at `place` reads `offset` more.
+
+        - `streams`, `written`: of the clean run, as `receiver_streams` and `sender_values` give them.
+        """
+        with jax.default_matmul_precision(self.precision):
+            return displaced.displaced_residual(self, place, streams, written, offset)
+
+    def residual_from(self, x: Float[Array, "position width"], moment: Index) -> Float[Array, "position width"]:
+        """What `logits` reads in the plain run that reads `x` at a (traced) moment."""
+        with jax.default_matmul_precision(self.precision):
+            return displaced.residual_from(self, x, moment)
+
+    def change_effects(
+        self,
+        place: displaced.Place,
+        x: Float[Array, "position width"],
+        changes: Float[Array, "change position width"],
+        slopes: Float[Array, "run position width"],
+    ) -> Float[Array, "run change"]:
+        """To first order in what is written, what each change of what the receiver at `place` reads does.
+
+        - `x`: what it reads. `slopes`: gradients of several runs at what its node writes. The node is recomputed, not
+          linearised.
+        """
+        with jax.default_matmul_precision(self.precision):
+            return displaced.change_effects(self, place, x, changes, slopes)
+
+
+@functools.lru_cache(maxsize=64)
+def _graph_of(layout: Layout) -> Graph:
+    return Graph(layout)

@@ -1,0 +1,90 @@
+"""OLMo 2: norms after attention and MLP, and of all queries and all keys of a layer together.
+
+Heads meet in these norms, so they are joint: a query or key is what one head or group projects, its norm and its turn
+belong to what the heads write. What a head writes is its share of the normed sum, under the run's own scale.
+"""
+
+import dataclasses
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
+
+from .. import layout
+from ..layout import Layout, Stack
+from . import parts
+from .decoder import Block, Decoder, DecoderConfig, Draw
+from .model import Index, Indices, Positions
+from .parts import RMSNorm
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Olmo2Config(DecoderConfig):
+    """Sizes and choices of an OLMo 2. Raises ValueError for an unsupported value."""
+
+    vocab_size: int = 50304
+    rms_norm_eps: float = 1e-5
+
+
+class Olmo2(Decoder):
+    """An OLMo 2 on one prompt."""
+
+    config: Olmo2Config = eqx.field(static=True)
+
+    @classmethod
+    def random(cls, config: Olmo2Config, key: PRNGKeyArray, dtype: DTypeLike = jnp.float32) -> "Olmo2":
+        """Weights drawn as before training."""
+        draw, layers, width = Draw(config, key, dtype), config.num_hidden_layers, config.hidden_size
+        norms = (draw.rms_norm(layers, n, config.head_width) for n in (config.num_attention_heads, config.num_groups))
+        query_norm, key_norm = norms
+        return cls(
+            token_embedding=draw.embedding(),
+            blocks=Block(
+                dataclasses.replace(draw.attention(), query_norm=query_norm, key_norm=key_norm),
+                draw.gated_mlp(),
+                attention_post_norm=draw.rms_norm(layers, width),
+                mlp_post_norm=draw.rms_norm(layers, width),
+            ),
+            final_norm=draw.rms_norm(width),
+            unembedding=draw.unembedding(),
+            config=config,
+        )
+
+    @property
+    def layout(self) -> Layout:
+        heads = layout.heads(self.config.num_attention_heads, self.config.num_groups, is_joint=True)
+        return Layout(("input",), (Stack(self.config.num_hidden_layers, (heads, layout.mlp())),))
+
+    def read(
+        self, port: str, layer: Index, index: Index, x: Float[Array, "at width"], at: Positions
+    ) -> Float[Array, "at features"]:
+        """A head's queries, a group's keys or values, before norms; what an MLP writes."""
+        block = parts.of_layer(self.blocks, layer)
+        if port == "m":
+            return parts.normed(block.mlp_post_norm, block.mlp(x))
+        return block.attention.project(port, index, x)
+
+    def write(
+        self, kind: str, layer: Index, index: Indices, ys: tuple[Array, ...], at: Positions
+    ) -> Float[Array, "*head at width"]:
+        """What all heads of a layer write; what an MLP writes."""
+        if kind == "mlp":
+            return ys[0]
+        rows = self.attention(layer, ys, at) @ ys[2] @ self.blocks.attention.output[layer]
+        return parts.of_layer(self.blocks.attention_post_norm, layer).shares(rows)
+
+    def attention(self, layer: Index, ys: tuple[Array, ...], at: Positions) -> Float[Array, "head at position"]:
+        """How much the positions `at` read of each, in all heads."""
+        norms, everywhere = self.blocks.attention, jnp.arange(ys[1].shape[1], dtype=jnp.int32)
+        turned = (
+            jax.vmap(lambda y, at=at: self.config.rotation(layer, y, at))(_normed(parts.of_layer(norm, layer), y))
+            for norm, y, at in ((norms.query_norm, ys[0], at), (norms.key_norm, ys[1], everywhere))
+        )
+        return jax.vmap(lambda q, k: self.scores_to_pattern(layer, q @ k.T / self.config.head_width**0.5, at))(*turned)
+
+
+def _normed(norm: RMSNorm, ys: Float[Array, "head position key"]) -> Float[Array, "head position key"]:
+    """Queries or keys of all heads after one norm of all; heads of a group have equal keys, so these count alike."""
+    scale = jax.lax.rsqrt((ys**2).mean((0, 2), keepdims=True) + norm.epsilon)
+    return ys * scale * jnp.repeat(norm.weight, len(ys) // len(norm.weight), axis=0)[:, None]

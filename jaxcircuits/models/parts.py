@@ -1,0 +1,153 @@
+"""Norms, MLPs, rotations and attention patterns that architectures share; parameters may be stacked over layers."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+ACTIVATIONS: dict[str, Callable] = {
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_new": jax.nn.gelu,
+    "gelu_fast": jax.nn.gelu,
+    "gelu_pytorch_tanh": jax.nn.gelu,
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "relu": jax.nn.relu,
+    "relu2": lambda x: jax.nn.relu(x) ** 2,
+    "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
+    "sigmoid": jax.nn.sigmoid,
+    "tanh": jnp.tanh,
+    "linear": lambda x: x,
+}
+
+
+class LayerNorm(eqx.Module):
+    """`(x - mean) / sqrt(var + epsilon) * weight + bias`, of one vector."""
+
+    weight: Float[Array, "*layer width"]
+    bias: Float[Array, "*layer width"]
+    epsilon: float = eqx.field(static=True)
+
+    def __call__(self, x: Float[Array, " width"]) -> Float[Array, " width"]:
+        centred = x - x.mean()
+        return centred * jax.lax.rsqrt((centred**2).mean() + self.epsilon) * self.weight + self.bias
+
+
+class RMSNorm(eqx.Module):
+    """`x / sqrt(mean of x^2 + epsilon) * (offset + weight)`, of one vector."""
+
+    weight: Float[Array, "*layer width"]
+    epsilon: float = eqx.field(static=True)
+    offset: float = eqx.field(static=True, default=0.0)
+
+    def __call__(self, x: Float[Array, " width"]) -> Float[Array, " width"]:
+        return x * jax.lax.rsqrt((x**2).mean() + self.epsilon) * (self.offset + self.weight)
+
+    def shares(self, rows: Float[Array, "head at width"]) -> Float[Array, "head at width"]:
+        """What each row is of the norm of their sum: they add up to it, under the sum's own scale."""
+        scale = jax.lax.rsqrt((rows.sum(0) ** 2).mean(-1, keepdims=True) + self.epsilon)
+        return rows * (scale * (self.offset + self.weight)[None])[None]
+
+
+Norm = LayerNorm | RMSNorm
+
+
+def normed(norm: Norm | None, x: Float[Array, "*inputs width"]) -> Float[Array, "*inputs width"]:
+    """Every vector of `x` after a norm; without one, as it is."""
+    return x if norm is None else jnp.vectorize(norm, signature="(d)->(d)")(x)
+
+
+def of_layer(part: Any, layer: Int[Array, ""]) -> Any:
+    """One layer of stacked parameters."""
+    return jax.tree.map(lambda leaf: leaf[layer], part)
+
+
+def affine(
+    x: Float[Array, "position width"], weight: Float[Array, "width features"], bias: Float[Array, " features"] | None
+) -> Float[Array, "position features"]:
+    """`x W + b`; without a bias `x W`."""
+    return x @ weight if bias is None else x @ weight + bias[None]
+
+
+class Attention(eqx.Module):
+    """Projections of the heads of all layers; keys and values may be those of groups of heads.
+
+    Norms, where there are some, are of what queries and keys project.
+    """
+
+    query: Float[Array, "*layer head width key"]
+    key: Float[Array, "*layer group width key"]
+    value: Float[Array, "*layer group width key"]
+    output: Float[Array, "*layer head key width"]
+    query_bias: Float[Array, "*layer head key"] | None = None
+    key_bias: Float[Array, "*layer group key"] | None = None
+    value_bias: Float[Array, "*layer group key"] | None = None
+    output_bias: Float[Array, "*layer width"] | None = None
+    query_norm: RMSNorm | None = None
+    key_norm: RMSNorm | None = None
+
+    def normed(self, port: str, y: Float[Array, "at key"]) -> Float[Array, "at key"]:
+        """Queries or keys after their norm, if there is one."""
+        return normed({"q": self.query_norm, "k": self.key_norm}[port], y)
+
+    def project(self, port: str, index: Int[Array, ""], x: Float[Array, "at width"]) -> Float[Array, "at key"]:
+        """The queries, keys or values of one head or group, of one layer's projections."""
+        name = {"q": "query", "k": "key", "v": "value"}[port]
+        bias = getattr(self, f"{name}_bias")
+        return affine(x, getattr(self, name)[index], None if bias is None else bias[index])
+
+
+class MLP(eqx.Module):
+    """`activation(x W_in + b_in) W_out + b_out`."""
+
+    w_in: Float[Array, "*layer width neuron"]
+    b_in: Float[Array, "*layer neuron"]
+    w_out: Float[Array, "*layer neuron width"]
+    b_out: Float[Array, "*layer width"]
+    activation: str = eqx.field(static=True)
+
+    def __call__(self, x: Float[Array, "position width"]) -> Float[Array, "position width"]:
+        return ACTIVATIONS[self.activation](x @ self.w_in + self.b_in[None]) @ self.w_out + self.b_out[None]
+
+
+class GatedMLP(eqx.Module):
+    """`(activation(x W_gate) * x W_up) W_down`, each with a bias or without."""
+
+    gate: Float[Array, "*layer width neuron"]
+    up: Float[Array, "*layer width neuron"]
+    down: Float[Array, "*layer neuron width"]
+    gate_bias: Float[Array, "*layer neuron"] | None
+    up_bias: Float[Array, "*layer neuron"] | None
+    down_bias: Float[Array, "*layer width"] | None
+    activation: str = eqx.field(static=True)
+
+    def __call__(self, x: Float[Array, "position width"]) -> Float[Array, "position width"]:
+        gate = ACTIVATIONS[self.activation](affine(x, self.gate, self.gate_bias))
+        return affine(gate * affine(x, self.up, self.up_bias), self.down, self.down_bias)
+
+
+def attention_pattern(
+    scores: Float[Array, "query position"],
+    at: Int[Array, " query"],
+    *,
+    causal: bool = True,
+    window: Int[Array, ""] | None = None,
+) -> Float[Array, "query position"]:
+    """How much the queries at the positions `at` read of each position.
+
+    In causal attention none that comes later; in a window the last so many alone, their own included.
+    """
+    back = at[:, None] - jnp.arange(scores.shape[-1], dtype=at.dtype)[None]
+    seen = jnp.ones_like(back, bool) if window is None else back < window
+    if causal:
+        seen &= back >= 0
+    return jax.nn.softmax(jnp.where(seen, scores, jnp.finfo(scores.dtype).min), axis=-1)
+
+
+def capped(scores: Float[Array, "*shape"], cap: float | None) -> Float[Array, "*shape"]:
+    """`cap tanh(scores / cap)`: none beyond the cap; None leaves them as they are."""
+    return scores if cap is None else cap * jnp.tanh(scores / cap)

@@ -1,0 +1,250 @@
+"""The runs of any model, derived from what its receivers and nodes compute: plain, recorded, masked, with node masks.
+
+The masked forward. With `z_s` what sender s writes, `ref_s` what it wrote in the reference run and `mask_sr`
+the edge, receiver r reads
+
+    x_r = constants + sum_s [ mask_sr z_s + (1 - mask_sr) ref_s ]
+        = base      + sum_s   mask_sr (z_s - ref_s),       base = constants + sum_s ref_s
+
+so one buffer `delta[sender] = z - ref`, zero until its row is written, and one running sum `base` are all that
+the layers hand on. Rows not yet written are zero, hence mask entries that are no edge have no effect. A mask may have a
+third axis, position: `mask_srt`, with which position t of receiver r reads sender s.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from ..layout import Layout, Moment, Stack
+from ..types import NodeMask, PositionedMask, ReceiverValues, SenderValues, Tokens
+
+Computed = dict[str, Array]
+"""What the receivers of a moment compute: of each port [receiver, position, ...]."""
+
+NodeValues = tuple[tuple[Computed, ...], ...]
+"""`Computed` of all layers [layer, receiver, position, ...]: of each stack, of each moment."""
+
+Layer = Int[Array, ""]
+
+
+# --- one moment of one layer ---------------------------------------------------------------------
+
+
+def positions_of(x: Float[Array, "*_ position width"]) -> Int[Array, " position"]:
+    """All positions of a prompt."""
+    return jnp.arange(x.shape[-2], dtype=jnp.int32)
+
+
+def computed(model: Any, moment: Moment, layer: Layer, x: Float[Array, "*receiver position width"]) -> Computed:
+    """What receivers compute; `x` is the same for all of them, or one a receiver."""
+    at, ys, first = positions_of(x), {}, 0
+    for port in moment.ports:
+        own = x if x.ndim == 2 else x[first : first + port.count]
+        run = partial(_read, model, port.name, layer, at)
+        ys[port.name] = jax.vmap(run, (0, None if x.ndim == 2 else 0))(_numbers(port.count), own)
+        first += port.count
+    return ys
+
+
+def _read(model: Any, port: str, layer: Layer, at: Array, index: Array, x: Array) -> Array:
+    return model.read(port, layer, index, x, at)
+
+
+def written(
+    model: Any, moment: Moment, layer: Layer, ys: Computed, at: Int[Array, " position"]
+) -> Float[Array, "sender position width"]:
+    """What all nodes of the moment write."""
+    rows = []
+    for nodes in moment.nodes:
+        own = tuple(ys[port][np.array(inputs)] for port, inputs in nodes.inputs)
+        if nodes.is_joint:
+            rows.append(model.write(nodes.kind, layer, _numbers(nodes.count), own, at))
+        else:
+            run = lambda index, *ys, kind=nodes.kind: model.write(kind, layer, index, ys, at)  # noqa: E731
+            rows.append(jax.vmap(run)(_numbers(nodes.count), *own))
+    return rows[0] if len(rows) == 1 else jnp.concatenate(rows)
+
+
+def _numbers(count: int) -> Int[Array, " _"]:
+    return jnp.arange(count, dtype=jnp.int32)
+
+
+def plus_constant(model: Any, x: Float[Array, "position width"], layer: Layer, moment: int) -> Array:
+    """`x` with what belongs to no node."""
+    constant = model.constant(layer, moment)
+    return x if constant is None else x + constant[None]
+
+
+def after(model: Any, stack: Stack, number: int, layer: Layer, x: Float[Array, "position width"]) -> Array:
+    """The stream after a moment whose receivers all read `x`."""
+    moment = stack.moments[number]
+    rows = written(model, moment, layer, computed(model, moment, layer, x), positions_of(x))
+    return plus_constant(model, x + rows.sum(0), layer, number)
+
+
+# --- all layers ----------------------------------------------------------------------------------
+
+
+def over_layers(layout: Layout, step: Callable, carry: Any, xs: Sequence[Any]) -> tuple[Any, list[Any]]:
+    """`jax.lax.scan` of `step(stack, carry, (layer, x))` over the layers of each stack; `xs`: of each stack."""
+    outputs, first = [], 0
+    for stack, own in zip(layout.stacks, xs, strict=True):
+        layers = jnp.arange(first, first + stack.layers, dtype=jnp.int32)
+        carry, output = jax.lax.scan(partial(step, stack), carry, (layers, own))
+        outputs.append(output)
+        first += stack.layers
+    return carry, outputs
+
+
+def nothing(layout: Layout) -> list[None]:
+    """`xs` of layers that take none."""
+    return [None] * len(layout.stacks)
+
+
+def split(layout: Layout, x: Array, of: str) -> list[tuple[Array, ...]]:
+    """Rows in graph order to [layer, own, ...] of each moment of each stack; `of`: "num_senders" or "num_receivers".
+
+    Embeddings and `logits` are left out before.
+    """
+    parts, first = [], 0
+    for stack in layout.stacks:
+        sizes = [getattr(moment, of) for moment in stack.moments]
+        rows = x[first : first + stack.layers * sum(sizes)].reshape(stack.layers, sum(sizes), *x.shape[1:])
+        parts.append(tuple(jnp.split(rows, np.cumsum(sizes)[:-1].tolist(), axis=1)))
+        first += stack.layers * sum(sizes)
+    return parts
+
+
+def joined(parts: Sequence[Array]) -> Float[Array, "_ position width"]:
+    """What each stack's scan gave of its layers, [layer, own, position, width], as rows in graph order."""
+    return jnp.concatenate([part.reshape(-1, *part.shape[2:]) for part in parts])
+
+
+def residual(model: Any, tokens: Tokens) -> Float[Array, "position width"]:
+    """What `logits` reads in the clean run."""
+
+    def step(stack, x, inputs):
+        for number in range(len(stack.moments)):
+            x = after(model, stack, number, inputs[0], x)
+        return x, None
+
+    layout = model.layout
+    return over_layers(layout, step, model.embeddings(tokens).sum(0), nothing(layout))[0]
+
+
+def recorded(model: Any, tokens: Tokens) -> tuple[Float[Array, "moment position width"], SenderValues]:
+    """What each moment of the clean run reads (last `logits`), and what every node writes."""
+    embeddings = model.embeddings(tokens)
+
+    def step(stack, x, inputs):
+        streams, rows = [], []
+        for number, moment in enumerate(stack.moments):
+            streams.append(x)
+            rows.append(written(model, moment, inputs[0], computed(model, moment, inputs[0], x), positions_of(x)))
+            x = plus_constant(model, x + rows[-1].sum(0), inputs[0], number)
+        return x, (jnp.stack(streams), jnp.concatenate(rows))
+
+    last, outputs = over_layers(model.layout, step, embeddings.sum(0), nothing(model.layout))
+    streams, rows = zip(*outputs, strict=True)
+    return jnp.concatenate([joined(streams), last[None]]), jnp.concatenate([embeddings, joined(rows)])
+
+
+def masked(
+    model: Any, tokens: Tokens, mask: PositionedMask, reference: SenderValues, offsets: ReceiverValues | None
+) -> tuple[Float[Array, "position width"], SenderValues]:
+    """What `logits` reads in a circuit, and what its nodes wrote minus the reference."""
+    layout, embeddings = model.layout, model.embeddings(tokens)
+    first = len(embeddings)
+    at = positions_of(reference)
+    masks = split(layout, jnp.moveaxis(mask[:, :-1], 0, 1), "num_receivers")
+    references = split(layout, reference[first:], "num_senders")
+    moved = nothing(layout) if offsets is None else split(layout, offsets[:-1], "num_receivers")
+
+    def step(stack, carry, inputs):
+        base, delta, row = carry
+        layer, (masks, references, moved) = inputs
+        for number, moment in enumerate(stack.moments):
+            x = base[None] + jnp.einsum("rs...,s...d->r...d", masks[number], delta)
+            x = x if moved is None else x + moved[number]
+            new = written(model, moment, layer, computed(model, moment, layer, x), at)
+            delta = jax.lax.dynamic_update_slice_in_dim(delta, new - references[number], row, 0)
+            base = plus_constant(model, base + references[number].sum(0), layer, number)
+            row = row + moment.num_senders
+        return (base, delta, row), None
+
+    delta = jnp.zeros_like(reference).at[:first].set(embeddings - reference[:first])
+    start = reference[:first].sum(0), delta, jnp.int32(first)
+    (base, delta, _), _ = over_layers(layout, step, start, list(zip(masks, references, moved, strict=True)))
+    x = base + jnp.einsum("s...,s...d->...d", mask[:, -1], delta)
+    return x if offsets is None else x + offsets[-1], delta
+
+
+# --- masks of nodes ------------------------------------------------------------------------------
+
+
+def node_run(
+    model: Any, tokens: Tokens, node_mask: NodeMask, reference: NodeValues | None
+) -> Float[Array, "position width"]:
+    """What `logits` reads when what every receiver computes is `z y + (1 - z) y_ref`; without reference `z y`."""
+    layout = model.layout
+    masks = split(layout, node_mask, "num_receivers")
+
+    def step(stack, x, inputs):
+        layer, (masks, values) = inputs
+        for number, moment in enumerate(stack.moments):
+            ys, first = computed(model, moment, layer, x), 0
+            for port in moment.ports:
+                z = masks[number][first : first + port.count].reshape(-1, *[1] * (ys[port.name].ndim - 1))
+                ys[port.name] = z * ys[port.name]
+                if values is not None:
+                    ys[port.name] += (1 - z) * values[number][port.name]
+                first += port.count
+            rows = written(model, moment, layer, ys, positions_of(x))
+            x = plus_constant(model, x + rows.sum(0), layer, number)
+        return x, None
+
+    values = nothing(layout) if reference is None else list(reference)
+    return over_layers(layout, step, model.embeddings(tokens).sum(0), list(zip(masks, values, strict=True)))[0]
+
+
+def node_values(model: Any, reference: SenderValues) -> NodeValues:
+    """What receivers compute when all that they read are `reference` values of the senders."""
+    layout, first = model.layout, len(model.layout.embeddings)
+
+    def step(stack, x, inputs):
+        layer, rows = inputs
+        values = []
+        for number, moment in enumerate(stack.moments):
+            values.append(computed(model, moment, layer, x))
+            x = plus_constant(model, x + rows[number].sum(0), layer, number)
+        return x, tuple(values)
+
+    return tuple(
+        over_layers(layout, step, reference[:first].sum(0), split(layout, reference[first:], "num_senders"))[1]
+    )
+
+
+def patterns(model: Any, tokens: Tokens) -> Float[Array, "layer head position position"]:
+    """How much each position of the clean run reads of each other, in every head of every layer."""
+
+    def step(stack, x, inputs):
+        layer, found = inputs[0], []
+        for number, moment in enumerate(stack.moments):
+            ys = computed(model, moment, layer, x)
+            for nodes in moment.nodes:
+                if nodes.kind == "head":
+                    own = [ys[port][np.array(index)] for port, index in nodes.inputs]
+                    run = lambda index, *ys: model.pattern(layer, index, ys)  # noqa: E731
+                    run = run if nodes.is_joint else jax.vmap(run)
+                    found.append(run(_numbers(nodes.count), *own))
+            rows = written(model, moment, layer, ys, positions_of(x))
+            x = plus_constant(model, x + rows.sum(0), layer, number)
+        return x, jnp.concatenate(found)
+
+    layout = model.layout
+    return jnp.concatenate(over_layers(layout, step, model.embeddings(tokens).sum(0), nothing(layout))[1])

@@ -1,0 +1,118 @@
+"""Laws of the engines over families: incremental = whole masks, decision by decision; scores = differences."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxcircuits as jc
+from jaxcircuits import models
+
+SIZES = dict(
+    vocab_size=11,
+    hidden_size=8,
+    intermediate_size=6,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    head_dim=4,
+    max_position_embeddings=12,
+)
+GROUPED = SIZES | dict(num_key_value_heads=2)
+WINDOW = dict(sliding_window=3, layer_types=("sliding_attention", "full_attention"))
+FAMILIES = {
+    "grouped": (models.Llama, models.Qwen3Config(**GROUPED, rms_norm_eps=1e-3)),
+    "parallel": (models.NeoX, models.NeoXConfig(**SIZES, partial_rotary_factor=0.5)),
+    "post-norm": (models.Olmo2, models.Olmo2Config(**GROUPED)),
+    "post-norm-windows": (models.Gemma, models.Gemma2Config(**GROUPED, **WINDOW, query_pre_attn_scalar=5)),
+}
+
+
+SLOW = {"post-norm", "post-norm-windows"}  # heads computed together compile for minutes
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in FAMILIES]
+)
+def objective(request):
+    """Random weights, norms and biases included; prompts scored at the last of their own lengths."""
+    with jax.enable_x64(True):
+        kind, config = FAMILIES[request.param]
+        leaves, tree = jax.tree.flatten(kind.random(config, jax.random.key(0), jnp.float64))
+        draws = np.random.default_rng(0)
+        model = jax.tree.unflatten(tree, [leaf + 0.4 * draws.normal(size=leaf.shape) for leaf in leaves])
+        clean = draws.integers(0, 11, (3, 6))
+        corrupt = (clean + draws.integers(1, 11, (3, 6))) % 11
+        answers = {"answer": np.array([[7], [2], [5]]), "wrong": np.array([[3], [4], [1]])}
+        pairs = jc.PromptPairs(clean=clean, corrupt=corrupt, length=np.array([6, 4, 5]), **answers)
+        yield jc.Objective(model, pairs, "logit_diff")
+
+
+def test_acdc_by_live_nodes_decides_as_by_whole_masks(objective, x64):
+    spread = np.abs(jc.eap(objective).values[objective.graph.valid])
+    threshold = float(np.quantile(spread, 0.6))
+    live, dense = (
+        jc.acdc(objective, threshold, evaluator=evaluator, width=8)
+        for evaluator in (jc.LiveEvaluator, jc.DenseEvaluator)
+    )
+    assert [(d.name, d.removed) for d in live.decisions] == [(d.name, d.removed) for d in dense.decisions]
+    np.testing.assert_allclose([d.after for d in live.decisions], [d.after for d in dense.decisions], atol=1e-10)
+    assert (live.mask == dense.mask).all() and 0 < live.mask.sum() < objective.graph.num_edges
+    groups = {d.name for d in live.decisions if "->" not in d.name}
+    assert {name[-3:] for name in groups} == {"<q>", "<k>", "<v>"}
+
+
+def test_circuits_by_live_nodes_are_those_by_whole_masks(objective, x64):
+    draws = np.random.default_rng(1)
+    masks = np.concatenate([draws.random((4, *objective.graph.shape)) < share for share in (0.2, 0.7)])
+    found = jc.SparseEvaluator(objective).per_example_many(masks, width=4)
+    np.testing.assert_allclose(found, objective.per_example_many(masks, width=8), atol=1e-10)
+
+
+def test_exact_scores_are_differences_of_losses(objective, x64):
+    graph = objective.graph
+    scores, nodes = jc.exact(objective).values, jc.exact_nodes(objective)
+    edges = graph.edges[:: max(1, len(graph.edges) // 40)]
+    masks = np.repeat(graph.valid[None], len(edges), 0)
+    masks[np.arange(len(edges)), *edges.T] = False
+    whole = float(objective(graph.valid))
+    np.testing.assert_allclose(scores[tuple(edges.T)], np.asarray(objective.many(masks)) - whole, atol=1e-10)
+    rows = np.arange(len(graph.senders))
+    without = graph.valid[None] & (rows[:, None, None] != rows[None, :, None])
+    np.testing.assert_allclose(nodes, np.asarray(objective.many(without)) - whole, atol=1e-10)
+
+
+def test_gradients_and_node_masks(objective, x64):
+    """EAP is the gradient at ones; at ones a node mask changes nothing, and its slopes are differences."""
+    at_ones = -np.asarray(objective.gradient(objective.full_mask()))
+    np.testing.assert_allclose(jc.eap(objective).values, at_ones, atol=1e-10)
+    nodes = jc.NodeObjective(objective, "edges")
+    ones = nodes.full_mask()
+    np.testing.assert_allclose(nodes.per_example(ones), objective.per_example(objective.graph.valid), atol=1e-10)
+    slopes = np.asarray(nodes.value_and_gradient(ones)[1])
+    for row in range(0, len(ones), 5):
+        up, down = (float(nodes(ones.at[row].add(h))) for h in (1e-6, -1e-6))
+        assert abs(slopes[row] - (up - down) / 2e-6) < 1e-6 * max(1, np.abs(slopes).max())
+
+
+def test_a_removed_edge_has_no_effect(objective, x64):
+    """A sender without edges may write anything: the reference of the others stays."""
+    graph, draws = objective.graph, np.random.default_rng(2)
+    mask = graph.valid & (draws.random(graph.shape) < 0.6)
+    row = len(graph.embeddings) + 1
+    mask[row] = False
+    noise = jnp.where(jnp.asarray(graph.valid), jnp.asarray(mask, float), 7.0)  # what is no edge is not read
+    np.testing.assert_allclose(objective.per_example(noise), objective.per_example(mask), atol=1e-12)
+
+
+def test_a_circuit_is_saved_drawn_and_named(objective, tmp_path):
+    graph = objective.graph
+    mask = graph.valid & (np.random.default_rng(3).random(graph.shape) < 0.3)
+    circuit = jc.Circuit(graph, mask, np.where(graph.valid, 1.0, 0.0) * mask, {})
+    circuit.save(tmp_path / "circuit.json")
+    again = jc.Circuit.load(tmp_path / "circuit.json")
+    assert again.graph == graph and again.edges == circuit.edges
+    for column, receiver in enumerate(graph.receiver_table[:-1]):
+        owners = graph.owners(column)
+        assert set(owners) <= {graph.senders[row] for row in receiver.readers} and owners
+    assert all(f'"{node}"' in jc.report.to_dot(circuit) for node in circuit.nodes)
+    assert jc.report.plot(circuit) is not None and "<!doctype html>" in jc.report.render_page([circuit]).lower()

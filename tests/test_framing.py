@@ -1,0 +1,212 @@
+"""BOS and chat turns around prompts, and the tasks on tokenizers of other families."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import gpt2_tokenizer, letters_tokenizer, micro_pairs
+
+import jaxcircuits as jc
+from jaxcircuits.cli.judge import JudgedOptions, _Asked
+from jaxcircuits.data import encode_one, from_text
+from jaxcircuits.gguf_tokenizer import SPACE, read_tokenizer
+from jaxcircuits.tasks import words
+
+CHAT = "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{{ eos_token }}\n{% endfor %}"
+CHAT += "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+
+
+def with_bos():
+    """GPT-2's tokenizer, which begins every text with BOS."""
+    import tokenizers
+
+    tokenizer = gpt2_tokenizer()
+    end = tokenizer.bos_token
+    template = tokenizers.processors.TemplateProcessing(single=[end, "$A"], special_tokens=[(end, 50256)])
+    tokenizer.backend_tokenizer.post_processor = template
+    return tokenizer
+
+
+def digit_by_digit():
+    """GPT-2's tokens, with each digit cut out first."""
+    import tokenizers
+
+    tokenizer, cut = gpt2_tokenizer(), tokenizers.pre_tokenizers
+    tokenizer.backend_tokenizer.pre_tokenizer = cut.Sequence([cut.Digits(individual_digits=True), cut.ByteLevel(False)])
+    return tokenizer
+
+
+def sentencepiece(prefix=True):
+    """A small SentencePiece tokenizer that knows the tasks' words, as Llama 2 puts a space in front of a text."""
+    whole = [f"{SPACE}{word}" for name in ("NAMES", "PLACES", "OBJECTS") for word in getattr(words, name)]
+    own = dict.fromkeys([*whole, *(f"{SPACE}{word}" for word in "Then and went to the gave a".split())])
+    starts = dict.fromkeys(word[:end] for word in own for end in range(1, len(word) + 1))
+    letters = dict.fromkeys("".join(own) + ".,0123456789")
+    raw = [f"<0x{byte:02X}>" for byte in range(256)]
+    pieces = list(dict.fromkeys([*sorted(starts, key=len), *letters]))
+    metadata = {
+        "model": "llama", "tokens": ["<s>", "<unk>", *raw, *pieces],
+        "token_type": [3, 2] + [6] * 256 + [1] * len(pieces),
+        "bos_token_id": 0, "unknown_token_id": 1, "add_space_prefix": prefix,
+    }  # fmt: skip
+    return read_tokenizer({f"tokenizer.ggml.{key}": value for key, value in metadata.items()})
+
+
+ROWS = [
+    {"clean": "Mary met", "corrupt": "Paul met", "answer": " John", "wrong": " Anna"},
+    {"clean": "Then Mary met", "corrupt": "Then Paul met", "answer": " Tom", "wrong": " Kate"},
+]
+
+
+# --- BOS -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make, bos, begins", [
+    (gpt2_tokenizer, None, False), (with_bos, None, True), (gpt2_tokenizer, True, True), (with_bos, False, False),
+])  # fmt: skip
+def test_prompts_begin_with_bos_as_the_tokenizer_or_the_caller_says(make, bos, begins, tmp_path):
+    tokenizer = make()
+    (tmp_path / "task.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
+    bare = from_text(ROWS, tokenizer)
+    read = jc.PromptPairs.load(tmp_path / "task.jsonl", tokenizer, bos=bos)
+    made = jc.tasks.TASKS["ioi"].generate(tokenizer, bos=bos, size=3)
+    assert (made.clean[:, 0] == 50256).all() == begins and (50256 in made.clean) == begins
+    start = int(begins)
+    np.testing.assert_array_equal(read.clean[:, start:], bare.clean)
+    np.testing.assert_array_equal(read.corrupt[:, :start], np.full((2, start), 50256))
+    np.testing.assert_array_equal(read.length, bare.length + start)
+
+
+def test_what_begins_with_bos_gets_no_second_one():
+    tokenizer = with_bos()
+    once = jc.tasks.TASKS["docstring"].generate(tokenizer, size=3)
+    assert (once.clean[:, 0] == 50256).all() and (once.clean[:, 1] != 50256).all()
+    np.testing.assert_array_equal(jc.framed(once, tokenizer, bos=True).clean, once.clean)
+    bare = jc.tasks.TASKS["docstring"].generate(tokenizer, size=3, bos=False)
+    np.testing.assert_array_equal(bare.clean, once.clean[:, 1:])
+
+
+@pytest.mark.parametrize("kind", ["positions", "lengths"])
+def test_labels_at_positions_move_along(kind):
+    pairs = micro_pairs(kind=kind, vocab=50256)
+    spread = np.arange(5 * 6 * 2).reshape(5, 6, 2)
+    pairs = jc.PromptPairs(
+        clean=pairs.clean, corrupt=pairs.corrupt, answer=spread, length=pairs.length, positions=pairs.positions
+    )
+    moved = jc.framed(pairs, gpt2_tokenizer(), bos=True)
+    for row in range(5):
+        scored = pairs.scored()[0][row][pairs.scored()[1][row]]
+        shifted = moved.scored()[0][row][moved.scored()[1][row]]
+        np.testing.assert_array_equal(shifted, scored + 1)
+        np.testing.assert_array_equal(moved.clean[row, shifted], pairs.clean[row, scored])
+        np.testing.assert_array_equal(moved.answer[row, shifted], pairs.answer[row, scored])
+
+
+def test_bos_is_refused_where_there_is_none(tmp_path):
+    pairs = micro_pairs()
+    with pytest.raises(ValueError, match="bos: the model's tokenizer has no BOS token"):
+        jc.framed(pairs, letters_tokenizer(), bos=True)
+    pairs.save(tmp_path / "task.npz")
+    with pytest.raises(ValueError, match="task.npz holds token ids: bos and template are for text"):
+        jc.PromptPairs.load(tmp_path / "task.npz", bos=True)
+
+
+# --- chat ------------------------------------------------------------------------------------------
+
+
+def chat(template=CHAT):
+    tokenizer = gpt2_tokenizer()
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+@pytest.mark.parametrize("template, expected", [
+    ("Go on.", "<|user|>\nGo on.<|endoftext|>\n<|assistant|>\n{}"),
+    ("Go on:\n{prompt}", "<|user|>\nGo on:\n{}<|endoftext|>\n<|assistant|>\n"),
+])  # fmt: skip
+def test_the_answer_is_read_at_the_end_of_the_chat(template, expected):
+    tokenizer = chat()
+    pairs = jc.framed(from_text(ROWS, tokenizer), tokenizer, template=template)
+    for row, ids, corrupt, length in zip(ROWS, pairs.clean, pairs.corrupt, pairs.length, strict=True):
+        assert ids[:length].tolist() == tokenizer.encode(expected.format(row["clean"]))
+        assert corrupt[:length].tolist() == tokenizer.encode(expected.format(row["corrupt"]))
+    assert pairs.scored()[0][:, 0].tolist() == (pairs.length - 1).tolist()
+    assert [tokenizer.decode(one) for one in pairs.answer] == [" John", " Tom"]
+
+
+def test_every_task_of_text_can_stand_in_a_chat():
+    tokenizer = chat("{{ bos_token }}" + CHAT)
+    for name in ("ioi", "greater_than", "gendered_pronoun", "induction"):
+        task = jc.tasks.TASKS[name]
+        bare, framed = (task.generate(tokenizer, size=4, template=template) for template in (None, "Go on."))
+        width = bare.clean.shape[1]
+        np.testing.assert_array_equal(framed.clean[:, -width:], bare.clean)
+        assert (framed.clean[:, 0] == 50256).all() and (framed.clean[:, 1] != 50256).all()
+        without = task.generate(tokenizer, size=4, template="Go on.", bos=False)
+        np.testing.assert_array_equal(without.clean, framed.clean[:, 1:])
+
+
+@pytest.mark.parametrize("chat_template, template, message", [
+    (None, "Go on.", "has no chat template"),
+    ("{{ raise_exception('no system') }}", "{prompt}", "cannot be filled in: no system"),
+    ("{{ messages }}{{ messages }}", "{prompt}", "has the prompt 2 times, expected one"),
+    (CHAT, "Go on: {prompt}", r"the clean prompt 0, 'Mary met', has other tokens .* is there a space"),
+])  # fmt: skip
+def test_a_chat_that_cannot_be_is_refused(chat_template, template, message):
+    tokenizer = chat(chat_template)
+    with pytest.raises(ValueError, match=f"template: .*{message}"):
+        jc.framed(from_text(ROWS, tokenizer), tokenizer, template=template)
+
+
+# --- other tokenizers ------------------------------------------------------------------------------
+
+
+def test_years_in_digits_are_later_exactly_if_their_next_digit_is():
+    tokenizer = digit_by_digit()
+    pairs = jc.tasks.TASKS["greater_than"].generate(tokenizer, size=40)
+    assert [tokenizer.decode([one]) for one in pairs.digits] == list("0123456789")
+    for clean, corrupt, year, answer, wrong in zip(
+        pairs.clean, pairs.corrupt, pairs.year, pairs.answer, pairs.wrong, strict=True
+    ):
+        text = tokenizer.decode(clean)
+        start, century = int(text.split(" year ")[1][:4]), int(text[-2:])
+        later, earlier = (tokenizer.decode(ids[ids >= 0]) for ids in (answer, wrong))
+        assert {century * 100 + 10 * int(digit) + unit > start for digit in later for unit in range(10)} == {True}
+        assert {century * 100 + 10 * int(digit) + unit > start for digit in earlier for unit in range(10)} == {False}
+        assert sorted(later + earlier) == list("0123456789") and year == start // 10 % 10
+        assert tokenizer.decode(corrupt) == text.replace(str(start), f"{century}01")
+
+
+def test_a_tokenizer_that_begins_with_a_space_is_asked_for_words_after_others():
+    tokenizer = sentencepiece()
+    assert tokenizer.tokenize(" Mary") == [SPACE, f"{SPACE}Mary"]
+    assert encode_one(tokenizer, " Mary") == tokenizer.convert_tokens_to_ids(f"{SPACE}Mary")
+    pairs = jc.tasks.TASKS["ioi"].generate(tokenizer, size=5)
+    assert (pairs.clean[:, 0] == 0).all()
+    for clean, answer, wrong in zip(pairs.clean, pairs.answer, pairs.wrong, strict=True):
+        assert (clean == answer).sum() == 1 and (clean == wrong).sum() == 2
+
+
+def test_words_that_are_left_out_are_said(run):
+    task = jc.tasks.TASKS["ioi"]
+    assert task.left_out(gpt2_tokenizer()) == {}
+    left_out = task.left_out(letters_tokenizer(("Mary", "John", *words.PLACES)))
+    assert left_out["names"] == tuple(name for name in words.NAMES if name not in ("Mary", "John"))
+    assert left_out["objects"] == tuple(words.OBJECTS) and "places" not in left_out
+    code, printed, _ = run("tasks", "check", "docstring", "--no-bos", "--size", 4)
+    assert code == 0 and "\n35 tokens" in printed
+    assert "78 of 112 arguments are not one token and left out: file, width" in printed
+
+
+def test_bos_and_what_is_left_out_are_in_the_record_and_used_again(run, tmp_path):
+    file = tmp_path / "scores.json"
+    code, _, err = run("score", "docstring", "--method", "eap", "--size", 4, "--no-bos", "--out", file)
+    assert code == 0, err
+    record = json.loads(file.read_text())["run"]
+    assert record["bos"] is False and record["words_left_out"] == {"arguments": 78, "nouns": 14}
+    options = _Asked(jc.Circuit.load(file), JudgedOptions()).options
+    assert options.bos is False and options.template is None
+    code, printed, _ = run("tasks", "ioi", "--show", 1, "--bos")
+    assert code == 0 and "ioi 0: 16 tokens" in printed and "'<|endoftext|>" in printed
+    code, _, err = run("tasks", "ioi", "--template", "Go on.")
+    assert code == 1 and "error: template: the model's tokenizer has no chat template" in err
