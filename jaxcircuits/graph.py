@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int
 
 from . import layout as layouts
-from .layout import Layout, Names
+from .layout import Layout, Names, Nodes
 from .types import EdgeBools
 
 EMBEDDING = "embedding"
@@ -58,9 +58,18 @@ class Receiver:
 
 @dataclasses.dataclass(frozen=True)
 class Graph:
-    """The edges of one layout; equal and hashable by value."""
+    """The edges of one layout; equal and hashable by value.
+
+    Raises ValueError for what is no layout, and for names that repeat.
+    """
 
     layout: Layout
+
+    def __post_init__(self) -> None:
+        layouts.check(self.layout)
+        for names, what in ((self.nodes, "nodes"), (self.receivers, "receivers")):
+            if repeated := [name for name, count in Counter(names).items() if count > 1]:
+                raise ValueError(f"layout: expected {what} of different names, got {repeated[0]!r} more than once")
 
     @classmethod
     def transformer(
@@ -175,6 +184,12 @@ class Graph:
     def sender_groups(self) -> np.ndarray:
         """Bool [group, sender]: senders written at one moment: the embeddings, a layer's heads, its MLP."""
         return self.written[None, :] == np.unique(self.written)[:, None]
+
+    @cached_property
+    def blocks(self) -> tuple[Nodes, ...]:
+        """The layout's groups of equal nodes in all layers: what a sender's `block` counts."""
+        every = ((stack.layers, stack.moments) for stack in self.layout.stacks)
+        return tuple(nodes for layers, moments in every for _ in range(layers) for m in moments for nodes in m.nodes)
 
     @cached_property
     def _blocks(self) -> list[list[list[str]]]:

@@ -158,6 +158,39 @@ def counts(layout: Layout) -> tuple[int, int]:
     return len(layout.embeddings) + senders, 1 + sum(layers * moment.num_receivers for layers, moment in moments)
 
 
+def check(layout: Layout) -> None:
+    """Raises ValueError for what is no layout: parts that are empty or misfit, receivers that no node reads through."""
+    _check(bool(layout.embeddings and layout.stacks), "at least one embedding and one layer")
+    for stack in layout.stacks:
+        _check(stack.layers > 0 and bool(stack.moments), "at least one layer and moment in a stack")
+        for moment in stack.moments:
+            _check_moment(moment, stack.layers)
+
+
+def _check_moment(moment: Moment, layers: int) -> None:
+    ports = {port.name: port for port in moment.ports}
+    _check(bool(moment.ports and moment.nodes), "at least one port and one group of nodes in a moment")
+    _check(len(ports) == len(moment.ports), f"ports of different names, got {[port.name for port in moment.ports]}")
+    for part in (*moment.ports, *moment.nodes):
+        what = part.name if isinstance(part, Port) else part.kind
+        _check(part.count > 0, f"at least one of {what}, got {part.count}")
+        if not isinstance(part.names, str):
+            fit = layers == 1 and len(part.names) == part.count
+            _check(fit, f"names of {what}: a pattern, or {part.count} names of a single layer")
+    readers = [(name, nodes) for nodes in moment.nodes for name, _ in nodes.inputs]
+    _check(sorted(ports) == sorted(name for name, _ in readers), "each port to be read by one group of nodes")
+    for nodes in moment.nodes:
+        _check(bool(nodes.inputs), f"inputs of {nodes.kind}")
+        for name, indices in nodes.inputs:
+            fit = len(indices) == nodes.count and set(indices) == set(range(ports[name].count))
+            _check(fit, f"inputs of {nodes.kind}: one receiver of {name} for each node, none left over")
+
+
+def _check(is_so: bool, expected: str) -> None:
+    if not is_so:
+        raise ValueError(f"layout: expected {expected}")
+
+
 def to_json(layout: Layout) -> dict[str, Any]:
     """A layout as a file holds it."""
     stacks = [
@@ -198,13 +231,9 @@ def _moment(value: Any) -> Moment:
         Port(_string(p["name"]), _count(p["count"]), p["is_local"] is True, _names_of(p["names"], p["count"]))
         for p in value["ports"]
     ]
-    counts = {port.name: port.count for port in ports}
     nodes = []
     for n in value["nodes"]:
         inputs = tuple((_string(port), tuple(map(_index, indices))) for port, indices in n["inputs"])
-        for port, indices in inputs:
-            if len(indices) != n["count"] or not all(index < counts.get(port, 0) for index in indices):
-                raise ValueError(f"layout: inputs of {n['kind']}: expected one receiver of a port for each node")
         names = _names_of(n["names"], n["count"])
         nodes.append(Nodes(_string(n["kind"]), _count(n["count"]), inputs, names, n["is_joint"] is True))
     return Moment(tuple(ports), tuple(nodes))

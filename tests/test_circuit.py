@@ -263,7 +263,7 @@ def test_a_file_holds_any_layout(name, tmp_path):
         (("stacks", 0, "layers"), 2147483648, "count from 1 to"),
         (("stacks", 0, "layers"), 100000, "at most .* senders and receivers"),
         (("stacks", 0, "moments", 0, "ports", 0, "names"), "{layer.__class__}", "pattern with"),
-        (("stacks", 0, "moments", 0, "nodes", 0, "inputs", 0, 1), [0, 9, 0, 0], "one receiver of a port for each node"),
+        (("stacks", 0, "moments", 0, "nodes", 0, "inputs", 0, 1), [0, 9, 0, 0], "one receiver of q for each node"),
         (("embeddings",), "input", "a list of names"),
         (("stacks",), None, "expected embeddings and stacks"),
     ],

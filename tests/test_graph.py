@@ -1,4 +1,6 @@
+import dataclasses
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -6,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import jaxcircuits as jc
+from jaxcircuits import layout
 
 SIZES = st.tuples(
     st.integers(1, 3),
@@ -144,3 +147,52 @@ def test_an_empty_graph_is_refused(sizes):
 def test_a_wrong_number_of_mlps_is_refused():
     with pytest.raises(ValueError, match="one a layer"):
         jc.Graph.transformer(2, 2, mlps=(True,))
+
+
+def one_layer(ports, nodes, embeddings=("input",), layers=1):
+    stack = layout.Stack(layers, (layout.Moment(tuple(ports), tuple(nodes)),))
+    return layout.Layout(embeddings, (stack,))
+
+
+M, MLP = layout.Port("m", 1, True, "m{layer}"), layout.Nodes("mlp", 1, (("m", (0,)),), "m{layer}")
+PAIR = layout.Nodes("mlp", 2, (("m", (0, 0)),), "m{layer}.{index}")
+BROKEN = {
+    "no layer": (layout.Layout(("input",), ()), "at least one embedding and one layer"),
+    "no embedding": (one_layer([M], [MLP], ()), "at least one embedding"),
+    "no moment": (layout.Layout(("input",), (layout.Stack(1, ()),)), "moment in a stack"),
+    "no layers": (one_layer([M], [MLP], layers=0), "layer and moment in a stack"),
+    "no nodes": (one_layer([M], []), "one port and one group"),
+    "no inputs": (one_layer([M], [MLP, layout.Nodes("constant", 1, (), "c{layer}")]), "inputs of constant"),
+    "port twice": (one_layer([M, M], [MLP]), "ports of different names"),
+    "port of nobody": (one_layer([M, layout.Port("n", 1, True, "n")], [MLP]), "read by one group"),
+    "port of two": (one_layer([M], [MLP, dataclasses.replace(MLP, kind="other", names="o")]), "read by one group"),
+    "unknown port": (one_layer([M], [dataclasses.replace(MLP, inputs=(("x", (0,)),))]), "read by one group"),
+    "receiver of nobody": (one_layer([dataclasses.replace(M, count=2)], [MLP]), "none left over"),
+    "input out of range": (one_layer([M], [dataclasses.replace(MLP, inputs=(("m", (1,)),))]), "one receiver of m"),
+    "too few inputs": (one_layer([M], [dataclasses.replace(PAIR, inputs=(("m", (0,)),))]), "for each node"),
+    "list over layers": (one_layer([M], [dataclasses.replace(MLP, names=("m",))], layers=2), "of a single layer"),
+    "short list": (one_layer([M], [dataclasses.replace(PAIR, names=("m",))]), "2 names"),
+    "sender twice": (one_layer([M], [dataclasses.replace(MLP, names="m")], layers=2), "nodes of different names"),
+    "embedding twice": (one_layer([M], [MLP], ("input", "input")), "'input' more than once"),
+    "logits": (one_layer([M], [MLP], ("logits",)), "'logits' more than once"),
+    "receiver twice": (
+        one_layer([layout.Port("m", 2, True, "m{layer}")], [dataclasses.replace(PAIR, inputs=(("m", (0, 1)),))]),
+        "receivers of different names",
+    ),
+    "receiver called logits": (one_layer([dataclasses.replace(M, names="logits")], [MLP]), "'logits' more than once"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_layout_is_refused(name):
+    broken, said = BROKEN[name]
+    with pytest.raises(ValueError, match=f"layout: expected .*{said}"):
+        jc.Graph(broken)
+    written = json.loads(json.dumps(layout.to_json(broken)))
+    with pytest.raises(ValueError, match="layout: "):
+        jc.Graph(layout.from_json(written))
+
+
+def test_a_node_without_shared_inputs_is_a_graph():
+    graph = jc.Graph(one_layer([M], [PAIR]))
+    assert graph.senders == ("input", "m0.0", "m0.1") and graph.owners(0) == ("m0.0", "m0.1")

@@ -40,6 +40,7 @@ def stand_in(run, grace=60):
 
 
 WAIT = "while True: time.sleep(0.01)"
+NAP = "    time.sleep(0.05)"
 RUNS = {
     "waits": (["ready()", WAIT], ""),
     "is told how to go on": (
@@ -48,14 +49,7 @@ RUNS = {
     ),
     "fails on the way out": (["try:", "    ready()", "    " + WAIT, "finally:", "    raise ValueError('other')"], ""),
     "is in a callback of C code": (
-        [
-            "def slow(*_): time.sleep(0.05)",
-            "gc.callbacks.append(slow)",
-            "ready()",
-            "while True:",
-            "    gc.collect()",
-            "    time.sleep(0.05)",
-        ],
+        ["gc.callbacks.append(lambda *_: time.sleep(0.05))", "ready()", "while True:", "    gc.collect()", NAP],
         "",
     ),
     "swallows it and ends well": (["try:", "    ready()", "    " + WAIT, "except BaseException: return 0"], ""),

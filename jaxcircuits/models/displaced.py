@@ -37,30 +37,11 @@ def place_of(graph: Graph, column: int) -> Place:
     """The place of a mask's column."""
     receiver = graph.receiver_table[column]
     readers = [graph.sender_table[row] for row in receiver.readers]
-    nodes = next(
-        (
-            nodes
-            for stack, first in _stacks(graph)
-            for moment in stack.moments
-            for nodes in moment.nodes
-            if first <= receiver.layer < first + stack.layers
-            and readers
-            and nodes.kind == readers[0].kind
-            and receiver.port in [port for port, _ in nodes.inputs]
-        ),
-        None,
-    )
+    nodes = graph.blocks[readers[0].block] if readers else None
     port = 0 if nodes is None else [port for port, _ in nodes.inputs].index(receiver.port)
     numbers = receiver.reads, receiver.layer, port, receiver.index
     indices = [reader.index for reader in readers], list(receiver.readers)
     return Place(nodes, *map(jnp.int32, numbers), *(jnp.asarray(np.array(x, np.int32)) for x in indices))
-
-
-def _stacks(graph: Graph):
-    first = 0
-    for stack in graph.layout.stacks:
-        yield stack, first
-        first += stack.layers
 
 
 def displaced_residual(
