@@ -86,6 +86,8 @@ class Objective(eqx.Module):
         self.metric = metrics.by_name(metric)
         self.metric_name = metrics.name_of(self.metric)
         _check_options(reference, average, microbatch, mesh, len(pairs))
+        for runs in (model, reference):
+            _check_padding(runs, pairs)
         self.mesh, self.average = mesh, average
         self.model = model = batching.place_weights(model, mesh)
         self.reference_name = name_of(reference)
@@ -341,6 +343,18 @@ def _check_options(
         raise ValueError(f"mesh: expected the axes {CANDIDATES} and {PROMPTS}, got {mesh.axis_names}")
     if mesh is not None and prompts % mesh.shape[PROMPTS]:
         raise ValueError(f"mesh: expected prompts in multiples of {mesh.shape[PROMPTS]} devices, got {prompts}")
+
+
+def _check_padding(model: Any, pairs: PromptPairs) -> None:
+    """Raises ValueError for padding that a model would read: one whose positions read later ones."""
+    padded = np.flatnonzero(~pairs.inside().all(1))
+    if isinstance(model, eqx.Module) and len(padded) and not getattr(model, "is_causal", False):
+        width, row = pairs.clean.shape[1], padded[0]
+        raise ValueError(
+            f"length: expected {width} tokens in every prompt, got {pairs.inside()[row].sum()} in prompt {row}: "
+            f"positions of this {type(model).__name__} read later ones, and so the padding; make one objective of the "
+            "prompts of each length (a model whose positions do not says so by `is_causal`)"
+        )
 
 
 def _check_mask(mask: ArrayLike) -> None:

@@ -23,8 +23,7 @@ def micro(tmp_path):
 
 
 def program(*arguments, **options):
-    script = "import sys; from jaxcircuits.cli import main; main()"
-    return subprocess.Popen([sys.executable, "-c", script, *map(str, arguments)], **options)
+    return subprocess.Popen([sys.executable, "-m", "jaxcircuits_program", *map(str, arguments)], **options)
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Laws of the engines over families: incremental = whole masks, decision by decision; scores = differences."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -94,14 +95,41 @@ def test_gradients_and_node_masks(objective, x64):
         assert abs(slopes[row] - (up - down) / 2e-6) < 1e-6 * max(1, np.abs(slopes).max())
 
 
-def test_a_removed_edge_has_no_effect(objective, x64):
-    """A sender without edges may write anything: the reference of the others stays."""
-    graph, draws = objective.graph, np.random.default_rng(2)
-    mask = graph.valid & (draws.random(graph.shape) < 0.6)
-    row = len(graph.embeddings) + 1
-    mask[row] = False
-    noise = jnp.where(jnp.asarray(graph.valid), jnp.asarray(mask, float), 7.0)  # what is no edge is not read
-    np.testing.assert_allclose(objective.per_example(noise), objective.per_example(mask), atol=1e-12)
+def rewritten(model, sender):
+    """The model with other output weights of one sender."""
+
+    def change(weight, *index):
+        own = np.random.default_rng(7).normal(size=weight[index].shape)
+        return weight.at[index].add(own)
+
+    if sender.kind == "embedding":
+        return eqx.tree_at(lambda m: m.token_embedding, model, change(model.token_embedding))
+    if sender.kind == "head":
+        place = lambda m: m.blocks.attention.output  # noqa: E731
+        return eqx.tree_at(place, model, change(place(model), sender.layer, sender.index))
+    place = lambda m: m.blocks.mlp.w_out if isinstance(m, models.NeoX) else m.blocks.mlp.down  # noqa: E731
+    return eqx.tree_at(place, model, change(place(model), sender.layer))
+
+
+def test_a_sender_without_edges_may_write_anything(objective, x64):
+    """The references stay. With one edge kept it counts; a joint one counts through the others of its layer too."""
+    graph = objective.graph
+    some = graph.valid & (np.random.default_rng(2).random(graph.shape) < 0.6)
+    some[:, -1] = True
+    for row, sender in enumerate(graph.sender_table):
+        others = eqx.tree_at(lambda o: o.model, objective, rewritten(objective.model, sender))
+        together = next((r.readers for r in graph.receiver_table if row in r.readers), (row,))
+
+        def difference(kept, row=row, others=others, together=together):
+            mask = some.copy()
+            mask[[other for other in together if other not in kept]] = False
+            mask[row, :-1] = False
+            return np.abs(objective.per_example(mask) - others.per_example(mask)).max()
+
+        assert difference(()) < 1e-12, sender.name
+        assert difference((row,)) > 1e-3, sender.name
+        if len(together) > 1:
+            assert difference([other for other in together if other != row]) > 1e-3, sender.name
 
 
 def test_a_circuit_is_saved_drawn_and_named(objective, tmp_path):

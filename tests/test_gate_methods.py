@@ -10,7 +10,8 @@ from jaxcircuits.discovery.methods import METHODS
 
 TASK = jc.tasks.TASKS["logic_gates"]
 NODES = {"information-flow-routes", "atp-star", "hisp", "node-attribution", "node-ig", "subnetwork-probing"}
-"""Methods that a network of units has not what they need for."""
+"""Methods that need not score every connection above 0: a unit that is off has no share, an effect may be negative,
+and what is published for nodes learns or scores those."""
 
 
 @pytest.fixture(scope="module")

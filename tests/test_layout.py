@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -113,3 +114,87 @@ def test_the_library_prints_nothing():
         if path.parent.name != "cli":
             calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
             assert not any(isinstance(call.func, ast.Name) and call.func.id == "print" for call in calls), path
+
+
+FAMILIES = re.compile(r"gpt-?2|llama|gemma|qwen|neox|pythia|olmo|mistral|smollm", re.IGNORECASE)
+PORTS = {"q", "k", "v", "qk", "kv", "qkv", "<q>", "<k>", "<v>"}
+HEAD_COUNTS = re.compile(r"(n|num)_((attention|key_value|kv|q)_)?(heads?|groups)")
+NAMES_TAKEN_APART = re.compile(r"\\\.h|[am]\(\\d|<\(?\[?qkv|^[am<]$|^\.?[hg]$")
+"""What cuts a node's name up: `a(\\d+)`, `\\.h`, `<([qkv])>` in a pattern, `startswith("m")`, `split(".h")`."""
+
+OF_FAMILIES = ("models/", "formats/", "gguf_file.py", "gguf_names.py", "gguf_tokenizer.py")
+MAY_NAME = {
+    "a family": {
+        "__init__.py": "the table of contents",
+        "checkpoints.py": "folding, which one family alone has",
+        "tasks/": "published circuits, each of one model",
+        "reproduce/": "published tables, each of one model",
+        "cli/": "the default model, and what `models` lists",
+    },
+    "a port": {
+        "layout.py": "what ports are called",
+        "tasks/": "published circuits",
+        "discovery/atp.py": "the ports through which a pattern is read: the method is about these",
+        "report/plot.py": "how lines into them look; any other port's are plain",
+    },
+    "a number of heads": {
+        "layout.py": "what lays them out",
+        "circuit_file.py": "the sizes that other tools' files state",
+    },
+    "a part of a node's name": {
+        "tasks/circuits.py": "published circuits, in names of its own making",
+        "interchange.py": "other tools' names of edges",
+    },
+}
+"""Which files may say what, and why. All others know units as data alone: a layout's kinds, ports, counts and names."""
+
+
+CUTTING = {"startswith", "endswith", "split", "partition", "rpartition", "removeprefix", "removesuffix", "find"}
+MATCHING = {"match", "fullmatch", "search", "compile", "findall", "sub"}
+
+
+def said(path):
+    """Of a file: its identifiers; its strings (docstrings are none); those that cut other strings up."""
+    tree = ast.parse(path.read_text())
+    documentation = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    names, strings, cuts = [], [], []
+    for node in ast.walk(tree):
+        names += [value for field in ("id", "attr", "arg", "name") if isinstance(value := getattr(node, field, 0), str)]
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documentation:
+            strings.append(node.value)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args:
+            literal = getattr(node.args[0], "value", None)
+            if node.func.attr in CUTTING | MATCHING and isinstance(literal, str):
+                cuts.append(literal)
+    return names, strings, cuts
+
+
+def findings(path):
+    names, strings, cuts = said(path)
+    return {
+        "a family": [word for word in names + strings if FAMILIES.search(word)],
+        "a port": [word for word in strings if word in PORTS],
+        "a number of heads": [word for word in names + strings if HEAD_COUNTS.fullmatch(word)],
+        "a part of a node's name": [cut for cut in cuts if NAMES_TAKEN_APART.search(cut)],
+    }
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_only_models_and_their_formats_know_an_architecture(path):
+    """No other file names a family or a port, counts heads, or takes a node's name apart, but for reasons stated."""
+    name = path.relative_to(PACKAGE).as_posix()
+    if not name.startswith(OF_FAMILIES):
+        for what, found in findings(path).items():
+            assert not found or name.startswith(tuple(MAY_NAME[what])), f"{name} names {what}: {found}"
+
+
+def test_what_may_name_an_architecture_does():
+    """An exception that is needed no longer goes; and the rules find what they look for."""
+    paths = {path.relative_to(PACKAGE).as_posix(): findings(path) for path in PACKAGE.rglob("*.py")}
+    unneeded = [
+        (name, what)
+        for what, files in MAY_NAME.items()
+        for name in files
+        if not any(found[what] for path, found in paths.items() if path.startswith(name))
+    ]
+    assert not unneeded

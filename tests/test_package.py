@@ -14,7 +14,8 @@ ROOT = Path(__file__).parent.parent
 @pytest.mark.slow
 def test_a_wheel_brings_the_bundled_model(tmp_path):
     tree = tmp_path / "tree"
-    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "jaxcircuits", "weights"):
+    files = "setup.cfg", "pyproject.toml", "README.md", "LICENSE", "jaxcircuits_program.py"
+    for name in (*files, "jaxcircuits", "weights"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         tree.mkdir(exist_ok=True)
         copy(ROOT / name, tree / name)

@@ -1,5 +1,6 @@
 """Compiled transformers: outputs of the haiku models, known circuits, and every method on two embedding senders."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -278,3 +279,29 @@ def test_other_methods_run_on_two_embeddings(objective):
     assert jc.subnetwork_probing(objective, 1.0, steps=3).mask.shape == graph.shape
     assert jc.edge_pruning(objective, 0.5, steps=3).mask.shape == graph.shape
     assert jc.optimal_ablation(objective, random_mask(graph, 0)[None], steps=3).values.shape[0] == graph.shape[0]
+
+
+def test_padding_that_a_program_would_read_is_refused():
+    checkpoint = loaded("tracr-reverse")
+    rows = [{"clean": "BOS 2 1", "corrupt": "BOS 1 2"}, {"clean": "BOS 2 1 3 2", "corrupt": "BOS 3 1 3 1"}]
+    together = jc.data.from_text(rows, checkpoint.tokenizer)
+    with pytest.raises(ValueError, match="length: expected 5 tokens in every prompt, got 3 in prompt 0: positions of"):
+        jc.Objective(checkpoint.model, together, reference="zero")
+    longer = jc.PromptPairs(together.clean[1:], together.corrupt[1:], length=[4])
+    with pytest.raises(ValueError, match="read later ones, and so the padding; make one objective"):
+        jc.Objective(checkpoint.model, longer, reference="zero")
+    config = dataclasses.replace(checkpoint.model.config, causal=True)
+    causal = dataclasses.replace(checkpoint.model, config=config)
+    with pytest.raises(ValueError, match="got 3 in prompt 0"):
+        jc.Objective(causal, together, reference=checkpoint.model)
+    jc.Objective(causal, together, reference="zero")
+    for row, last in zip(rows, ("2", "2"), strict=True):
+        alone = jc.Objective(
+            checkpoint.model, jc.data.from_text([row], checkpoint.tokenizer), metric=_largest, reference="zero"
+        )
+        best = checkpoint.model.config.outputs[int(alone(alone.graph.valid))]
+        assert best == f"reverse_1:{last}"
+
+
+def _largest(logits, labels):
+    return jnp.argmax(logits).astype(logits.dtype)

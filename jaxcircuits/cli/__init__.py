@@ -1,8 +1,10 @@
 """The command line: the library's calls, in order."""
 
-import os
+import io
+import logging
 import sys
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import typer
 
@@ -40,22 +42,25 @@ app.command(name="tasks")(tasks_command)
 app.command(name="models")(list_models)
 
 
-def main() -> None:
-    """Runs the command line; every wrong use ends with one line on stderr and a non-zero exit code."""
+def run(arguments: Sequence[str]) -> int:
+    """Runs a command; every wrong use ends with one line on stderr. Returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a letter is shown its number
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # where it keeps its fonts is of no concern here
     try:
-        code = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
+        return app(args=list(arguments) or ["--help"], standalone_mode=False) or 0
     except (typer.Abort, KeyboardInterrupt):
-        code = INTERRUPTED
+        return _fail("interrupted", INTERRUPTED)
     except UsageError as error:
-        code = _fail(error.format_message(), error.exit_code)
+        return _fail(error.format_message(), error.exit_code)
     except (ValueError, OSError, MemoryError) as error:
-        code = _fail(str(error), 1)
-    if code == INTERRUPTED:
-        _fail("interrupted", code)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)  # programs that still run on the device's threads must not meet a half-closed interpreter
-    sys.exit(code)
+        return _fail(str(error), 1)
+
+
+def main() -> NoReturn:
+    """Runs the command that was typed, in a process that is ended by others; the program is `jaxcircuits_program`."""
+    sys.exit(run(sys.argv[1:]))
 
 
 def _fail(message: str, code: int) -> int:

@@ -67,8 +67,7 @@ def acdc_sweep(
       does not depend on it, nor on `predictor`, which guesses decisions: "history" (as the sender's last edges
       fared), "all_removed", scores of all edges (an edge is expected to go if its score is below the threshold), or
       an earlier result, whose decisions are expected again.
-    - `evaluator`: `LiveEvaluator`, or `DenseEvaluator`, the slow oracle; default: live where the model can be run node
-      by node, else dense.
+    - `evaluator`: `LiveEvaluator` (the default), or `DenseEvaluator`, the slow oracle.
     - `within`: a circuit to search in, such as the best edges by some scores: the others are gone from the outset.
       Fewer trials, and another answer than that of the whole graph.
     - `on_progress`: called after every round. `on_result`: called with each threshold's result as soon as it is known.

@@ -142,6 +142,10 @@ class Decoder(AbstractModel):
         return self.token_embedding.dtype
 
     @property
+    def is_causal(self) -> bool:
+        return True
+
+    @property
     def has_patterns(self) -> bool:
         return True
 

@@ -175,6 +175,10 @@ class GPT2(AbstractModel):
         return logits if bias is None else logits + jnp.broadcast_to(bias, logits.shape)
 
     @property
+    def is_causal(self) -> bool:
+        return self.config.causal
+
+    @property
     def has_patterns(self) -> bool:
         return True
 

@@ -101,6 +101,11 @@ class AbstractModel(eqx.Module):
         return True
 
     @property
+    def is_causal(self) -> bool:
+        """Whether no position reads later ones, so that padding after a prompt changes nothing in it."""
+        return False
+
+    @property
     def has_patterns(self) -> bool:
         """Whether its heads are attention whose pattern `pattern` tells."""
         return False

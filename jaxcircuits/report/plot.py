@@ -44,10 +44,11 @@ def plot(circuit: Circuit) -> "Figure":
     axes.set_xticks([])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    kinds = [kind for kind in "qkv" if any(edge[2] == kind for edge in edges)]
-    handles = [Line2D([], [], color="#3c4454", linestyle=STYLES[kind], label=f"into {kind}") for kind in kinds]
-    if handles:
-        axes.legend(handles=handles, loc="lower right", fontsize=6.5, frameon=False)
+    seen = {kind for _, _, kind, _ in edges if kind}
+    kinds = [kind for kind in dict.fromkeys([*STYLES, *sorted(seen)]) if kind in seen]
+    lines = [Line2D([], [], color="#3c4454", linestyle=STYLES.get(kind, "solid")) for kind in kinds]
+    if kinds:
+        axes.legend(lines, [f"into {kind}" for kind in kinds], loc="lower right", fontsize=6.5, frameon=False)
     return figure
 
 
