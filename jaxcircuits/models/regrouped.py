@@ -43,6 +43,10 @@ class Regrouped(AbstractModel):
     def has_slopes(self) -> bool:
         return self.model.has_slopes
 
+    @property
+    def is_causal(self) -> bool:
+        return self.model.is_causal
+
     def embeddings(self, tokens: Tokens) -> Float[Array, "embedding position width"]:
         """The model's own."""
         return self.model.embeddings(tokens)
