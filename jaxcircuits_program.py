@@ -83,7 +83,7 @@ class _Ending:
         while (self.can_unwind or self.is_unwinding) and time.monotonic() < end:
             time.sleep(0.05)
             if self.signal is not None and self.can_unwind and not self.is_unwinding:
-                _thread.interrupt_main(self.signal)
+                _thread.interrupt_main(signal.Signals(self.signal))
         self.signal = self.signal or number
         self.finish()
 

@@ -30,7 +30,7 @@ from .formats import (
 from .formats.table import Entry
 from .gguf_names import GGUFTensors, is_gguf
 from .graph import Graph
-from .models import GATES, GPT2, gpt2_folding
+from .models import GATES, GPT2, Regrouped, gpt2_folding, with_units
 from .tensors import PICKLES, WEIGHT_FILES, Tensors, empty, open_tensors
 from .tokenizer import has_tokenizer, load_tokenizer
 from .types import Model
@@ -79,6 +79,7 @@ def load(
     revision: str | None = None,
     fold_layer_norms: bool = False,
     fold_value_biases: bool = False,
+    units: str = "split",
 ) -> Checkpoint:
     """Loads a bundled model, a folder, a GGUF file, or a model from the Hugging Face hub, in this order.
 
@@ -87,9 +88,11 @@ def load(
     - `dtype`: of all weights; float64 needs `jax.config.update("jax_enable_x64", True)`.
     - `fold_layer_norms`, `fold_value_biases`: see `models.gpt2_folding`; both together give the weights of ACDC's
       published zero-ablation numbers. The model computes the same; what an absent head leaves out differs.
+    - `units`: what the nodes are: "split", "ungrouped", "unsplit", "layers", "blocks", "neurons:G", ...; see
+      `with_units`.
 
-    Raises ValueError for a name that is nowhere, a pickle, an unsupported config, and for missing, unexpected,
-    truncated or misshapen tensors.
+    Raises ValueError for a name that is nowhere, a pickle, an unsupported config, missing, unexpected, truncated or
+    misshapen tensors, and units that the model has not.
     """
     dtype = np.dtype(dtype)
     if dtype == np.float64 and not jax.config.read("jax_enable_x64"):
@@ -105,7 +108,7 @@ def load(
         if fold_layer_norms or fold_value_biases:
             raise ValueError(f"{name} has neither layer norms nor value biases that could be folded")
         model = jax.tree.map(lambda leaf: leaf.astype(dtype), BUILT[name]())
-        return Checkpoint(model, f"bundled {name}", None)
+        return Checkpoint(with_units(model, units), f"bundled {name}", None)
     files, source = _find(name, revision)
     model = _read(*_open(files), dtype)
     if (fold_layer_norms or fold_value_biases) and not isinstance(model, GPT2):
@@ -116,7 +119,7 @@ def load(
         model, source = gpt2_folding.fold_layer_norms(model), source + NORMS
     if fold_value_biases:
         model, source = gpt2_folding.fold_value_biases(model), source + BIASES
-    return Checkpoint(model, source, files)
+    return Checkpoint(with_units(model, units), source, files)
 
 
 def _of_source(source: str) -> tuple[str, dict[str, Any]]:
@@ -176,6 +179,10 @@ def save(model: Model, folder: str | os.PathLike, tokenizer: Any = None) -> None
 
     Raises ValueError if the folder exists and is not empty, and for a model that no checkpoint holds.
     """
+    if isinstance(model, Regrouped):
+        raise ValueError(
+            f"save: a checkpoint holds no units, got {model.units_name}: save its `model`, and load it with them"
+        )
     if (family := family_of(model)) is None:
         raise ValueError(f"save: a {type(model).__name__} has no checkpoint format")
     from safetensors.numpy import save_file

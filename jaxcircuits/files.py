@@ -216,10 +216,24 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """A text in UTF-8, its line ends as they are, see `readable`."""
+    data = readable(text).encode("utf-8")
+    write_whole(path, lambda temporary: temporary.write_bytes(data))
+
+
+def readable(text: str) -> str:
+    """The text, with bytes of command lines and file names that Python could not decode (as under `LC_ALL=C`) decoded.
+
+    They are UTF-8; of those that are not, a replacement character tells.
+    """
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 def write_json(path: str | os.PathLike, value: Any, *, indent: int | None = 1) -> None:
     """`value` as JSON. Raises ValueError for a number that JSON cannot hold (NaN, infinity)."""
     text = json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False) + "\n"
-    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text(path, text)
 
 
 def plain(value: Any) -> Any:
@@ -230,6 +244,8 @@ def plain(value: Any) -> Any:
         return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return [plain(entry) for entry in value]
+    if isinstance(value, str):
+        return value if value.isascii() else readable(value)
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value

@@ -1,5 +1,7 @@
 """The command line: the library's calls, in order."""
 
+import io
+import logging
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -42,6 +44,10 @@ app.command(name="models")(list_models)
 
 def run(arguments: Sequence[str]) -> int:
     """Runs a command; every wrong use ends with one line on stderr. Returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a letter is shown its number
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # where it keeps its fonts is of no concern here
     try:
         return app(args=list(arguments) or ["--help"], standalone_mode=False) or 0
     except (typer.Abort, KeyboardInterrupt):

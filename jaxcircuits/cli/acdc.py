@@ -12,7 +12,7 @@ from ..circuit import Circuit
 from ..discovery import ACDCResult, acdc_sweep
 from ..discovery import Progress as ACDCProgress
 from ..discovery.schedule import HEAD_ORDERS, NAME_ORDERS
-from ..files import write_whole
+from ..files import write_text
 from ..report import plot_pareto
 from .lists import print_circuit
 from .options import (
@@ -103,9 +103,7 @@ def sweep(
         out.print(f"{row[0]:>12g} {row[1]:>8} {row[2]:>16.6g}")
     if out_folder is not None:
         table = "".join(f"{t!r},{edges},{value!r}\n" for t, edges, value in rows)
-        write_whole(
-            out_folder / "table.csv", lambda path: path.write_text(f"threshold,edges,{prompts.metric}\n{table}")
-        )
+        write_text(out_folder / "table.csv", f"threshold,edges,{prompts.metric}\n{table}")
         plot_pareto(circuits, out_folder / "pareto.png")
         out.print(f"written to {out_folder}", markup=False)
     if report is not None:

@@ -48,6 +48,7 @@ def print_circuit(circuit: Circuit) -> None:
     head = [f"{run['task']} on {run['model']}"] if {"task", "model"} <= run.keys() else []
     head += [f"{run['prompts']} prompts"] if "prompts" in run else []
     head += [str(run[key]) for key in ("method", "metric", "reference") if key in run]
+    head += [run["units"]] if "units" in run else []
     head += [f"threshold {run['threshold']:g}"] if "threshold" in run else []
     head += [f"{key} {value}" for key, value in run.get("selection", {}).items()]
     if head:

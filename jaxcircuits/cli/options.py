@@ -98,6 +98,9 @@ Template = Annotated[
         help="what the user says in the model's chat template; the prompt is in place of {prompt}, or follows"
     ),
 ]
+Units = Annotated[
+    str, typer.Option(help="what the nodes are: split, ungrouped, unsplit, layers, blocks, neurons:GROUPS[@LAYER]")
+]
 Average = Annotated[str, typer.Option(help="several scored positions: together or per_prompt")]
 Devices = Annotated[int, typer.Option(help="devices to spread over; 0: all there are")]
 Cache = Annotated[Path | None, typer.Option(help="keep compiled programs in this folder for the next run")]
@@ -148,6 +151,7 @@ class PromptOptions(NamedTuple):
     cache: Cache = None
     bos: Bos = None
     template: Template = None
+    units: Units = "split"
 
 
 class Loaded(NamedTuple):
@@ -165,7 +169,7 @@ def load(task: str, prompts: PromptOptions, change: Callable[[Any], Any] | None 
     dtype = dtype_of(prompts.dtype)
     if prompts.cache is not None:
         use_compilation_cache(prompts.cache)
-    loaded = checkpoints.load(prompts.model, dtype=dtype)
+    loaded = checkpoints.load(prompts.model, dtype=dtype, units=prompts.units)
     framing = {"bos": prompts.bos, "template": prompts.template}
     pairs, named = prompts_of(task, loaded, prompts.size, prompts.seed, **framing)
     mesh = None if prompts.devices == 1 else device_mesh(len(pairs), prompts.devices or None)

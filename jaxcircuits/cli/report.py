@@ -9,7 +9,7 @@ import typer
 from .. import checkpoints
 from ..circuit import Circuit
 from ..evaluation import Inspection, inspect_circuit, read_record
-from ..files import write_whole
+from ..files import write_text, write_whole
 from ..objective import Objective
 from ..report import plot, to_dot, to_markdown, write_page
 from ..report.page import check_judgements
@@ -117,7 +117,7 @@ def _write_one(path: Path, circuits: Sequence[Circuit]) -> None:
         raise ValueError(f"--out: {path.suffix} shows one circuit, got {len(circuits)}; a .html page shows several")
     if path.suffix in TEXTS:
         text = TEXTS[path.suffix](circuits[0])
-        write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        write_text(path, text)
     else:
         figure = plot(circuits[0])
         write_whole(path, lambda temporary: figure.savefig(temporary, format=path.suffix[1:], dpi=200))

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..circuit import Circuit
 from ..evaluation import Inspection, Record
-from ..files import plain, write_whole
+from ..files import plain, write_text
 from ..graph import Graph
 from ..scores import Scores
 from .judged import judged
@@ -35,7 +35,7 @@ def write_page(
 ) -> None:
     """Writes `render_page` of the same arguments, whole or not at all."""
     page = render_page(records, inspections=inspections, judgements=judgements, title=title)
-    write_whole(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+    write_text(path, page)
 
 
 def render_page(

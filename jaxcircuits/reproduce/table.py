@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..files import plain, write_json, write_whole
+from ..files import plain, write_json, write_text, write_whole
 
 FORMAT = "jaxcircuits-table/1"
 
@@ -53,8 +53,8 @@ class Table:
     def save(self, folder: Path) -> list[Path]:
         """Writes `NAME.md`, `.csv`, `.json` and a plot `.png`; each whole or not at all."""
         paths = [folder / f"{self.name}.{ending}" for ending in ("md", "csv", "json", "png")]
-        write_whole(paths[0], lambda path: path.write_text(self.markdown(), encoding="utf-8"))
-        write_whole(paths[1], lambda path: path.write_text(self._csv(), encoding="utf-8"))
+        write_text(paths[0], self.markdown())
+        write_text(paths[1], self._csv())
         record = {"format": FORMAT, **json.loads(json.dumps(plain(dataclasses.asdict(self))))}
         write_json(paths[2], record)
         write_whole(paths[3], self._draw)
