@@ -27,6 +27,7 @@ from .formats import (
     format_of,
     read_format,
 )
+from .formats.table import Entry
 from .gguf_names import GGUFTensors, is_gguf
 from .graph import Graph
 from .models import GATES, GPT2, Regrouped, gpt2_folding, with_units
@@ -225,20 +226,20 @@ def _checkpoint_tensors(model: Any, family: Family) -> Iterator[tuple[str, np.nd
 
 def _read(form: Format, tensors: Tensors, dtype: np.dtype) -> Any:
     """Fills a model from the table; layers are stacked into arrays made once, without a second copy."""
+    unread = set(tensors.names())
+    names = list(_names_of(form, unread))
+    for name, entry, _ in names:
+        tensors.check(name, entry.shape)
     skeleton = eqx.filter_eval_shape(form.family.model.random, form.config, jax.random.key(0), dtype)
     arrays: dict[str, np.ndarray] = {}
-    unread = set(tensors.names())
-    for entry in form.entries:
-        layers = range(skeleton.layout.num_layers) if "{}" in entry.name else [None]
-        for layer in layers:
-            name = entry.name if layer is None else entry.name.format(layer)
-            unread.discard(name)
-            tensor = tensors.read(name, entry.shape)
-            for path, part in zip(entry.fields, entry.to_fields(tensor), strict=True):
-                if path not in arrays:
-                    arrays[path] = empty(_field(skeleton, path).shape, dtype)
-                with np.errstate(over="ignore"):  # what a small dtype cannot hold is refused below
-                    arrays[path][... if layer is None else layer] = part
+    for name, entry, layer in names:
+        unread.discard(name)
+        tensor = tensors.read(name, entry.shape)
+        for path, part in zip(entry.fields, entry.to_fields(tensor), strict=True):
+            if path not in arrays:
+                arrays[path] = empty(_field(skeleton, path).shape, dtype)
+            with np.errstate(over="ignore"):  # what a small dtype cannot hold is refused below
+                arrays[path][... if layer is None else layer] = part
     if form.config.tie_word_embeddings:
         for name in unread & set(UNEMBEDDINGS):
             unread.discard(name)
@@ -255,6 +256,21 @@ def _read(form: Format, tensors: Tensors, dtype: np.dtype) -> Any:
     paths = list(arrays)
     leaves = [jax.device_put(arrays.pop(path), may_alias=True) for path in paths]
     return eqx.tree_at(lambda model: [_field(model, path) for path in paths], skeleton, leaves)
+
+
+def _names_of(form: Format, stored: set[str]) -> Iterator[tuple[str, Entry, int | None]]:
+    """Every tensor of a config: its name, its entry in the table, and its layer.
+
+    A token embedding that is the unembedding too may be stored by that one's name alone.
+    """
+    embedding = form.entries[0].name
+    if form.config.tie_word_embeddings and embedding not in stored:
+        embedding = next((name for name in UNEMBEDDINGS if name in stored), embedding)
+    for entry in form.entries:
+        if "{}" in entry.name:
+            yield from ((entry.name.format(layer), entry, layer) for layer in range(form.num_layers))
+        else:
+            yield (embedding if entry is form.entries[0] else entry.name), entry, None
 
 
 def _bundled_folder() -> Path:

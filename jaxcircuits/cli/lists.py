@@ -52,7 +52,7 @@ def print_circuit(circuit: Circuit) -> None:
     head += [f"threshold {run['threshold']:g}"] if "threshold" in run else []
     head += [f"{key} {value}" for key, value in run.get("selection", {}).items()]
     if head:
-        out.print(", ".join(head), markup=False)
+        out.print(" ".join(", ".join(head).split()), markup=False)
     for column in reversed(range(len(graph.receivers))):
         senders = np.flatnonzero(circuit.mask[:, column])[::-1]
         if len(senders):

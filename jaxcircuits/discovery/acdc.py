@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike
 
@@ -277,6 +278,6 @@ def _warn_of_thresholds(thresholds: Sequence[float], noise: float) -> None:
 
 def _noise(objective: Objective, mask: EdgeBools, metric: float) -> float:
     """Float error of a circuit's metric: the same by another route (prompt by prompt), and at least rounding."""
-    eps = np.finfo(np.dtype(objective.model.dtype)).eps
+    eps = float(jnp.finfo(objective.model.dtype).eps)
     other = float(np.asarray(objective.per_example(mask), np.float64).mean())
     return float(max(abs(other - metric), eps * abs(metric)))
