@@ -27,7 +27,8 @@ KINDS = {EMBEDDING: "inputs", "head": "heads", "mlp": "MLPs", "unit": "units"}
 class Sender:
     """A node's output: the `index`-th of its `kind` in its layer (-1: before the first), there from `written` on.
 
-    `node` is the name of that node, of which this may be what it writes in one of its spans of positions. `block` counts the layout's groups of equal nodes, in all layers: nodes of one block are computed alike.
+    `node` is its node's name, of whose writing this may be one span of positions. `block` counts the layout's groups of
+    equal nodes, in all layers: nodes of one block are computed alike.
     """
 
     name: str

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from ..layout import Layout, Moment, Nodes, Span, Stack
 from ..types import NodeMask, PositionedMask, ReceiverValues, SenderValues, Tokens
@@ -69,7 +69,7 @@ def written(
 
 
 def unit_rows(
-    model: Any, nodes: Nodes, layer: Layer, at: Int[Array, " position"], index: Array, ys: tuple[Array, ...]
+    model: Any, nodes: Nodes, layer: ArrayLike, at: Int[Array, " position"], index: Array, ys: tuple[Array, ...]
 ) -> Float[Array, "row position width"]:
     """What the senders that are computed at once write: those of one node, or of all joint ones; see `model.write`."""
     new = model.write(nodes.kind, layer, index, ys, at)
@@ -82,8 +82,10 @@ def in_spans(
     """Each row's part in each span of positions, nothing elsewhere; without spans the rows themselves."""
     if not spans:
         return rows
-    named = jnp.stack([jnp.zeros_like(at, bool) if span is None else (span[0] <= at) & (at < span[1]) for span in spans])
-    inside = jnp.where(np.array([span is None for span in spans])[:, None], ~named.any(0)[None], named)
+    first, end = (np.array([span[i] if span else 0 for span in spans], np.int32)[:, None] for i in (0, 1))
+    named = (jnp.asarray(first) <= at[None]) & (at[None] < jnp.asarray(end))
+    is_rest = jnp.array([[span is None] for span in spans])
+    inside = jnp.where(is_rest, ~jnp.any(named, 0)[None], named)
     return jnp.where(inside[None, :, :, None], rows[:, None], 0).reshape(-1, *rows.shape[1:])
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 
 import equinox as eqx
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..layout import Layout, Moment, Span, part_names
