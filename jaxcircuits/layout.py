@@ -225,6 +225,9 @@ def from_json(value: Any) -> Layout:
 MOST = 1 << 17
 """Senders and receivers of the largest graph that a file may describe."""
 
+MOST_ENTRIES = 1 << 27
+"""Entries (senders x receivers) of the largest mask that is read from a file."""
+
 
 def _moment(value: Any) -> Moment:
     ports = [

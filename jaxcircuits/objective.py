@@ -245,6 +245,7 @@ class Objective(eqx.Module):
             "microbatch": self.microbatch,
             "dtype": str(np.dtype(self.model.dtype)),
             "precision": self.model.precision,
+            **({} if self.model.units_name == "split" else {"units": self.model.units_name}),
             "device": f"{count} x {device.platform} {device.device_kind}",
             "mesh": None if self.mesh is None else dict(self.mesh.shape),
             "versions": {

@@ -218,6 +218,31 @@ def test_pointing_at_an_edge_names_it(show):
     assert "score +" in text(page, "#tip") and "over 1 prompt" in text(page, "#tip")
 
 
+def test_an_edge_into_a_shared_key_goes_to_all_heads_that_read_it(show):
+    """Four heads, the upper two of which read through a0.g1<k>: one edge, one line to each of them."""
+    graph, shared = jc.Graph.transformer(2, 4, 2), "input->a0.g1<k>"
+    mask = graph.mask_of([shared, "input->a0.h0<q>", "a0.h2->logits", "a0.h3->logits", "a0.h0->logits"])
+    page = show([jc.Circuit(graph, mask, mask.astype(float), {"decisions": []})])
+    ends = page.execute_script(
+        "const [edge] = view.shown.filter((edge) => edge.name === arguments[0]);"
+        "const path = document.querySelector(`[data-edge='${edge.id}'] .line`).getAttribute('d');"
+        "return path.split('M').slice(1).map((line) => line.trim().split(/[ C]+/).slice(-2).map(Number))",
+        shared,
+    )
+    boxes = page.execute_script(
+        "return Object.fromEntries([...document.querySelectorAll('#graph .node rect')].map((box) => ["
+        "box.parentNode.dataset.node, ['x', 'y', 'width', 'height'].map((name) => Number(box.getAttribute(name)))]))"
+    )
+    for (x, y), head in zip(ends, ("a0.h2", "a0.h3"), strict=True):
+        left, top, width, height = boxes[head]
+        assert left < x < left + width and abs(y - top - height) < 0.01, head
+    into = {}
+    for head in ("a0.h0", "a0.h2", "a0.h3"):
+        page.execute_script("update({node: arguments[0], edge: null})", head)
+        into[head] = number(page, "#graph .edge.near.k"), "input" in text(page, "#panel .rows")
+    assert into == {"a0.h0": (0, True), "a0.h2": (1, True), "a0.h3": (1, True)}
+
+
 def test_what_a_circuit_is_worth_stands_beside_its_controls(show):
     page = show([ONE], judgements=[evaluation(), five_tests()])
     first = text(page, "#judged article")

@@ -236,14 +236,18 @@ def test_config_files_that_do_not_fit_end_with_one_line(run, micro):
     for text, said in (
         ("metrics: kl", "unknown names metrics; expected some of average"),
         ("- kl", "names and values"),
-        ("metric: [", "cannot read"),
+        ("metric: [", "config.yaml is malformed: expected a table of options in YAML"),
+        ("metric: kl\nmetric: l2", "expected each name once"),
+        ("metric: &a kl\nreference: *a", "got the alias *a: write it out"),
+        ("metric: " + "[" * 5000, "within each other"),
+        ("metric: kl" + " " * (1 << 16), "bytes: expected a table of options of at most 65,536"),
         ("steps: many", "steps"),
     ):
         (micro / "config.yaml").write_text(text)
         code, _, error = run("score", micro / "micro.npz", "--config", micro / "config.yaml")
         assert code != 0 and said in error and error.count("\n") == 1
     code, _, error = run("prune", "x.json", "--config", micro / "nothing.yaml")
-    assert code == 1 and "cannot read" in error and error.count("\n") == 1
+    assert code == 1 and "no table of options" in error and error.count("\n") == 1
 
 
 def test_tasks_are_shown(run, micro):

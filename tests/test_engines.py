@@ -103,7 +103,10 @@ def rewritten(model, sender):
         return weight.at[index].add(own)
 
     if sender.kind == "embedding":
-        return eqx.tree_at(lambda m: m.token_embedding, model, change(model.token_embedding))
+        old = model.token_embedding  # where the unembedding is tied to it, that stays
+        parts = change(old), old if model.unembedding is None else model.unembedding
+        place = lambda m: (m.token_embedding, m.unembedding)  # noqa: E731
+        return eqx.tree_at(place, model, parts, is_leaf=lambda leaf: leaf is None)
     if sender.kind == "head":
         place = lambda m: m.blocks.attention.output  # noqa: E731
         return eqx.tree_at(place, model, change(place(model), sender.layer, sender.index))

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from ..batching import CompileClock
@@ -127,6 +128,6 @@ class Sweep:
 
 def _noise(objective: Objective, mask: EdgeBools, metric: float) -> float:
     """Float error of a circuit's metric: the same by another route (prompt by prompt), and at least rounding."""
-    eps = np.finfo(np.dtype(objective.model.dtype)).eps
+    eps = float(jnp.finfo(objective.model.dtype).eps)
     other = float(np.asarray(objective.per_example(mask), np.float64).mean())
     return float(max(abs(other - metric), eps * abs(metric)))
