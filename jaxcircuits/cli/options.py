@@ -105,6 +105,12 @@ Spans = Annotated[str | None, typer.Option(help="nodes are apart at these positi
 Average = Annotated[str, typer.Option(help="several scored positions: together or per_prompt")]
 Devices = Annotated[int, typer.Option(help="devices to spread over; 0: all there are")]
 Cache = Annotated[Path | None, typer.Option(help="keep compiled programs in this folder for the next run")]
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option(
+        help="keep in this folder how far the run is; the same command goes on from there, also when it ended"
+    ),
+]
 Config = Annotated[
     Path | None,
     typer.Option(help="take what is not typed from this YAML or JSON file", callback=read_config, is_eager=True),
@@ -286,13 +292,14 @@ def check_writable(**outputs: Path | None) -> None:
         raise ValueError(f"{options}: expected different files, got {' and '.join(map(str, named.values()))}")
 
 
-def check_fillable(folder: Path | None) -> None:
-    """Raises ValueError, before anything is computed, for a folder of results that could not be filled."""
-    if folder is not None:
+def check_fillable(**folders: Path | None) -> None:
+    """Raises ValueError, before anything is computed, for the folder of an option that could not be filled."""
+    for option, folder in folders.items():
         try:
-            check_can_fill(folder)
+            if folder is not None:
+                check_can_fill(folder)
         except ValueError as error:
-            raise ValueError(f"--out: {error}") from None
+            raise ValueError(f"--{option}: {error}") from None
 
 
 @contextmanager
