@@ -78,6 +78,7 @@ from .evaluation import roc_of_scores as roc_of_scores
 from .evaluation import similarity as similarity
 from .evaluation import top_overlap as top_overlap
 from .evaluation import weighted_edge_count as weighted_edge_count
+from .expand import expand as expand
 from .framing import framed as framed
 from .graph import Graph as Graph
 from .interchange import autocircuit_name as autocircuit_name
@@ -98,6 +99,7 @@ from .models import TracrConfig as TracrConfig
 from .models import gate as gate
 from .models import permute_positions as permute_positions
 from .models import reset_network as reset_network
+from .models import with_units as with_units
 from .nodes import NodeObjective as NodeObjective
 from .objective import Objective as Objective
 from .scores import Scores as Scores

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
@@ -27,9 +27,10 @@ from .formats import (
     format_of,
     read_format,
 )
+from .formats.table import Entry
 from .gguf_names import GGUFTensors, is_gguf
 from .graph import Graph
-from .models import GATES, GPT2, gpt2_folding
+from .models import GATES, GPT2, Regrouped, gpt2_folding, with_units
 from .tensors import PICKLES, WEIGHT_FILES, Tensors, empty, open_tensors
 from .tokenizer import has_tokenizer, load_tokenizer
 from .types import Model
@@ -78,6 +79,8 @@ def load(
     revision: str | None = None,
     fold_layer_norms: bool = False,
     fold_value_biases: bool = False,
+    units: str = "split",
+    spans: Sequence[tuple[int, int]] | str | None = None,
 ) -> Checkpoint:
     """Loads a bundled model, a folder, a GGUF file, or a model from the Hugging Face hub, in this order.
 
@@ -86,9 +89,11 @@ def load(
     - `dtype`: of all weights; float64 needs `jax.config.update("jax_enable_x64", True)`.
     - `fold_layer_norms`, `fold_value_biases`: see `models.gpt2_folding`; both together give the weights of ACDC's
       published zero-ablation numbers. The model computes the same; what an absent head leaves out differs.
+    - `units`, `spans`: what the nodes are: "split", "ungrouped", "unsplit", "layers", "blocks", "neurons:G", ..., and
+      at which tokens they are apart; see `with_units`.
 
-    Raises ValueError for a name that is nowhere, a pickle, an unsupported config, and for missing, unexpected,
-    truncated or misshapen tensors.
+    Raises ValueError for a name that is nowhere, a pickle, an unsupported config, missing, unexpected, truncated or
+    misshapen tensors, and units that the model has not.
     """
     dtype = np.dtype(dtype)
     if dtype == np.float64 and not jax.config.read("jax_enable_x64"):
@@ -104,7 +109,7 @@ def load(
         if fold_layer_norms or fold_value_biases:
             raise ValueError(f"{name} has neither layer norms nor value biases that could be folded")
         model = jax.tree.map(lambda leaf: leaf.astype(dtype), BUILT[name]())
-        return Checkpoint(model, f"bundled {name}", None)
+        return Checkpoint(with_units(model, units, spans), f"bundled {name}", None)
     files, source = _find(name, revision)
     model = _read(*_open(files), dtype)
     if (fold_layer_norms or fold_value_biases) and not isinstance(model, GPT2):
@@ -115,7 +120,7 @@ def load(
         model, source = gpt2_folding.fold_layer_norms(model), source + NORMS
     if fold_value_biases:
         model, source = gpt2_folding.fold_value_biases(model), source + BIASES
-    return Checkpoint(model, source, files)
+    return Checkpoint(with_units(model, units, spans), source, files)
 
 
 def _of_source(source: str) -> tuple[str, dict[str, Any]]:
@@ -175,6 +180,10 @@ def save(model: Model, folder: str | os.PathLike, tokenizer: Any = None) -> None
 
     Raises ValueError if the folder exists and is not empty, and for a model that no checkpoint holds.
     """
+    if isinstance(model, Regrouped):
+        raise ValueError(
+            f"save: a checkpoint holds no units, got {model.units_name}: save its `model`, and load it with them"
+        )
     if (family := family_of(model)) is None:
         raise ValueError(f"save: a {type(model).__name__} has no checkpoint format")
     from safetensors.numpy import save_file
@@ -218,20 +227,20 @@ def _checkpoint_tensors(model: Any, family: Family) -> Iterator[tuple[str, np.nd
 
 def _read(form: Format, tensors: Tensors, dtype: np.dtype) -> Any:
     """Fills a model from the table; layers are stacked into arrays made once, without a second copy."""
+    unread = set(tensors.names())
+    names = list(_names_of(form, unread))
+    for name, entry, _ in names:
+        tensors.check(name, entry.shape)
     skeleton = eqx.filter_eval_shape(form.family.model.random, form.config, jax.random.key(0), dtype)
     arrays: dict[str, np.ndarray] = {}
-    unread = set(tensors.names())
-    for entry in form.entries:
-        layers = range(skeleton.layout.num_layers) if "{}" in entry.name else [None]
-        for layer in layers:
-            name = entry.name if layer is None else entry.name.format(layer)
-            unread.discard(name)
-            tensor = tensors.read(name, entry.shape)
-            for path, part in zip(entry.fields, entry.to_fields(tensor), strict=True):
-                if path not in arrays:
-                    arrays[path] = empty(_field(skeleton, path).shape, dtype)
-                with np.errstate(over="ignore"):  # what a small dtype cannot hold is refused below
-                    arrays[path][... if layer is None else layer] = part
+    for name, entry, layer in names:
+        unread.discard(name)
+        tensor = tensors.read(name, entry.shape)
+        for path, part in zip(entry.fields, entry.to_fields(tensor), strict=True):
+            if path not in arrays:
+                arrays[path] = empty(_field(skeleton, path).shape, dtype)
+            with np.errstate(over="ignore"):  # what a small dtype cannot hold is refused below
+                arrays[path][... if layer is None else layer] = part
     if form.config.tie_word_embeddings:
         for name in unread & set(UNEMBEDDINGS):
             unread.discard(name)
@@ -248,6 +257,21 @@ def _read(form: Format, tensors: Tensors, dtype: np.dtype) -> Any:
     paths = list(arrays)
     leaves = [jax.device_put(arrays.pop(path), may_alias=True) for path in paths]
     return eqx.tree_at(lambda model: [_field(model, path) for path in paths], skeleton, leaves)
+
+
+def _names_of(form: Format, stored: set[str]) -> Iterator[tuple[str, Entry, int | None]]:
+    """Every tensor of a config: its name, its entry in the table, and its layer.
+
+    A token embedding that is the unembedding too may be stored by that one's name alone.
+    """
+    embedding = form.entries[0].name
+    if form.config.tie_word_embeddings and embedding not in stored:
+        embedding = next((name for name in UNEMBEDDINGS if name in stored), embedding)
+    for entry in form.entries:
+        if "{}" in entry.name:
+            yield from ((entry.name.format(layer), entry, layer) for layer in range(form.num_layers))
+        else:
+            yield (embedding if entry is form.entries[0] else entry.name), entry, None
 
 
 def _bundled_folder() -> Path:

@@ -12,14 +12,25 @@ import numpy as np
 from . import layout as layouts
 from .arguments import is_count, is_number
 from .graph import Graph
+from .layout import MOST_ENTRIES
 from .types import EdgeBools, EdgeScores
 
 FORMAT = "jaxcircuits/1"
 
-MOST_ENTRIES = 1 << 27
-"""Entries (senders x receivers) of the largest mask that is read from a file."""
-
-TEXTS = ("task", "model", "method", "metric", "reference", "dtype", "average", "order", "head_order", "template")
+TEXTS = (
+    "task",
+    "model",
+    "method",
+    "metric",
+    "reference",
+    "dtype",
+    "average",
+    "order",
+    "head_order",
+    "template",
+    "units",
+    "spans",
+)
 NUMBERS = ("threshold", "metric_full", "metric_final", "seconds", "seconds_compiling")
 COUNTS = ("seed", "prompts", "edges_kept", "groups_kept", "evaluations", "evaluations_wasted", "device_calls")
 FLAGS = ("signed", "groups", "absolute", "bos")

@@ -2,7 +2,7 @@
 
 import csv
 import dataclasses
-import json
+import io
 import os
 import warnings
 from collections.abc import Sequence
@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from .files import write_whole
+from .files import is_text, parse_json, read_text, repeated
 from .finite import check_finite
 from .framing import framed
+from .npz import read_arrays, write_arrays
 
 PADDING = -1
 SENTENCEPIECE_SPACE = "\u2581"
@@ -116,11 +117,7 @@ class PromptPairs:
             if getattr(self, field.name) is not None
         }
 
-        def write(temporary: Path) -> None:
-            with temporary.open("wb") as file:
-                np.savez_compressed(file, **arrays)
-
-        write_whole(path, write)
+        write_arrays(path, arrays, compressed=True)
 
     @classmethod
     def load(
@@ -254,8 +251,8 @@ def from_text(rows: Sequence[dict[str, Any]], tokenizer: Any) -> PromptPairs:
 
 def encode(tokenizer: Any, text: object) -> list[int]:
     """Token ids of a text, nothing added. Raises ValueError for text that the tokenizer does not know."""
-    if not isinstance(text, str) or not text:
-        raise ValueError(f"expected a text, got {text!r}")
+    if not isinstance(text, str) or not text or not is_text(text):
+        raise ValueError(f"expected a text, got {text!r:.60}")
     ids = tokenizer.encode(text, add_special_tokens=False)
     unknown = getattr(tokenizer, "unk_token_id", None)
     if unknown is not None and ids.count(unknown) > text.count(tokenizer.unk_token):
@@ -309,11 +306,7 @@ def _fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     known = {field.name for field in dataclasses.fields(PromptPairs)}
-    try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except Exception as error:  # numpy, zipfile and zlib raise many unrelated types for bad bytes
-        raise ValueError(f"{path} is no readable .npz file of plain arrays: {error}") from None
+    arrays = read_arrays(path, "task file")
     if unknown := arrays.keys() - known:
         raise ValueError(f"{path} has unknown arrays {sorted(unknown)}; expected some of {sorted(known)}")
     if missing := {"clean", "corrupt"} - arrays.keys():
@@ -322,14 +315,24 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:
+    text = read_text(path, "task file", encoding="utf-8-sig")
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            if path.suffix == ".csv":
-                return list(csv.DictReader(file, strict=True))
-            rows = [json.loads(line) for line in file if line.strip()]
-    except (UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
+        if path.suffix == ".csv":
+            reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+            if (twice := repeated(reader.fieldnames or ())) is not None:
+                raise ValueError(f"it has two columns {twice!r}: keep one of them")
+            return list(reader)
+        return [_row(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    except (ValueError, csv.Error) as error:
         raise ValueError(f"{path} is malformed: {error}") from None
-    for number, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}: row {number} is no JSON object")
-    return rows
+
+
+def _row(number: int, line: str) -> dict[str, Any]:
+    """A line of JSON. Raises ValueError, naming it, for one that is no object."""
+    try:
+        row = parse_json(line)
+    except ValueError as error:
+        raise ValueError(f"line {number}: {error}") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"line {number} is no JSON object")
+    return row

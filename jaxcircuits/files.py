@@ -20,22 +20,28 @@ DEEPEST = 100
 """Lists and objects within each other, at most."""
 
 
-def read_text(path: str | os.PathLike, what: str = "file", *, encoding: str = "utf-8") -> str:
+def read_text(path: str | os.PathLike, what: str = "file", *, encoding: str = "utf-8", most: int | None = None) -> str:
     """The text of a file, its line ends as they are.
 
-    Raises ValueError for a path that is no regular file (a pipe would be waited for), one of more than `LARGEST`
-    bytes, and bytes that are no text.
+    Raises ValueError for a path that is no regular file, one of more than `most` bytes (None: `LARGEST`), and bytes
+    that are no text.
     """
-    if not os.path.exists(path):
-        raise ValueError(f"no {what} {path}")
-    if not os.path.isfile(path):
-        raise ValueError(f"{path} is no regular file: expected a {what}")
-    if (size := os.path.getsize(path)) > LARGEST:
-        raise ValueError(f"{path} has {size:,} bytes: expected a {what} of at most {LARGEST:,}")
+    check_regular(path, what)
+    most = LARGEST if most is None else most
+    if (size := os.path.getsize(path)) > most:
+        raise ValueError(f"{path} has {size:,} bytes: expected a {what} of at most {most:,}")
     try:
         return Path(path).read_bytes().decode(encoding)
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is malformed: expected a {what} in UTF-8; {error}") from None
+
+
+def check_regular(path: str | os.PathLike, what: str = "file") -> None:
+    """Raises ValueError for what is not there, and for what is no regular file: a pipe would be waited for."""
+    if not os.path.exists(path):
+        raise ValueError(f"no {what} {path}")
+    if not os.path.isfile(path):
+        raise ValueError(f"{path} is no regular file: expected a {what}")
 
 
 def read_json(path: str | os.PathLike, what: str = "file") -> Any:
@@ -64,10 +70,31 @@ def parse_json(text: str) -> Any:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        twice = repeated(name for name, _ in pairs)
         raise ValueError(f"expected each name once in an object, got {twice!r} twice: keep one of them")
     return value
+
+
+def repeated(names: Iterable[str]) -> str | None:
+    """The first of some names that was there before; None if all are different."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
+
+
+def is_text(text: str) -> bool:
+    """Whether it can be written as UTF-8: halves of surrogate pairs cannot."""
+    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def visible(text: str) -> str:
+    """The text with its control characters as escapes, so that a terminal shows them and does not obey them."""
+    if text.replace("\n", "").isprintable():
+        return text
+    return "".join(letter if letter.isprintable() or letter == "\n" else ascii(letter)[1:-1] for letter in text)
 
 
 def _check(value: Any) -> None:
@@ -81,7 +108,7 @@ def _check(value: Any) -> None:
             todo += [(entry, (*where, key)) for key, entry in _entries(value)]
             todo += [(key, (*where, key)) for key in value if isinstance(key, str) and not key.isascii()]
         elif isinstance(value, str):
-            if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
+            if not is_text(value):
                 raise ValueError(f"{_place(where)}expected text, got half of a surrogate pair in {value!r}")
         elif isinstance(value, int | float) and not abs(value) <= sys.float_info.max:
             got = value if isinstance(value, float) else f"one of {len(str(value))} digits"

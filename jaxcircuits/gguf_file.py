@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .files import check_regular
 from .tensors import empty
 
 VERSIONS = (2, 3)
@@ -45,6 +46,7 @@ class GGUF:
         self.path = Path(path)
         self.source = str(path)
         _package()
+        check_regular(path, "GGUF file")
         try:
             header = _Header(np.memmap(path, np.uint8, "r"))
             self.metadata = header.metadata()
@@ -118,7 +120,12 @@ class _Header:
         return np.frombuffer(self.take(self.count(size) * size), np.dtype(NUMBERS[kind])).tolist()
 
     def metadata(self) -> dict[str, Any]:
-        return dict((self.text(), self.value()) for _ in range(self.num_values))
+        values: dict[str, Any] = {}
+        for _ in range(self.num_values):
+            if (key := self.text()) in values:
+                raise ValueError(f"it has {key} twice")
+            values[key] = self.value()
+        return values
 
     def tensors(self, alignment: Any) -> dict[str, Stored]:
         """The table of tensors, each of which lies in the file and can be dequantised."""

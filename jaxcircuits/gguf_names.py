@@ -128,14 +128,19 @@ class GGUFTensors:
     def names(self) -> list[str]:
         return list(self.stored)
 
-    def read(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """A tensor in float32. Raises ValueError for one that is missing or has another shape."""
+    def check(self, name: str, shape: tuple[int, ...]) -> None:
+        """Raises ValueError for a tensor that is missing or has another shape."""
         if name not in self.stored:
             raise ValueError(f"{self.source} misses the tensor {name}, which its metadata ask for")
         stored = self.stored[name]
         found = self.file.stored[stored].shape
         if found != shape:
             raise ValueError(f"{self.source}: tensor {stored} has shape {found}, expected {shape} from the metadata")
+
+    def read(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """A tensor in float32. Raises ValueError as `check` does."""
+        self.check(name, shape)
+        stored = self.stored[name]
         tensor = self.file.tensor(stored)
         if self.architecture.shifts and name.endswith("norm.weight"):
             tensor -= 1

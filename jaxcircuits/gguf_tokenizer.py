@@ -13,6 +13,9 @@ SPECIAL = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_
 SPACE = "\u2581"
 """SentencePiece's."""
 
+LONGEST = 1024
+"""Letters of the longest token: the merges of SentencePiece's are looked for at every place in each."""
+
 LETTERS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
 CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -33,21 +36,22 @@ def read_tokenizer(metadata: dict[str, Any]) -> Any:
 
     tokens = _list(metadata, "tokens", str)
     kinds = _list(metadata, "token_type", int) if "tokenizer.ggml.token_type" in metadata else [1] * len(tokens)
+    if (longest := max(map(len, tokens))) > LONGEST:
+        raise ValueError(f"tokenizer.ggml.tokens: expected tokens of at most {LONGEST} letters, got one of {longest}")
     if len(set(tokens)) != len(tokens) or len(kinds) != len(tokens):
         raise ValueError(f"tokenizer.ggml.tokens: expected different tokens, each with a kind, got {len(tokens)}")
-    model = metadata.get("tokenizer.ggml.model")
+    model, pre = (_text(metadata, f"tokenizer.ggml.{name}") for name in ("model", "pre"))
     if model not in ("gpt2", "llama"):
         raise ValueError(f"tokenizer.ggml.model = {model!r} is not supported; expected 'gpt2' or 'llama'")
     names = {name: _token(metadata, f"{key}_token_id", tokens) for name, key in SPECIAL.items()}
     built = _byte_level(metadata, tokens) if model == "gpt2" else _sentencepiece(metadata, tokens, names["unk_token"])
     _add_tokens(built, tokens, kinds)
-    pre = metadata.get("tokenizer.ggml.pre")
     if metadata.get("tokenizer.ggml.add_bos_token", model == "llama" or pre == "llama-bpe") and names["bos_token"]:
         _begin_with(built, names["bos_token"])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=built, clean_up_tokenization_spaces=False, **{k: v for k, v in names.items() if v is not None}
     )
-    tokenizer.chat_template = metadata.get("tokenizer.chat_template")
+    tokenizer.chat_template = _text(metadata, "tokenizer.chat_template")
     return tokenizer
 
 
@@ -124,6 +128,13 @@ def _list(metadata: dict[str, Any], name: str, kind: type) -> list[Any]:
         wanted = "texts" if kind is str else "whole numbers"
         raise ValueError(f"tokenizer.ggml.{name}: expected a list of {wanted}, got {type(values).__name__}")
     return values
+
+
+def _text(metadata: dict[str, Any], key: str) -> str | None:
+    value = metadata.get(key)
+    if not isinstance(value, str | None):
+        raise ValueError(f"{key}: expected a text, got {value!r:.60}")
+    return value
 
 
 def _token(metadata: dict[str, Any], name: str, tokens: list[str]) -> str | None:

@@ -1,6 +1,5 @@
 """The tensors of a checkpoint's files, checked one at a time: safetensors (also in shards) and flax msgpack."""
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +8,8 @@ from typing import Any, Protocol, runtime_checkable
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import DTypeLike
+
+from .files import check_regular, read_json
 
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "flax_model.msgpack")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -26,11 +27,16 @@ def _is_buffer(name: str) -> bool:
 
 def checked(tensor: np.ndarray, name: str, shape: tuple[int, ...], source: str) -> np.ndarray:
     """The tensor. Raises ValueError for another shape, or one that is not floating."""
-    if tensor.shape != shape:
-        raise ValueError(f"{source}: tensor {name} has shape {tensor.shape}, expected {shape} from config.json")
+    check_shape(name, tensor.shape, shape, source)
     if not jnp.issubdtype(tensor.dtype, jnp.floating):
         raise ValueError(f"{source}: tensor {name} has type {tensor.dtype}, expected a floating type")
     return tensor
+
+
+def check_shape(name: str, found: tuple[int, ...], shape: tuple[int, ...], source: str) -> None:
+    """Raises ValueError for a tensor of another shape than its config asks for."""
+    if found != shape:
+        raise ValueError(f"{source}: tensor {name} has shape {found}, expected {shape} from config.json")
 
 
 def empty(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
@@ -51,6 +57,10 @@ class Tensors(Protocol):
         """Of all tensors."""
         ...
 
+    def check(self, name: str, shape: tuple[int, ...]) -> None:
+        """Raises ValueError for a tensor that is missing or of another shape, without reading it."""
+        ...
+
     def read(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """One tensor. Raises ValueError for one that is missing, of another shape, or not floating."""
         ...
@@ -66,26 +76,40 @@ class SafeTensors:
         self.source = str(folder)
         self.folder = folder
         stored = [name for name in files if not _is_buffer(name)]
+        self.shapes: dict[str, dict[str, tuple[int, ...]]] = {}
         self.files = {ours: (name, files[name]) for name in stored if (ours := renamed(name)) is not None}
 
     def names(self) -> list[str]:
         return list(self.files)
 
-    def read(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    def check(self, name: str, shape: tuple[int, ...]) -> None:
         if name not in self.files:
             raise ValueError(f"{self.source} misses the tensor {name}, which its config.json asks for")
         stored, file = self.files[name]
+        if file not in self.shapes:
+            with _open_safetensors(self.folder / file) as opened:
+                self.shapes[file] = {key: tuple(opened.get_slice(key).get_shape()) for key in opened.keys()}
+        if stored not in self.shapes[file]:
+            raise ValueError(f"{self.folder / file} misses the tensor {stored}, which the index puts there")
+        check_shape(stored, self.shapes[file][stored], shape, str(self.folder / file))
+
+    def read(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        self.check(name, shape)
+        stored, file = self.files[name]
         with _open_safetensors(self.folder / file) as opened:
-            if stored not in opened.keys():
-                raise ValueError(f"{self.folder / file} misses the tensor {stored}, which the index puts there")
-            return checked(opened.get_tensor(stored), stored, shape, str(self.folder / file))
+            try:
+                tensor = opened.get_tensor(stored)
+            except Exception as error:  # of types that numpy has not, safetensors raises several
+                raise ValueError(f"{self.folder / file}: tensor {stored} cannot be read: {error}") from None
+        return checked(tensor, stored, shape, str(self.folder / file))
 
 
 def _open_safetensors(path: Path) -> Any:
     from safetensors import SafetensorError, safe_open
 
-    if not path.is_file():
+    if not path.exists():
         raise ValueError(f"{path} is missing, though the index names it")
+    check_regular(path, "file of tensors")
     try:
         return safe_open(path, framework="np")
     except SafetensorError as error:
@@ -100,6 +124,7 @@ class FlaxTensors:
         import flax.traverse_util
 
         self.source = str(path)
+        check_regular(path, "flax checkpoint")
         try:
             tree = flax.serialization.msgpack_restore(path.read_bytes())
             flat = flax.traverse_util.flatten_dict(tree, sep=".")
@@ -116,9 +141,13 @@ class FlaxTensors:
     def names(self) -> list[str]:
         return list(self.tensors)
 
-    def read(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    def check(self, name: str, shape: tuple[int, ...]) -> None:
         if name not in self.tensors:
             raise ValueError(f"{self.source} misses the tensor {name}, which its config.json asks for")
+        check_shape(name, np.shape(self.tensors[name]), shape, self.source)
+
+    def read(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        self.check(name, shape)
         return checked(np.asarray(self.tensors[name]), name, shape, self.source)
 
 
@@ -132,12 +161,13 @@ def open_tensors(folder: Path, renamed: Callable[[str], str | None]) -> Tensors 
         with _open_safetensors(single) as opened:
             return SafeTensors(folder, dict.fromkeys(opened.keys(), single.name), renamed)
     if index.is_file():
-        try:
-            files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{index} is malformed: {error!r}") from None
+        value = read_json(index, "shard index")
+        files = value.get("weight_map") if isinstance(value, dict) else None
         if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
             raise ValueError(f"{index} is malformed: expected weight_map to give each tensor's file")
+        for file in set(files.values()):
+            if not file.endswith(".safetensors") or any(mark in file for mark in "/\\:") or not file.isprintable():
+                raise ValueError(f"{index}: expected the names of .safetensors files beside it, got {file!r:.60}")
         return SafeTensors(folder, files, renamed)
     if flax_file.is_file():
         return FlaxTensors(flax_file)

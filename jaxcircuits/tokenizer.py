@@ -1,21 +1,32 @@
 """A checkpoint's tokenizer: transformers' own for a folder, one built from the tokens of a GGUF file."""
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
 
+from .files import check_regular, read_json
 from .formats import read_format
 from .gguf_file import GGUF
 from .gguf_names import is_gguf
 from .gguf_tokenizer import read_tokenizer
 
 FILES = ("tokenizer_config.json", "tokenizer.json")
+BYTE_PAIRS = ("vocab.json", "merges.txt")
+"""Which are a tokenizer without any other file in some families; elsewhere they do not say how texts are cut."""
+
+OTHERS = ("config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model", "chat_template.jinja")
 
 
 def has_tokenizer(files: Path) -> bool:
     """Whether a model's folder or GGUF file has a tokenizer."""
-    return is_gguf(files) or any((files / name).is_file() for name in FILES)
+    return is_gguf(files) or any((files / name).is_file() for name in FILES) or _has_byte_pairs(files)
+
+
+def _has_byte_pairs(files: Path) -> bool:
+    """Whether it has nothing else that says how to read text, and needs nothing else."""
+    if any((files / name).is_file() for name in FILES) or not all((files / name).is_file() for name in BYTE_PAIRS):
+        return False
+    return read_format(files / "config.json").family.has_byte_pairs
 
 
 def load_tokenizer(files: Path) -> Any:
@@ -32,15 +43,18 @@ def load_tokenizer(files: Path) -> Any:
         named = read_format(files / "config.json").tokenizer_name
         remedy = f", or save the tokenizer {named!r} into {files}" if named else ""
         raise ValueError(f"{files} has no {' or '.join(FILES)}: it cannot read text; use an .npz task file{remedy}")
+    for name in (*FILES, *BYTE_PAIRS, *OTHERS):
+        if (files / name).exists():
+            check_regular(files / name, "part of a tokenizer")
     quiet = logging.getLogger("transformers")
     quiet.addFilter(_is_not_about_torch)
     try:
         import transformers
 
         settings = files / FILES[0]
-        named = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+        named = read_json(settings, "tokenizer's settings") if settings.is_file() else {}
         loader: Any = transformers.AutoTokenizer
-        if named.get("tokenizer_class", "TokenizersBackend") == "TokenizersBackend":  # no model that transformers knows
+        if not _has_byte_pairs(files) and named.get("tokenizer_class", "TokenizersBackend") == "TokenizersBackend":
             loader = transformers.PreTrainedTokenizerFast
         return loader.from_pretrained(files, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers and tokenizers raise many unrelated types for malformed files

@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from conftest import GOLDEN, MICRO, letters_tokenizer, micro_model
+from conftest import GOLDEN, MICRO, gpt2_tokenizer, letters_tokenizer, micro_model
 from safetensors.numpy import load_file, save_file
 
 import jaxcircuits as jc
+from jaxcircuits import checkpoints
 from jaxcircuits.tensors import PICKLES, WEIGHT_FILES
 
 WEIGHTS, INDEX, FLAX = WEIGHT_FILES
@@ -269,6 +270,56 @@ def test_a_bad_index_is_refused(saved):
 
 
 @pytest.mark.parametrize(
+    "name", ["../other/model.safetensors", "/tmp/model.safetensors", "..", "a\\b.safetensors", "x.bin"]
+)
+def test_an_index_names_files_of_its_folder_alone(name, saved):
+    """Also where the file that it names elsewhere is there and is whole."""
+    _, folder = saved
+    weight_map = shard(folder)
+    (folder.parent / "other").mkdir()
+    for path in folder.glob("*.safetensors"):
+        (folder.parent / "other" / path.name).write_bytes(path.read_bytes())
+        (folder.parent / "other" / "model.safetensors").write_bytes(path.read_bytes())
+    (folder / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(weight_map, name)}))
+    with pytest.raises(ValueError, match="expected the names of .safetensors files beside it, got"):
+        jc.load(folder)
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"n_layer": 2**31 - 1}, "n_layer = 2147483647 is not supported; expected at most 16,384"),
+        ({"n_layer": 16000}, r"misses the tensor h.2.ln_1.weight"),
+        ({"n_embd": 2**20, "n_head": 1}, r"wte.weight has shape \(11, 8\), expected \(11, 1048576\) from config.json"),
+        ({"vocab_size": 2**40}, "vocab_size = 1099511627776 is not supported; expected at most 2,147,483,648"),
+        ({"vocab_size": 2**31}, r"has shape \(11, 8\), expected \(2147483648, 8\) from config.json"),
+        ({"n_inner": 2**30}, r"expected \(8, 1073741824\) from config.json"),
+        ({"model_type": []}, r"model_type \[\] is not supported"),
+        ({"n_head": [2]}, r"n_head = \(2,\) is not supported"),
+        ({"n_head": {}}, "n_head = {} is not supported"),
+    ],
+)
+def test_sizes_that_the_weights_do_not_have_are_refused_before_anything_is_made(values, message, saved, monkeypatch):
+    _, folder = saved
+    rewrite_config(folder, **values)
+    monkeypatch.setattr(checkpoints, "empty", None)
+    monkeypatch.setattr(eqx, "filter_eval_shape", None)
+    with pytest.raises(ValueError, match=message):
+        jc.load(folder)
+
+
+def test_tied_embeddings_may_be_stored_by_the_unembeddings_name_alone(saved):
+    """As safetensors.torch.save_model writes them."""
+    model, folder = saved
+    rewrite(folder, lambda tensors: {name.replace("transformer.wte", "lm_head"): t for name, t in tensors.items()})
+    assert "lm_head.weight" in load_file(folder / WEIGHTS)
+    assert_equal_models(jc.load(folder).model, model)
+    rewrite_config(folder, tie_word_embeddings=False)
+    with pytest.raises(ValueError, match="misses the tensor wte.weight"):
+        jc.load(folder)
+
+
+@pytest.mark.parametrize(
     "values, message",
     [
         ({"rope_theta": 1e4}, "unknown key 'rope_theta'"),
@@ -343,6 +394,18 @@ def test_a_tokenizer_is_read_from_its_json_alone_and_runs_no_code(settings, save
     if settings is not None:
         (saved[1] / "tokenizer_config.json").write_text(json.dumps(settings))
     assert jc.load(saved[1]).tokenizer.encode("c a") == [3, 1]
+
+
+def test_byte_pairs_alone_are_a_gpt_2s_tokenizer(saved):
+    """As the hub's `gpt2` had it for years: vocab.json and merges.txt, no tokenizer_config.json."""
+    theirs = gpt2_tokenizer()
+    theirs.backend_tokenizer.model.save(str(saved[1]))
+    loaded = jc.load(saved[1])
+    assert loaded.has_tokenizer
+    for text in ("Then, Mary's  store\n in 1734 é", " Mary"):
+        assert loaded.tokenizer.encode(text) == theirs.encode(text)
+    (saved[1] / "merges.txt").unlink()
+    assert not jc.load(saved[1]).has_tokenizer
 
 
 @pytest.mark.parametrize("text", ["{}", "{", "[]", '{"model": {"type": "BPE"}}'])

@@ -93,9 +93,9 @@ def test_thresholds_that_print_alike_have_their_own_files(run, micro):
 
 def test_a_sweep_writes_each_circuit_as_soon_as_it_is_known(run, micro, monkeypatch):
     """A search that fails after its first result leaves that one."""
-    from jaxcircuits.discovery.acdc import _Search
+    from jaxcircuits.discovery.search import Search
 
-    real, results = _Search.result, []
+    real, results = Search.result, []
 
     def second_fails(self, *given):
         if results:
@@ -103,7 +103,7 @@ def test_a_sweep_writes_each_circuit_as_soon_as_it_is_known(run, micro, monkeypa
         results.append(real(self, *given))
         return results[0]
 
-    monkeypatch.setattr(_Search, "result", second_fails)
+    monkeypatch.setattr(Search, "result", second_fails)
     command = "sweep", micro / "micro.npz", "--model", micro / "micro", "--thresholds", "1,0.01"
     code, _, error = run(*command, "--out", micro / "sweep")
     assert code == 1 and "the second fails" in error
@@ -236,14 +236,18 @@ def test_config_files_that_do_not_fit_end_with_one_line(run, micro):
     for text, said in (
         ("metrics: kl", "unknown names metrics; expected some of average"),
         ("- kl", "names and values"),
-        ("metric: [", "cannot read"),
+        ("metric: [", "config.yaml is malformed: expected a table of options in YAML"),
+        ("metric: kl\nmetric: l2", "expected each name once"),
+        ("metric: &a kl\nreference: *a", "got the alias *a: write it out"),
+        ("metric: " + "[" * 5000, "within each other"),
+        ("metric: kl" + " " * (1 << 16), "bytes: expected a table of options of at most 65,536"),
         ("steps: many", "steps"),
     ):
         (micro / "config.yaml").write_text(text)
         code, _, error = run("score", micro / "micro.npz", "--config", micro / "config.yaml")
         assert code != 0 and said in error and error.count("\n") == 1
     code, _, error = run("prune", "x.json", "--config", micro / "nothing.yaml")
-    assert code == 1 and "cannot read" in error and error.count("\n") == 1
+    assert code == 1 and "no table of options" in error and error.count("\n") == 1
 
 
 def test_tasks_are_shown(run, micro):

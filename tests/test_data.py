@@ -161,7 +161,7 @@ def test_an_npz_with_unknown_or_missing_arrays_is_refused(tmp_path):
 def test_an_npz_that_holds_a_pickle_is_refused(tmp_path):
     path = tmp_path / "task.npz"
     np.savez(path, clean=CLEAN, corrupt=np.array([[1, 2], [3]], object))
-    with pytest.raises(ValueError, match="no readable .npz file of plain arrays.*allow_pickle"):
+    with pytest.raises(ValueError, match="'corrupt.npy' holds object: expected numbers or truth values"):
         jc.PromptPairs.load(path)
 
 
@@ -176,7 +176,7 @@ def test_a_damaged_npz_is_refused(tmp_path):
     flipped[60] ^= 0xFF
     for damaged in (whole[:-30], whole[:100], b"", b"clean", flipped, (tmp_path / "array.npy").read_bytes()):
         path.write_bytes(damaged)
-        with pytest.raises(ValueError, match="task.npz is no readable .npz file"):
+        with pytest.raises(ValueError, match="task.npz is malformed: expected a task file, an .npz of plain arrays"):
             jc.PromptPairs.load(path)
 
 
@@ -239,7 +239,14 @@ GOOD = {"clean": "a b", "corrupt": "a c"}
         ({"clean": "", "corrupt": "a"}, "row 1: expected a text, got ''"),
         ({"clean": " ", "corrupt": " "}, "row 1: ' ' has no tokens"),
         ('{"clean": "a"', "malformed"),
-        ("[1]", "row 1 is no JSON object"),
+        ("[1]", "task.jsonl is malformed: line 2 is no JSON object"),
+        (
+            '{"clean": "a", "clean": "b", "corrupt": "c"}',
+            "line 2: expected each name once in an object, got 'clean' twice",
+        ),
+        ('{"clean": "\\ud800", "corrupt": "\\ud800"}', "line 2: corrupt: expected text, got half of a surrogate pair"),
+        ('{"clean": ' + "[" * 100_000, "line 2: expected at most 100 lists and objects within each other"),
+        ('{"clean": "a", "corrupt": 1e999}', "line 2: corrupt: expected a finite number, got inf"),
     ],
 )
 def test_a_bad_row_is_refused_by_its_number(bad, message, tmp_path):
@@ -255,6 +262,7 @@ def test_a_bad_row_is_refused_by_its_number(bad, message, tmp_path):
         (["clean,corrupt", "a,b", "a"], "row 1: expected a text, got None"),
         (["clean,corrupt", '"a,b'], "malformed"),
         (["clean,corrupt"], "no prompts"),
+        (["clean,corrupt,clean", "a,b,c"], "task.csv is malformed: it has two columns 'clean'"),
     ],
 )
 def test_a_bad_csv_is_refused(rows, message, tmp_path):
@@ -266,6 +274,12 @@ def test_text_that_is_not_utf8_is_refused(tmp_path):
     (tmp_path / "task.jsonl").write_bytes(b'{"clean": "\xff"}')
     with pytest.raises(ValueError, match="task.jsonl is malformed"):
         jc.PromptPairs.load(tmp_path / "task.jsonl", letters_tokenizer())
+
+
+def test_texts_that_no_file_could_hold_are_refused():
+    for row in ({**GOOD, "clean": "a \ud800"}, {**GOOD, "answer": "\udfff"}):
+        with pytest.raises(ValueError, match=r"row 0: expected a text, got '(a )?\\ud"):
+            jc.data.from_text([row], letters_tokenizer())
 
 
 def test_a_file_that_cannot_be_read_is_refused(tmp_path):

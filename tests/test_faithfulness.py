@@ -246,5 +246,5 @@ def test_what_is_refused(objective, tmp_path):
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(ValueError, match="bad.json"):
             jc.read_record(tmp_path / "bad.json")
-    with pytest.raises(ValueError, match="cannot read"):
+    with pytest.raises(ValueError, match="no record"):
         jc.read_record(GOLDEN / "nothing.json")

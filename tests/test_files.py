@@ -4,11 +4,21 @@ import os
 import stat
 import subprocess
 import sys
+import time
 
 import pytest
 
 from jaxcircuits import files
-from jaxcircuits.files import DEEPEST, check_can_fill, check_can_write, parse_json, read_json, write_json, write_whole
+from jaxcircuits.files import (
+    DEEPEST,
+    check_can_fill,
+    check_can_write,
+    parse_json,
+    read_json,
+    visible,
+    write_json,
+    write_whole,
+)
 
 
 def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_behind(tmp_path):
@@ -208,3 +218,16 @@ def test_what_is_no_file_of_text_is_refused(tmp_path, monkeypatch):
     }.items():
         with pytest.raises(ValueError, match=message):
             read_json(tmp_path / name, "record")
+
+
+def test_a_name_that_comes_twice_is_found_at_once_among_many():
+    names = ",".join(f'"{number}": 0' for number in range(200_000))
+    start = time.process_time()
+    with pytest.raises(ValueError, match="got '199999' twice"):
+        parse_json(f'{{{names}, "199999": 1}}')
+    assert time.process_time() - start < 5
+
+
+def test_control_characters_are_shown():
+    assert visible("plain é 日本 \n text") == "plain é 日本 \n text"
+    assert visible("\x1b[2J\x07 a\u202eb\r\t\n") == "\\x1b[2J\\x07 a\\u202eb\\r\\t\n"

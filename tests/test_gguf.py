@@ -232,3 +232,10 @@ def test_a_gguf_file_is_loaded_by_its_path(tmp_path):
     (tmp_path / "bad.gguf").write_bytes(b"GGUF")
     with pytest.raises(ValueError, match="bad.gguf is no readable GGUF file"):
         jc.load(tmp_path / "bad.gguf")
+
+
+def test_a_key_that_comes_twice_is_refused(whole, tmp_path):
+    path = tmp_path / "model.gguf"
+    path.write_bytes(whole.replace(b"tokenizer.ggml.scores", b"tokenizer.ggml.tokens"))
+    with pytest.raises(ValueError, match="it has tokenizer.ggml.tokens twice"):
+        GGUF(path)

@@ -188,3 +188,16 @@ def test_smollm_2s_tokens_are_those_of_transformers_once_digits_are_cut_out(tmp_
     assert (ours.bos_token, ours.eos_token, ours.encode("x")) == ("<|im_start|>", "<|im_end|>", [104])
     tokens = GGUF(path).metadata["tokenizer.ggml.tokens"]
     assert ours.convert_tokens_to_ids(tokens) == list(range(len(tokens)))
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"pre": ["gpt-2"]}, r"tokenizer.ggml.pre: expected a text, got \['gpt-2'\]"),
+        ({"model": 3}, "tokenizer.ggml.model: expected a text, got 3"),
+        ({"tokens": ["a", "b" * 2000]}, "expected tokens of at most 1024 letters, got one of 2000"),
+    ],
+)
+def test_metadata_of_another_kind_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        read_tokenizer(byte_level(**{"pre": "gpt-2", **values}))

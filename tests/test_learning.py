@@ -101,3 +101,13 @@ def test_what_it_refuses(tmp_path):
         learn(Mean(0.1), Prompts(jnp.ones(2)), steps=3, batch=1, resume=state)
     with pytest.raises(ValueError, match="rate was"):
         learn(Mean(0.2), Prompts(jnp.ones(2)), steps=2, batch=1, resume=state)
+
+
+def test_a_damaged_state_is_refused_by_the_name_of_its_file(tmp_path):
+    path = tmp_path / "run.npz"
+    learn(Mean(0.1), Prompts(jnp.ones(2)), steps=2, batch=1).save(path)
+    whole = path.read_bytes()
+    for damaged in (whole[:-30], whole[:100], b"", whole.replace(b"NUMPY", b"numpy")):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="run.npz is malformed: expected a state"):
+            learn(Mean(0.1), Prompts(jnp.ones(2)), steps=2, batch=1, resume=path)

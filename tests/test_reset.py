@@ -8,6 +8,7 @@ import pytest
 from conftest import micro_model
 
 import jaxcircuits as jc
+from jaxcircuits import models
 
 MOVED = ("query", "key", "value", "query_bias", "key_bias", "value_bias", "w_in", "b_in")
 
@@ -78,3 +79,35 @@ def test_units_move_along_their_layer_weights_and_biases_apart():
 def test_what_has_nothing_to_permute_is_refused(model, said):
     with pytest.raises(ValueError, match=said):
         jc.reset_network(model, jax.random.key(0))
+
+
+GROUPED = dict(vocab_size=11, hidden_size=8, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+ALONE = dict(num_key_value_heads=None, partial_rotary_factor=1.0)
+FAMILIES = {
+    "grouped": (models.Llama, models.Qwen2Config(**GROUPED, intermediate_size=12, max_position_embeddings=12)),
+    "post-norm": (models.Olmo2, models.Olmo2Config(**GROUPED, intermediate_size=12, max_position_embeddings=12)),
+    "parallel": (models.NeoX, models.NeoXConfig(**GROUPED | ALONE, intermediate_size=12)),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_of_every_family_heads_and_neurons_move_and_nothing_else(name):
+    kind, config = FAMILIES[name]
+    leaves, tree = jax.tree.flatten(kind.random(config, jax.random.key(0)))
+    draws = np.random.default_rng(0)
+    model = jax.tree.unflatten(tree, [leaf + draws.normal(size=leaf.shape).astype("float32") for leaf in leaves])
+    reset = jc.reset_network(model, jax.random.key(0))
+    before, after = named(model), named(reset)
+    moved = {name for name in before if not np.array_equal(before[name], after[name])}
+    into = {"w_in", "b_in"} if name == "parallel" else {"gate", "up"}
+    assert into | {"query"} <= moved <= into | {"query", "key", "value", "query_bias", "key_bias", "value_bias"}
+    for part in moved:
+        for old, new in zip(before[part], after[part], strict=True):
+            np.testing.assert_array_equal(np.sort(old, None), np.sort(new, None))
+    assert np.abs(np.asarray(reset(jnp.arange(6)) - model(jnp.arange(6)))).max() > 1e-3
+
+
+def test_other_units_are_reset_as_their_model():
+    model = micro_model("gpt2")
+    reset = jc.reset_network(jc.with_units(model, "layers"), jax.random.key(3))
+    assert eqx.tree_equal(reset.model, jc.reset_network(model, jax.random.key(3))) and reset.units_name == "layers"

@@ -48,10 +48,11 @@ def print_circuit(circuit: Circuit) -> None:
     head = [f"{run['task']} on {run['model']}"] if {"task", "model"} <= run.keys() else []
     head += [f"{run['prompts']} prompts"] if "prompts" in run else []
     head += [str(run[key]) for key in ("method", "metric", "reference") if key in run]
+    head += [run["units"]] if "units" in run else []
     head += [f"threshold {run['threshold']:g}"] if "threshold" in run else []
     head += [f"{key} {value}" for key, value in run.get("selection", {}).items()]
     if head:
-        out.print(", ".join(head), markup=False)
+        out.print(" ".join(", ".join(head).split()), markup=False)
     for column in reversed(range(len(graph.receivers))):
         senders = np.flatnonzero(circuit.mask[:, column])[::-1]
         if len(senders):

@@ -17,12 +17,13 @@ from rich.console import Console
 from .. import checkpoints, tasks
 from ..batching import compile_clock, device_mesh, use_compilation_cache
 from ..data import PromptPairs
-from ..files import check_can_fill, check_can_write
+from ..files import check_can_fill, check_can_write, visible
 from ..metrics import METRICS
 from ..metrics import by_name as metric_by_name
 from ..objective import Objective
 from ..references import REFERENCES
 from ..run import SOURCE, Source
+from ..yaml_file import read_yaml
 
 if TYPE_CHECKING:
     from typer import Context
@@ -31,8 +32,16 @@ else:
 
 DEFAULT_MODEL = "tiny-gpt2"
 
-out = Console(soft_wrap=True, highlight=False)
-err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+class Terminal(Console):
+    """A console whose texts cannot steer it: what files say is shown, control characters as escapes."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*(visible(part) if isinstance(part, str) else part for part in objects), **options)
+
+
+out = Terminal(soft_wrap=True, highlight=False)
+err = Terminal(stderr=True, soft_wrap=True, highlight=False)
 
 
 def read_config(ctx: Context, path: Path | None) -> Path | None:
@@ -42,12 +51,10 @@ def read_config(ctx: Context, path: Path | None) -> Path | None:
     """
     if path is None:
         return None
-    import yaml
-
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"--config: cannot read {path}: {error}") from None
+        values = read_yaml(path, "table of options")
+    except ValueError as error:
+        raise ValueError(f"--config: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"--config: expected {path} to hold names and values, as 'metric: kl'")
     names = {spelt: str(param.name) for param in ctx.command.params for spelt in _spellings(param)}
@@ -91,9 +98,19 @@ Template = Annotated[
         help="what the user says in the model's chat template; the prompt is in place of {prompt}, or follows"
     ),
 ]
+Units = Annotated[
+    str, typer.Option(help="what the nodes are: split, ungrouped, unsplit, layers, blocks, neurons:GROUPS[@LAYER]")
+]
+Spans = Annotated[str | None, typer.Option(help="nodes are apart at these positions, as 0:4,4:8")]
 Average = Annotated[str, typer.Option(help="several scored positions: together or per_prompt")]
 Devices = Annotated[int, typer.Option(help="devices to spread over; 0: all there are")]
 Cache = Annotated[Path | None, typer.Option(help="keep compiled programs in this folder for the next run")]
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option(
+        help="keep in this folder how far the run is; the same command goes on from there, also when it ended"
+    ),
+]
 Config = Annotated[
     Path | None,
     typer.Option(help="take what is not typed from this YAML or JSON file", callback=read_config, is_eager=True),
@@ -141,6 +158,8 @@ class PromptOptions(NamedTuple):
     cache: Cache = None
     bos: Bos = None
     template: Template = None
+    units: Units = "split"
+    spans: Spans = None
 
 
 class Loaded(NamedTuple):
@@ -158,7 +177,7 @@ def load(task: str, prompts: PromptOptions, change: Callable[[Any], Any] | None 
     dtype = dtype_of(prompts.dtype)
     if prompts.cache is not None:
         use_compilation_cache(prompts.cache)
-    loaded = checkpoints.load(prompts.model, dtype=dtype)
+    loaded = checkpoints.load(prompts.model, dtype=dtype, units=prompts.units, spans=prompts.spans)
     framing = {"bos": prompts.bos, "template": prompts.template}
     pairs, named = prompts_of(task, loaded, prompts.size, prompts.seed, **framing)
     mesh = None if prompts.devices == 1 else device_mesh(len(pairs), prompts.devices or None)
@@ -175,14 +194,17 @@ def load(task: str, prompts: PromptOptions, change: Callable[[Any], Any] | None 
 
 
 class Recorded(NamedTuple):
-    """What a record names; `digest` of its prompts, None where others were asked for."""
+    """What a record names; `digest` of its prompts, None where others were asked for; `by_file`: it names the model."""
 
     task: str
     options: PromptOptions
     digest: str | None
+    by_file: bool
 
     def load(self, change: Callable[[Any], Any] | None = None) -> Loaded:
         """`load` of it. Raises ValueError where the prompts come out as others than those of the record."""
+        if self.by_file and self.options.model.removeprefix("bundled ") not in checkpoints.bundled():
+            err.print(f"loading the model that the file names: {self.options.model}", markup=False)
         loaded = load(self.task, self.options, change)
         made = loaded.objective.describe()[SOURCE].get("digest")
         if self.digest and made and self.digest != made:
@@ -209,7 +231,8 @@ def recorded(run: dict[str, Any], typed: Any = None) -> Recorded:
     if not values.get("task") or not values.get("model"):
         raise ValueError("the file does not say which task and model it is about: give --task and --model")
     asks_for_others = given.keys() & {"task", "model", "size", "seed", "bos", "template"}
-    return Recorded(values.pop("task"), PromptOptions(**values), None if asks_for_others else digest)
+    options = PromptOptions(**{name: value for name, value in values.items() if name != "task"})
+    return Recorded(values["task"], options, None if asks_for_others else digest, "model" not in given)
 
 
 def prompts_of(
@@ -269,13 +292,14 @@ def check_writable(**outputs: Path | None) -> None:
         raise ValueError(f"{options}: expected different files, got {' and '.join(map(str, named.values()))}")
 
 
-def check_fillable(folder: Path | None) -> None:
-    """Raises ValueError, before anything is computed, for a folder of results that could not be filled."""
-    if folder is not None:
+def check_fillable(**folders: Path | None) -> None:
+    """Raises ValueError, before anything is computed, for the folder of an option that could not be filled."""
+    for option, folder in folders.items():
         try:
-            check_can_fill(folder)
+            if folder is not None:
+                check_can_fill(folder)
         except ValueError as error:
-            raise ValueError(f"--out: {error}") from None
+            raise ValueError(f"--{option}: {error}") from None
 
 
 @contextmanager

@@ -4,7 +4,6 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import equinox as eqx
@@ -14,9 +13,9 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from ..files import write_whole
 from ..finite import check_finite
 from ..graph import Graph
+from ..npz import read_arrays, write_arrays
 from ..objective import Objective
 from ..scores import Scores
 from ..types import EdgeBools, EdgeScores
@@ -64,11 +63,7 @@ class State(eqx.Module):
         named, _ = jax.tree_util.tree_flatten_with_path(self)
         arrays: dict[str, Any] = {jax.tree_util.keystr(where): np.asarray(leaf) for where, leaf in named}
 
-        def write(temporary: Path) -> None:
-            with temporary.open("wb") as file:
-                np.savez(file, **arrays)
-
-        write_whole(path, write)
+        write_arrays(path, arrays)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -207,8 +202,7 @@ def _resumed(resume: State | str | os.PathLike, fresh: State) -> State:
     if isinstance(resume, State):
         given = {jax.tree_util.keystr(where): leaf for where, leaf in jax.tree_util.tree_flatten_with_path(resume)[0]}
     else:
-        with np.load(resume, allow_pickle=False) as file:
-            given = dict(file)
+        given = read_arrays(resume, "state")
     if set(given) != set(names):
         raise ValueError(f"resume: a state of another method; it lacks or adds {sorted(set(given) ^ set(names))[:5]}")
     for name, (_, leaf) in zip(names, named, strict=True):

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike, Bool
 
@@ -84,7 +85,7 @@ def refuse_flat(objective: Objective, method: str, *, at_clean: bool = True) -> 
 
 
 def _refuse_without_slopes(objective: Objective, method: str, at_clean: bool) -> None:
-    shape, eps = objective.graph.shape, np.finfo(np.dtype(objective.model.dtype)).eps
+    shape, eps = objective.graph.shape, float(jnp.finfo(objective.model.dtype).eps)
     full, empty = float(objective(np.ones(shape))), float(objective(np.zeros(shape)))
     alphas = (1.0,) if at_clean else (1.0, 0.5, 0.0)
     slopes = [np.abs(np.asarray(objective.gradient(np.full(shape, alpha)))).max() for alpha in alphas]

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 import equinox as eqx
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
@@ -167,7 +168,7 @@ class Ablated:
         same = sender_values(objective.model, objective.clean, objective.microbatch)
         replaced = eqx.tree_at(lambda o: o.reference, objective, same)
         empty, full = dataclasses.replace(self, objective=replaced).baselines()
-        return np.maximum(np.abs(empty - full), np.finfo(np.dtype(objective.model.dtype)).eps * np.abs(full))
+        return np.maximum(np.abs(empty - full), float(jnp.finfo(objective.model.dtype).eps) * np.abs(full))
 
     def describe(self) -> dict[str, Any]:
         """What determines the losses, for the record of a result."""

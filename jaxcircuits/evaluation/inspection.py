@@ -1,10 +1,8 @@
 """What a circuit does prompt by prompt: the finished record that reports draw."""
 
 import dataclasses
-import json
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -15,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from .. import batching
 from ..circuit import Circuit
-from ..files import write_json
+from ..files import read_json, write_json
 from ..graph import Graph
 from ..objective import Objective
 from ..types import EdgeBools, Mask, Model
@@ -77,12 +75,7 @@ class Inspection:
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Inspection":
         """Reads what `save` wrote. Raises ValueError for anything else."""
-        try:
-            value = json.loads(Path(path).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ValueError(f"no inspection file {path}") from None
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path} is no JSON file: {error}") from None
+        value = read_json(path, "inspection file")
         names = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(value, dict) or value.pop("format", None) != FORMAT or value.keys() != names:
             raise ValueError(f"{path}: expected an inspection, {FORMAT!r}, with {', '.join(sorted(names))}")
@@ -164,8 +157,9 @@ def _patterns_of(objective: Objective, heads: Texts, lengths: list[int]) -> tupl
         return tuple(np.zeros((0, length, length)) for length in lengths)
     patterns = np.asarray(_patterns(objective.model, objective.clean))
     patterns = patterns.reshape(len(lengths), -1, *patterns.shape[-2:])  # layer by layer, as the graph names heads
-    every = _heads(objective.graph)
-    chosen = [every.index(head) for head in heads]
+    senders = {sender.name: sender.node for sender in objective.graph.sender_table if sender.kind == "head"}
+    every = list(dict.fromkeys(senders.values()))
+    chosen = [every.index(senders[head]) for head in heads]
     return tuple(pattern[chosen, :length, :length] for pattern, length in zip(patterns, lengths, strict=True))
 
 

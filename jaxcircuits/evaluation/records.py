@@ -1,15 +1,13 @@
 """What every evaluation leaves behind: frozen records that are saved as JSON and drawn without computing again."""
 
 import dataclasses
-import json
 import os
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float
 
-from ..files import plain, write_json
+from ..files import plain, read_json, write_json
 
 FORMAT = "jaxcircuits-evaluation/1"
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -32,11 +30,7 @@ class Record:
 
 def read_record(path: str | os.PathLike) -> dict[str, Any]:
     """A saved record as JSON's types. Raises ValueError for a file that holds none."""
-    path = Path(path)
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"cannot read {path}: {error}") from None
+    value = read_json(path, "record")
     if not isinstance(value, dict) or value.get("format") != FORMAT or not isinstance(value.get("kind"), str):
         raise ValueError(f"{path}: expected a JSON object of format {FORMAT!r}, as `jaxcircuits evaluate` writes it")
     return value

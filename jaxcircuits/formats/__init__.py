@@ -1,11 +1,11 @@
 """How checkpoints are written: config keys and tensor names -> fields of a model, by table."""
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..files import read_json
 from ..models import (
     GPT2,
     Gemma,
@@ -37,7 +37,7 @@ class Family:
     - `table`: a config's tensors. `prefix`: what their stored names may begin with besides. `others`: how names of
       the same may begin elsewhere, and as what; None: they belong to no part of the model.
     - `fixed`: keys that are supported at one value only. `spelled`, `written`: a config.json's values to those that
-      are named as the fields are, and back.
+      are named as the fields are, and back. `has_byte_pairs`: its vocab.json and merges.txt say how texts are cut.
     """
 
     architecture: str
@@ -49,6 +49,7 @@ class Family:
     fixed: dict[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
     spelled: Callable[[dict[str, Any]], dict[str, Any]] = lambda values: values
     written: Callable[[dict[str, Any]], dict[str, Any]] = lambda values: values
+    has_byte_pairs: bool = False
 
     def renamed(self, name: str) -> str | None:
         """A stored tensor's name in the table; None for one of something else than the model."""
@@ -83,7 +84,7 @@ GEMMA_3 = dataclasses.replace(
     ),
 )
 FAMILIES = {
-    "gpt2": Family("GPT2LMHeadModel", GPT2Config, GPT2, gpt2_table, prefix="transformer."),
+    "gpt2": Family("GPT2LMHeadModel", GPT2Config, GPT2, gpt2_table, prefix="transformer.", has_byte_pairs=True),
     "tracr": Family("TracrLMHeadModel", TracrConfig, Tracr, gpt2_table, prefix="transformer."),
     "llama": _decoder("LlamaForCausalLM", LlamaConfig, Llama, decoders.llama_table),
     "mistral": _decoder("MistralForCausalLM", MistralConfig, Llama, decoders.llama_table),
@@ -154,16 +155,16 @@ class Format:
     conversion: str
     tokenizer_name: str | None = None
 
+    @property
+    def num_layers(self) -> int:
+        return self.config.n_layer if isinstance(self.config, GPT2Config) else self.config.num_hidden_layers
+
 
 def read_format(path: Path) -> Format:
     """The format of a `config.json`. Raises ValueError, naming the key, for what is unknown or unsupported."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path.parent} has no config.json: expected the folder of a Hugging Face model") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is malformed: {error}") from None
-    return format_of(values, str(path))
+    if not path.exists():
+        raise ValueError(f"{path.parent} has no config.json: expected the folder of a Hugging Face model")
+    return format_of(read_json(path, "config"), str(path))
 
 
 def format_of(values: Any, source: str) -> Format:
@@ -172,6 +173,8 @@ def format_of(values: Any, source: str) -> Format:
         if isinstance(values, dict) and "d_model" in values and "model_type" not in values:
             config = transformer_lens_config(values)
             named = values.get("tokenizer_name")
+            if not isinstance(named, str | None):
+                raise ValueError(f"tokenizer_name = {named!r:.60} is not supported; expected a text")
             return Format(FAMILIES["gpt2"], config, transformer_lens_table(config), CONVERSION_OF_STATE, named)
         family, config = config_of(values)
         return Format(family, config, family.table(config), CONVERSION_OF_MODEL)
@@ -186,10 +189,10 @@ def config_of(values: Any) -> tuple[Family, Any]:
     """
     kind = values.get("model_type") if isinstance(values, dict) else None
     if kind == "gemma3":
-        kind, values = "gemma3_text", values.get("text_config") or {}
-    if kind not in FAMILIES:
+        kind, values = "gemma3_text", values.get("text_config")
+    if not isinstance(kind, str) or kind not in FAMILIES or not isinstance(values, dict):
         expected = " or ".join(map(repr, FAMILIES))
-        raise ValueError(f"model_type {kind!r} is not supported; expected {expected}, or a TransformerLens config")
+        raise ValueError(f"model_type {kind!r:.60} is not supported; expected {expected}, or a TransformerLens config")
     family = FAMILIES[kind]
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     values = family.spelled(values)

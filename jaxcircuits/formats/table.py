@@ -7,6 +7,11 @@ from typing import Any
 
 import numpy as np
 
+MOST, MOST_LAYERS = 1 << 31, 1 << 14
+"""The largest whole number of a config, and number of layers."""
+
+LAYERS = ("n_layer", "n_layers", "num_hidden_layers")
+
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
@@ -48,7 +53,16 @@ def fill(config: type, values: dict[str, Any]) -> Any:
             raise ValueError(f"{field.name} = {value!r} is not supported; expected a value{default}")
         if type(value) is int and not is_int(wanted):
             values[field.name] = float(value)
+        elif type(value) is int:
+            check_size(field.name, value)
     return config(**values)
+
+
+def check_size(name: str, value: int) -> None:
+    """Raises ValueError for a size beyond what any checkpoint has, before something of that size is made."""
+    most = MOST_LAYERS if name in LAYERS else MOST
+    if abs(value) > most:
+        raise ValueError(f"{name} = {value} is not supported; expected at most {most:,}")
 
 
 def is_int(wanted: Any) -> bool:

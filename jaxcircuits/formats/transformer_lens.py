@@ -6,7 +6,7 @@ from typing import Any
 
 from ..models import GPT2Config
 from .gpt2 import positions_field
-from .table import Entry, check_fixed, is_like
+from .table import Entry, check_fixed, check_size, is_like
 
 KINDS = typing.get_type_hints(GPT2Config)
 LENS_KEYS = {
@@ -60,6 +60,8 @@ def transformer_lens_config(values: dict[str, Any]) -> GPT2Config:
     for theirs, ours in LENS_KEYS.items():
         if ours in fields and not is_like(fields[ours], KINDS[ours]):
             raise ValueError(f"{theirs} = {fields[ours]!r} is not supported; expected a value like {defaults[ours]!r}")
+        if type(fields.get(ours)) is int:
+            check_size(theirs, fields[ours])
     layer_norm = values.get("normalization_type", "LN") is not None
     config = GPT2Config(**fields, layer_norm=layer_norm, tie_word_embeddings=False, unembedding_bias=True)
     check_fixed(values, {"d_head": (config.head_width,), "attn_scale": (-1.0, config.head_width**0.5)})

@@ -20,6 +20,7 @@ from .neox import NeoX as NeoX
 from .neox import NeoXConfig as NeoXConfig
 from .olmo2 import Olmo2 as Olmo2
 from .olmo2 import Olmo2Config as Olmo2Config
+from .regrouped import Regrouped as Regrouped
 from .reset import reset_network as reset_network
 from .rotary import RopeScaling as RopeScaling
 from .runs import Computed as Computed
@@ -28,3 +29,4 @@ from .slopes import Held as Held
 from .tracr import Tracr as Tracr
 from .tracr import TracrConfig as TracrConfig
 from .tracr import permute_positions as permute_positions
+from .units import with_units as with_units

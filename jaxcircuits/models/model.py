@@ -91,6 +91,16 @@ class AbstractModel(eqx.Module):
         """Logits of the value that the receiver `logits` reads: all of them, or those in `columns` alone."""
 
     @property
+    def units_name(self) -> str:
+        """What its nodes are, in the words of `with_units`: "split", as the architecture says."""
+        return "split"
+
+    @property
+    def spans_text(self) -> str | None:
+        """The spans of positions that its nodes are divided over, as "0:4,4:8"; None: they are not."""
+        return None
+
+    @property
     def has_slopes(self) -> bool:
         """Whether outputs have gradients: steps have none."""
         return True

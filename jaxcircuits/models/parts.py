@@ -101,6 +101,16 @@ class Attention(eqx.Module):
         return affine(x, getattr(self, name)[index], None if bias is None else bias[index])
 
 
+def _cut(index: Int[Array, ""], groups: int, arrays: Any, axis: int) -> Any:
+    """The `index`-th of equal groups along an axis."""
+
+    def cut(x: Array) -> Array:
+        size = x.shape[axis] // groups
+        return jax.lax.dynamic_slice_in_dim(x, index * size, size, axis)
+
+    return jax.tree.map(cut, arrays)
+
+
 class MLP(eqx.Module):
     """`activation(x W_in + b_in) W_out + b_out`."""
 
@@ -109,6 +119,15 @@ class MLP(eqx.Module):
     w_out: Float[Array, "*layer neuron width"]
     b_out: Float[Array, "*layer width"]
     activation: str = eqx.field(static=True)
+
+    @property
+    def num_neurons(self) -> int:
+        return self.w_in.shape[-1]
+
+    def part(self, index: Int[Array, ""], groups: int) -> "MLP":
+        """Of one layer's, the `index`-th of equal groups of neurons, with its share of the output's bias."""
+        (w_in, b_in), w_out = _cut(index, groups, (self.w_in, self.b_in), -1), _cut(index, groups, self.w_out, 0)
+        return MLP(w_in, b_in, w_out, self.b_out / groups, self.activation)
 
     def __call__(self, x: Float[Array, "position width"]) -> Float[Array, "position width"]:
         return ACTIVATIONS[self.activation](x @ self.w_in + self.b_in[None]) @ self.w_out + self.b_out[None]
@@ -124,6 +143,17 @@ class GatedMLP(eqx.Module):
     up_bias: Float[Array, "*layer neuron"] | None
     down_bias: Float[Array, "*layer width"] | None
     activation: str = eqx.field(static=True)
+
+    @property
+    def num_neurons(self) -> int:
+        return self.gate.shape[-1]
+
+    def part(self, index: Int[Array, ""], groups: int) -> "GatedMLP":
+        """Of one layer's, the `index`-th of equal groups of neurons, with its share of the output's bias."""
+        into = self.gate, self.up, self.gate_bias, self.up_bias
+        gate, up, gate_bias, up_bias = _cut(index, groups, into, -1)
+        down_bias = None if self.down_bias is None else self.down_bias / groups
+        return GatedMLP(gate, up, _cut(index, groups, self.down, 0), gate_bias, up_bias, down_bias, self.activation)
 
     def __call__(self, x: Float[Array, "position width"]) -> Float[Array, "position width"]:
         gate = ACTIVATIONS[self.activation](affine(x, self.gate, self.gate_bias))

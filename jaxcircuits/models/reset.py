@@ -1,5 +1,6 @@
 """Reset networks: the same numbers as a trained model's, arranged so that they compute nothing that was learnt."""
 
+from collections.abc import Callable
 from functools import singledispatch
 from typing import Any, cast
 
@@ -8,19 +9,26 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
+from .decoder import Decoder
 from .gates import Gates
 from .gpt2 import GPT2
+from .parts import MLP
+from .regrouped import Regrouped
 
 HEADS = ("query", "key", "value", "query_bias", "key_bias", "value_bias")
 """Weights and biases whose first axis, after the layer's, is the head."""
+
+GATED = ("gate", "up"), ("gate_bias", "up_bias")
+"""Of a gated MLP, the weights [width, neuron] and the biases [neuron]."""
 
 
 @singledispatch
 def reset_network(model: Any, key: PRNGKeyArray) -> Any:
     """The model with its weights permuted over heads and neurons, as a control: its circuits mean nothing.
 
-    In every layer each of the q, k and v weights and biases gets its own permutation over heads, the columns of W_in
-    and the entries of b_in each their own over neurons; all else stays (Conmy et al. 2023, 2304.14997, section 4; Cao
+    In every layer each of the q, k and v weights and biases gets its own permutation over heads (shared keys and values
+    over their groups), the columns of W_in and the entries of b_in (of a gated MLP: of both W_in and both b_in) each
+    their own over neurons; all else stays (Conmy et al. 2023, 2304.14997, section 4; Cao
     et al. 2021, 2104.03514). In every layer of a network of units the columns of the weights and the biases move along
     by a number of units each, as a permutation of so few might leave them in place.
 
@@ -30,17 +38,32 @@ def reset_network(model: Any, key: PRNGKeyArray) -> Any:
 
 
 @reset_network.register(GPT2)
-def _reset_gpt2(model: GPT2, key: PRNGKeyArray) -> GPT2:
+@reset_network.register(Decoder)
+def _reset_blocks(model: Any, key: PRNGKeyArray) -> Any:
     attention, mlp = model.blocks.attention, model.blocks.mlp
     if mlp is None and attention.query.shape[1] == 1:
         raise ValueError("reset network: a model with 1 head a layer and without MLPs has nothing to permute")
-    keys = jax.random.split(key, len(HEADS) + 2)
-    heads = [_permuted(k, getattr(attention, name), 0) for k, name in zip(keys, HEADS, strict=False)]
-    model = eqx.tree_at(lambda m: [getattr(m.blocks.attention, name) for name in HEADS], model, heads)
-    if mlp is not None:
-        neurons = [_permuted(keys[-2], mlp.w_in, 1), _permuted(keys[-1], mlp.b_in, 0)]
-        model = eqx.tree_at(lambda m: [m.blocks.mlp.w_in, m.blocks.mlp.b_in], model, neurons)
-    return cast(GPT2, model)
+    weights, biases = (("w_in",), ("b_in",)) if mlp is None or isinstance(mlp, MLP) else GATED
+    keys = jax.random.split(key, len(HEADS) + len(weights) + len(biases))
+    of_heads, of_neurons = keys[: len(HEADS)], keys[len(HEADS) :]
+    model = _with_permuted(model, lambda m: m.blocks.attention, of_heads, dict.fromkeys(HEADS, 0))
+    if mlp is None:
+        return model
+    return _with_permuted(
+        model, lambda m: m.blocks.mlp, of_neurons, {**dict.fromkeys(weights, 1), **dict.fromkeys(biases, 0)}
+    )
+
+
+@reset_network.register(Regrouped)
+def _reset_regrouped(model: Regrouped, key: PRNGKeyArray) -> Regrouped:
+    return cast(Regrouped, eqx.tree_at(lambda m: m.model, model, reset_network(model.model, key)))
+
+
+def _with_permuted(model: Any, part: Callable[[Any], Any], keys: Array, axes: dict[str, int]) -> Any:
+    """The model with some arrays of one part of it permuted, those that it has."""
+    own = {name: key for name, key in zip(axes, keys, strict=True) if getattr(part(model), name) is not None}
+    new = [_permuted(key, getattr(part(model), name), axes[name]) for name, key in own.items()]
+    return eqx.tree_at(lambda m: [getattr(part(m), name) for name in own], model, new)
 
 
 @reset_network.register(Gates)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..circuit import Circuit
+from ..files import visible
 from ..graph import Graph
 
 if TYPE_CHECKING:
@@ -81,10 +82,10 @@ def _same_time(graph: Graph, kept: set[str]) -> list[list[str]]:
 
 
 def _quoted(name: str) -> str:
-    return '"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return '"' + visible(name).replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def _cell(value: Any) -> str:
     """Text that stays in its place in Markdown."""
-    text = " ".join(str(value).split()).replace("&", "&amp;").replace("<", "&lt;")
+    text = visible(" ".join(str(value).split())).replace("&", "&amp;").replace("<", "&lt;")
     return "".join(f"\\{character}" if character in "\\`*_[]|#" else character for character in text)

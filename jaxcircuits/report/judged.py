@@ -39,8 +39,8 @@ def judged(records: Sequence[Part]) -> Part:
             "curves": [] if evaluation is None else curves(evaluation),
             "tests": [] if tests is None else [_test(outcome) for outcome in tests["outcomes"]],
         }
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"record: {error} is missing; expected what `jaxcircuits evaluate` or `test` writes") from None
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"record: {error!r}; expected what `jaxcircuits evaluate` or `test` writes") from None
 
 
 def measures(evaluation: Part) -> list[Part]:

@@ -1,0 +1,54 @@
+"""A circuit of coarse units as one of finer units of the same model: the same function."""
+
+import numpy as np
+from jaxtyping import Bool
+
+from .graph import Graph, Sender
+
+PARTS = {"attention": ("head",), "mlp": ("neurons",), "block": ("attention", "head", "mlp", "neurons")}
+"""Of which kinds of nodes in its layer a node of a kind is made."""
+
+
+def expand(
+    mask: Bool[np.ndarray, "sender receiver"], coarse: Graph, fine: Graph
+) -> Bool[np.ndarray, "finer_sender finer_receiver"]:
+    """The edges of the graph `fine` that are in the circuit `mask` of `coarse`, or inside of one of its nodes.
+
+    - `mask`: bool [sender, receiver] over `coarse`. The objective has the same value at both, each with the model as
+      these units; as `within=` of a search, finer units are looked for in a circuit of coarse ones.
+
+    Raises ValueError for a mask of another shape, and for graphs the second of which is not the first, divided.
+    """
+    if mask.shape != coarse.shape:
+        raise ValueError(f"mask: expected shape {coarse.shape}, that of the coarse graph, got {mask.shape}")
+    rows = np.array([_whole(sender, coarse) for sender in fine.sender_table])
+    columns = np.array([_column(column, fine, coarse, rows) for column in range(len(fine.receivers))])
+    inside = ~coarse.valid[rows[:, None], columns[None]]
+    return fine.valid & (mask[rows[:, None], columns[None]] | inside)
+
+
+def _whole(sender: Sender, coarse: Graph) -> int:
+    """The row of the coarse node that a fine one is, or is a part of."""
+    for row, node in enumerate(coarse.sender_table):
+        if node.layer != sender.layer or node.name not in (node.node, sender.name):  # other parts of positions
+            continue
+        if node.kind == sender.kind and node.node == sender.node or sender.kind in PARTS.get(node.kind, ()):
+            return row
+    raise ValueError(f"expand: expected units of which those of the circuit are made, got {sender.name}, part of none")
+
+
+def _column(column: int, fine: Graph, coarse: Graph, rows: np.ndarray) -> int:
+    """The coarse receiver that a fine one is a part of."""
+    receiver = fine.receiver_table[column]
+    if not receiver.owners:
+        return len(coarse.receivers) - 1
+    inputs = [set(coarse.inputs(coarse.senders[row])) for row in rows[list(receiver.owners)]]
+    shared = sorted(set.intersection(*inputs))
+    named = [i for i in shared if coarse.receiver_table[i].port == receiver.port]
+    found = named if named else shared if len(set(map(len, inputs))) == 1 and len(inputs[0]) == 1 else []
+    if len(found) != 1:
+        raise ValueError(
+            f"expand: expected units of which those of the circuit are made, got {receiver.name}, which is read by "
+            f"{', '.join(fine.owners(column))} and is a part of no input of theirs"
+        )
+    return int(found[0])

@@ -1,0 +1,91 @@
+"""Groups of neurons as units: an MLP's weights, cut along its neurons."""
+
+from typing import Any
+
+import equinox as eqx
+from jaxtyping import Array, Float
+
+from ..layout import Layout, Moment, Nodes, Port, Stack
+from . import parts
+from .model import AbstractModel, Index, Indices, Positions
+from .regrouped import Regrouped, alone
+
+
+class Neurons(Regrouped):
+    """MLPs are `groups` equal groups of neurons: of all layers, or of the layer `only`.
+
+    Each has its share of the output's bias, so that they add up to the MLP; those that meet in a norm are joint.
+    """
+
+    groups: int = eqx.field(static=True)
+    only: int | None = eqx.field(static=True)
+
+    @property
+    def layout(self) -> Layout:
+        own, stacks, first = self.model.layout, [], 0
+        for stack in own.stacks:
+            parts_of = [(stack.layers, True)]
+            if self.only is not None:
+                before = min(max(self.only - first, 0), stack.layers)
+                here = 1 if first <= self.only < first + stack.layers else 0
+                parts_of = [(before, False), (here, True), (stack.layers - before - here, False)]
+            for layers, is_grouped in parts_of:
+                moments = tuple(map(self._moment, stack.moments)) if is_grouped else stack.moments
+                stacks += [Stack(layers, moments)] if layers else []
+            first += stack.layers
+        return Layout(own.embeddings, tuple(stacks))
+
+    def _moment(self, moment: Moment) -> Moment:
+        ports, every = [], []
+        for nodes, own in alone(moment):
+            if nodes.kind == "mlp":
+                ports.append(Port("neurons", self.groups, True, NEURONS))
+                inputs, joint = (("neurons", tuple(range(self.groups))),), self._norm is not None
+                nodes = Nodes("neurons", self.groups, inputs, NEURONS, joint)
+            else:
+                ports += own.ports
+            every.append(nodes)
+        return Moment(tuple(ports), tuple(every))
+
+    @property
+    def _norm(self) -> Any:
+        """What the groups meet in, if they do."""
+        return getattr(blocks_of(self.model), "mlp_post_norm", None)
+
+    def read(
+        self, port: str, layer: Index, index: Index, x: Float[Array, "at width"], at: Positions
+    ) -> Float[Array, "at *features"]:
+        """What a group's neurons write, before a norm that they meet in."""
+        if port != "neurons":
+            return self.model.read(port, layer, index, x, at)
+        block = parts.of_layer(blocks_of(self.model), layer)
+        return block.mlp.part(index, self.groups)(parts.normed(block.mlp_norm, x))
+
+    def write(
+        self, kind: str, layer: Index, index: Indices, ys: tuple[Array, ...], at: Positions
+    ) -> Float[Array, "*node at width"]:
+        """What was computed, or its share of the norm's output."""
+        if kind != "neurons":
+            return self.model.write(kind, layer, index, ys, at)
+        return ys[0] if self._norm is None else parts.of_layer(self._norm, layer).shares(ys[0])
+
+
+NEURONS = "m{layer}.n{index}"
+
+
+def num_groups(model: AbstractModel, groups: int | None, layer: int | None) -> int:
+    """Raises ValueError for a model without MLPs or without that layer, and for groups that would not be equal."""
+    mlp = getattr(blocks_of(model), "mlp", None)
+    if not isinstance(mlp, (parts.MLP, parts.GatedMLP)):
+        raise ValueError("units: neurons: this model has no MLPs")
+    if layer is not None and layer >= model.layout.num_layers:
+        raise ValueError(f"units: neurons: expected a layer below {model.layout.num_layers}, got {layer}")
+    groups = mlp.num_neurons if groups is None else groups
+    if mlp.num_neurons % groups:
+        raise ValueError(f"units: neurons: expected equal groups of {mlp.num_neurons} neurons, got {groups} groups")
+    return groups
+
+
+def blocks_of(model: AbstractModel) -> Any:
+    """The parameters of the layers, stacked, of a model that is made of blocks."""
+    return getattr(model, "blocks", None)

@@ -1,0 +1,275 @@
+"""Heads, layers and blocks as units: each a layout, and what follows from the model's own `read` and `write`."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from ..layout import Layout, Moment, Names, Nodes, Port, Stack
+from ..types import Tokens
+from . import runs
+from .model import AbstractModel, Index, Indices, Positions
+
+
+class Regrouped(AbstractModel):
+    """A model as other units than its architecture's."""
+
+    model: AbstractModel
+    chosen: str = eqx.field(static=True)
+
+    @property
+    def units_name(self) -> str:
+        return self.chosen
+
+    @property
+    def vocab_size(self) -> int:
+        return self.model.vocab_size
+
+    @property
+    def max_positions(self) -> int:
+        return self.model.max_positions
+
+    @property
+    def dtype(self) -> Any:
+        return self.model.dtype
+
+    @property
+    def has_slopes(self) -> bool:
+        return self.model.has_slopes
+
+    @property
+    def is_causal(self) -> bool:
+        return self.model.is_causal
+
+    def embeddings(self, tokens: Tokens) -> Float[Array, "embedding position width"]:
+        """The model's own."""
+        return self.model.embeddings(tokens)
+
+    def constant(self, layer: Index, moment: int) -> Float[Array, " width"] | None:
+        """The model's own."""
+        return self.model.constant(layer, moment)
+
+    def unembed(
+        self, residual: Float[Array, "*positions width"], columns: Int[Array, " vocab"] | None = None
+    ) -> Float[Array, "*positions output"]:
+        """The model's own."""
+        return self.model.unembed(residual, columns)
+
+    def write(
+        self, kind: str, layer: Index, index: Indices, ys: tuple[Array, ...], at: Positions
+    ) -> Float[Array, "*node at width"]:
+        """The model's own."""
+        return self.model.write(kind, layer, index, ys, at)
+
+    @property
+    def has_patterns(self) -> bool:
+        return self.model.has_patterns
+
+    def pattern(self, layer: Index, index: Indices, ys: tuple[Array, ...]) -> Float[Array, "*node position position"]:
+        """The model's own."""
+        return self.model.pattern(layer, index, ys)
+
+    @property
+    def _every(self) -> list[tuple[Nodes, Moment]]:
+        """The model's groups of nodes, each alone in a moment; equal ones once."""
+        moments = (moment for stack in self.model.layout.stacks for moment in stack.moments)
+        return list(dict.fromkeys(pair for moment in moments for pair in alone(moment)))
+
+    def _nodes_of(self, kind: str) -> tuple[Nodes, Moment]:
+        """The model's nodes of a kind. Their form is that of all layers."""
+        return next(pair for pair in self._every if pair[0].kind == kind)
+
+
+class Ungrouped(Regrouped):
+    """Every head has a copy of the key and the value input that it shares."""
+
+    @property
+    def layout(self) -> Layout:
+        return changed(self.model.layout, self._moment)
+
+    def _moment(self, moment: Moment) -> Moment:
+        ports, every = [], []
+        for nodes, own in alone(moment):
+            each = tuple(range(nodes.count))
+            for port in own.ports:
+                names = port.names if port.count == nodes.count else _suffixed(nodes.names, f"<{port.name}>")
+                ports.append(dataclasses.replace(port, count=nodes.count, names=names))
+            every.append(dataclasses.replace(nodes, inputs=tuple((port, each) for port, _ in nodes.inputs)))
+        return Moment(tuple(ports), tuple(every))
+
+    def read(
+        self, port: str, layer: Index, index: Index, x: Float[Array, "at width"], at: Positions
+    ) -> Float[Array, "at *features"]:
+        """What the model's receiver computes that the node reads through."""
+        inputs = next(inputs for nodes, _ in self._every for name, inputs in nodes.inputs if name == port)
+        return self.model.read(port, layer, _entry(inputs, index), x, at)
+
+
+class Unsplit(Regrouped):
+    """A node reads once: its receiver computes what all of the model's do, side by side."""
+
+    @property
+    def layout(self) -> Layout:
+        return changed(self.model.layout, self._moment)
+
+    def _moment(self, moment: Moment) -> Moment:
+        ports, every = [], []
+        for nodes, own in alone(moment):
+            if len(nodes.inputs) == 1:
+                ports += own.ports
+            else:
+                ports.append(Port(nodes.kind, nodes.count, False, nodes.names))
+                nodes = dataclasses.replace(nodes, inputs=((nodes.kind, tuple(range(nodes.count))),))
+            every.append(nodes)
+        return Moment(tuple(ports), tuple(every))
+
+    def read(
+        self, port: str, layer: Index, index: Index, x: Float[Array, "at width"], at: Positions
+    ) -> Float[Array, "at features"]:
+        """What all receivers of a node compute."""
+        nodes = next((nodes for nodes, _ in self._every if nodes.kind == port and len(nodes.inputs) > 1), None)
+        if nodes is None:
+            return self.model.read(port, layer, index, x, at)
+        each = [self.model.read(name, layer, _entry(inputs, index), x, at) for name, inputs in nodes.inputs]
+        return jnp.concatenate(each, -1)
+
+    def write(
+        self, kind: str, layer: Index, index: Indices, ys: tuple[Array, ...], at: Positions
+    ) -> Float[Array, "*node at width"]:
+        """The model's own."""
+        return self.model.write(kind, layer, index, self._apart(kind, ys, at), at)
+
+    def pattern(self, layer: Index, index: Indices, ys: tuple[Array, ...]) -> Float[Array, "*node position position"]:
+        """The model's own."""
+        return self.model.pattern(layer, index, self._apart("head", ys, None))
+
+    def _apart(self, kind: str, ys: tuple[Array, ...], at: Positions | None) -> tuple[Array, ...]:
+        """What each of the model's receivers computed; of local ones at the positions `at` (None: all)."""
+        nodes, own = self._nodes_of(kind)
+        if len(nodes.inputs) == 1:
+            return ys
+        zero = jnp.int32(0)
+        x = jax.eval_shape(lambda tokens: self.model.embeddings(tokens)[0], zero[None])
+        sizes = [jax.eval_shape(partial(self.model.read, port.name), zero, zero, x, zero[None]) for port in own.ports]
+        each = jnp.split(ys[0], np.cumsum([y.shape[-1] for y in sizes])[:-1].tolist(), axis=-1)
+        here = [port.is_local and at is not None for port in own.ports]
+        return tuple(y[..., at, :] if is_here else y for y, is_here in zip(each, here, strict=True))
+
+
+class Layers(Regrouped):
+    """All heads of a layer are one node, which is computed where it reads, as an MLP is."""
+
+    @property
+    def layout(self) -> Layout:
+        return changed(self.model.layout, self._moment)
+
+    def _moment(self, moment: Moment) -> Moment:
+        ports, every = [], []
+        for nodes, own in alone(moment):
+            if nodes.kind == "head":
+                ports.append(Port("attention", 1, False, ATTENTION))
+                nodes = Nodes("attention", 1, (("attention", (0,)),), ATTENTION)
+            else:
+                ports += own.ports
+            every.append(nodes)
+        return Moment(tuple(ports), tuple(every))
+
+    def read(
+        self, port: str, layer: Index, index: Index, x: Float[Array, "at width"], at: Positions
+    ) -> Float[Array, "at *features"]:
+        """What all heads write; what the model's receiver computes."""
+        if port == "attention":
+            return _written(self.model, self._nodes_of("head")[1], layer, x)
+        return self.model.read(port, layer, index, x, at)
+
+    def write(
+        self, kind: str, layer: Index, index: Indices, ys: tuple[Array, ...], at: Positions
+    ) -> Float[Array, "*node at width"]:
+        """What was computed."""
+        return ys[0][at] if kind == "attention" else self.model.write(kind, layer, index, ys, at)
+
+    @property
+    def has_patterns(self) -> bool:
+        return False
+
+
+ATTENTION = "a{layer}"
+
+
+class Blocks(Regrouped):
+    """A layer is one node, which is computed where it reads. What belongs to no node inside of it belongs to none."""
+
+    @property
+    def layout(self) -> Layout:
+        own = self.model.layout
+        return Layout(own.embeddings, tuple(Stack(stack.layers, (self._block(stack.moments),)) for stack in own.stacks))
+
+    def _block(self, moments: tuple[Moment, ...]) -> Moment:
+        port = f"block{self._forms.index(moments) or ''}"
+        return Moment((Port(port, 1, False, BLOCK),), (Nodes("block", 1, ((port, (0,)),), BLOCK),))
+
+    @property
+    def _forms(self) -> list[tuple[Moment, ...]]:
+        """The different layers."""
+        return list(dict.fromkeys(stack.moments for stack in self.model.layout.stacks))
+
+    def read(
+        self, port: str, layer: Index, index: Index, x: Float[Array, "at width"], at: Positions
+    ) -> Float[Array, "at width"]:
+        """What all nodes of the layer write."""
+        total = jnp.zeros_like(x)
+        for number, moment in enumerate(self._forms[int(port.removeprefix("block") or 0)]):
+            new = _written(self.model, moment, layer, x)
+            total, x = total + new, runs.plus_constant(self.model, x + new, layer, number)
+        return total
+
+    def write(
+        self, kind: str, layer: Index, index: Indices, ys: tuple[Array, ...], at: Positions
+    ) -> Float[Array, "at width"]:
+        """What was computed."""
+        return ys[0][at]
+
+    def constant(self, layer: Index, moment: int) -> Float[Array, " width"] | None:
+        """All of the layer's."""
+        numbers = range(max(map(len, self._forms)))
+        own = [constant for n in numbers if (constant := self.model.constant(layer, n)) is not None]
+        return sum(own[1:], own[0]) if own else None
+
+    @property
+    def has_patterns(self) -> bool:
+        return False
+
+
+BLOCK = "b{layer}"
+
+
+def changed(layout: Layout, change: Callable[[Moment], Moment]) -> Layout:
+    """A layout whose moments are others."""
+    stacks = (Stack(stack.layers, tuple(map(change, stack.moments))) for stack in layout.stacks)
+    return Layout(layout.embeddings, tuple(stacks))
+
+
+def alone(moment: Moment) -> Iterator[tuple[Nodes, Moment]]:
+    """Each group of nodes of a moment, and the moment that it alone would be."""
+    ports = {port.name: port for port in moment.ports}
+    for nodes in moment.nodes:
+        yield nodes, Moment(tuple(ports[name] for name, _ in nodes.inputs), (nodes,))
+
+
+def _written(model: AbstractModel, moment: Moment, layer: Index, x: Float[Array, "position width"]) -> Array:
+    """What all nodes of a moment that reads `x` write together."""
+    return runs.written(model, moment, layer, runs.computed(model, moment, layer, x), runs.positions_of(x)).sum(0)
+
+
+def _entry(numbers: tuple[int, ...], index: Index) -> Index:
+    return jnp.asarray(np.array(numbers, np.int32))[index]
+
+
+def _suffixed(names: Names, suffix: str) -> Names:
+    return names + suffix if isinstance(names, str) else tuple(name + suffix for name in names)

@@ -1,0 +1,79 @@
+"""Units at will: one model as coarser or finer nodes. It computes the same; what can be patched alone differs.
+
+| units | a node is |
+|---|---|
+| `split` | what the architecture says: a head that reads through q, k and v; an MLP |
+| `ungrouped` | the same; every head has a key and a value input of its own (the graph of EAP-IG and MIB) |
+| `unsplit` | a head that reads once (figure 1 of Conmy et al. 2023) |
+| `layers` | all heads of a layer together; an MLP |
+| `blocks` | a whole layer |
+| `neurons:G`, `neurons:G@L` | as `split`; an MLP is G equal groups of neurons: in all layers, or in layer L alone |
+| `neurons@L` | as `split`; each neuron of layer L is one |
+
+Each is a layout and what follows from the model's own `read` and `write`.
+"""
+
+import re
+from collections.abc import Sequence
+
+from ..layout import MOST_ENTRIES, counts
+from .model import AbstractModel
+from .neurons import Neurons, num_groups
+from .regrouped import Blocks, Layers, Regrouped, Ungrouped, Unsplit
+from .spans import Spanned, checked_spans, spans_of
+
+SPLIT = "split"
+
+SIMPLE: dict[str, type[Regrouped]] = {"ungrouped": Ungrouped, "unsplit": Unsplit, "layers": Layers, "blocks": Blocks}
+
+
+def with_units(
+    model: AbstractModel, units: str = SPLIT, spans: Sequence[tuple[int, int]] | str | None = None
+) -> AbstractModel:
+    """The model as other units, as the table above says.
+
+    - `spans`: of positions, as [(0, 4), (4, 8)] or "0:4,4:8": what a node writes at those tokens, and at those in none
+      of them, are senders apart, `a0.h3@0:4` and `a0.h3@rest`.
+
+    Raises ValueError for unknown units, for those that the model has not, and for spans that meet or are beyond it.
+    """
+    whole = _of_nodes(model, units)
+    if spans is None:
+        return whole
+    pairs = spans_of(spans) if isinstance(spans, str) else tuple((int(first), int(end)) for first, end in spans)
+    chosen = checked_spans(pairs, model.max_positions)
+    made = Spanned(whole, whole.units_name, chosen, precision=model.precision)
+    _check_size(made, f"{units} in {len(chosen)} spans")
+    return made
+
+
+def _of_nodes(model: AbstractModel, units: str) -> AbstractModel:
+    form = re.fullmatch(r"(?P<name>[a-z]+)(:(?P<groups>[1-9]\d*))?(@(?P<layer>\d+))?", units)
+    name = form["name"] if form else units
+    if form is None or not (name in (SPLIT, *SIMPLE) and units == name or name == "neurons" and units != name):
+        raise ValueError(
+            f"units: expected {SPLIT}, {', '.join(SIMPLE)}, neurons:GROUPS, neurons:GROUPS@LAYER or neurons@LAYER, "
+            f"got {units!r}"
+        )
+    if isinstance(model, Regrouped):
+        raise ValueError(
+            f"units: expected a model as its architecture says, got one as {model.units_name}: take its `model`"
+        )
+    if name == SPLIT:
+        return model
+    if model.layout.neighbours_only:
+        raise ValueError(f"units: a network of units has no others than its own, got {units!r}")
+    if name in SIMPLE:
+        made = SIMPLE[name](model, units, precision=model.precision)
+    else:
+        assert form is not None
+        groups, layer = (None if form[part] is None else int(form[part]) for part in ("groups", "layer"))
+        made = Neurons(model, units, num_groups(model, groups, layer), layer, precision=model.precision)
+    _check_size(made, units)
+    return model if made.layout == model.layout else made
+
+
+def _check_size(model: AbstractModel, units: str) -> None:
+    senders, receivers = counts(model.layout)
+    if senders * receivers > MOST_ENTRIES:
+        raise ValueError(f"units: {units}: a mask of {senders} x {receivers} is beyond {MOST_ENTRIES:,} entries")

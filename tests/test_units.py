@@ -1,0 +1,223 @@
+"""Units at will: the same model, other nodes; what is coarse is what is fine, tied together."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import MICRO
+from test_engines import FAMILIES
+
+import jaxcircuits as jc
+from jaxcircuits import models
+
+MODELS = FAMILIES | {name: (models.GPT2, MICRO[name]) for name in ("gpt2", "shortformer")}
+FINER = [
+    ("split", "ungrouped"),
+    ("unsplit", "ungrouped"),
+    ("layers", "split"),
+    ("layers", "unsplit"),
+    ("blocks", "layers"),
+    ("blocks", "neurons:3"),
+    ("split", "neurons:3"),
+    ("split", "neurons:2@1"),
+    ("split", "neurons@0"),
+    ("split", "split 0:2,3:5"),
+    ("layers 0:4", "split 0:4"),
+]
+
+
+def make(name):
+    kind, config = MODELS[name]
+    leaves, tree = jax.tree.flatten(kind.random(config, jax.random.key(0), jnp.float64))
+    draws = np.random.default_rng(0)
+    return jax.tree.unflatten(tree, [leaf + 0.4 * draws.normal(size=leaf.shape) for leaf in leaves])
+
+
+def make_pairs():
+    draws = np.random.default_rng(1)
+    clean = draws.integers(0, 11, (3, 6))
+    corrupt = (clean + draws.integers(1, 11, (3, 6))) % 11
+    answers = {"answer": np.array([[7], [2], [5]]), "wrong": np.array([[3], [4], [1]])}
+    return jc.PromptPairs(clean=clean, corrupt=corrupt, length=np.array([6, 4, 5]), **answers)
+
+
+@functools.cache
+def objective_of(name, units):
+    """`units` may end with spans: "split 0:2,3:5"."""
+    return jc.Objective(jc.with_units(make(name), *units.split()), make_pairs(), "logit_diff")
+
+
+CASES = [
+    pytest.param(name, *units, marks=[pytest.mark.slow] * (name in ("post-norm-windows", "shortformer")))
+    for name in MODELS
+    for units in FINER
+    if name != "shortformer" or "neurons" not in units[1]
+]
+
+
+@pytest.mark.parametrize("name, coarse, fine", CASES)
+def test_a_circuit_of_coarse_units_is_one_of_fine_ones(name, coarse, fine, x64):
+    each = [objective_of(name, units) for units in (coarse, fine)]
+    draws, graphs = np.random.default_rng(2), [objective.graph for objective in each]
+    masks = [(draws.random(graphs[0].shape) < share) & graphs[0].valid for share in (0.0, 0.3, 0.7, 1.0)]
+    expanded = [jc.expand(mask, *graphs) for mask in masks]
+    losses = [np.asarray(f.many(np.stack(m))) for f, m in zip(each, (masks, expanded), strict=True)]
+    np.testing.assert_allclose(*losses, rtol=1e-10)
+    assert len(set(np.round(losses[0], 6))) == 4
+
+
+ENGINES = [("grouped", "unsplit"), ("gpt2", "blocks"), ("gpt2", "neurons:3"), ("gpt2", "split 0:2,3:5")]
+SLOW = [("grouped", "layers"), ("grouped", "ungrouped"), ("parallel", "layers"), ("gpt2", "neurons@0")]
+SLOW += [("post-norm", units) for units in ("neurons:3", "unsplit", "layers", "split 0:3,3:6")]
+
+
+@pytest.mark.parametrize("name, units", ENGINES + [pytest.param(*case, marks=pytest.mark.slow) for case in SLOW])
+def test_engines_and_scores_of_other_units(name, units, x64):
+    """Live decisions and sparse losses are those of whole masks; EAP is the gradient, exact scores are differences."""
+    objective = objective_of(name, units)
+    graph = objective.graph
+    gradient = np.asarray(jax.grad(objective)(np.where(graph.valid, 1.0, 0.0)))
+    scores = jc.eap(objective).values
+    np.testing.assert_allclose(scores[graph.valid], -gradient[graph.valid], atol=1e-9 * np.abs(gradient).max())
+    threshold = float(np.quantile(np.abs(scores[graph.valid]), 0.3))
+    live, dense = (
+        jc.acdc(objective, threshold, evaluator=evaluator, width=8)
+        for evaluator in (jc.LiveEvaluator, jc.DenseEvaluator)
+    )
+    assert [(d.name, d.removed) for d in live.decisions] == [(d.name, d.removed) for d in dense.decisions]
+    np.testing.assert_allclose([d.after for d in live.decisions], [d.after for d in dense.decisions], atol=1e-10)
+    assert 0 < live.mask.sum() < graph.num_edges
+    draws = np.random.default_rng(1)
+    masks = np.stack([live.mask, *(draws.random((3, *graph.shape)) < 0.4)])
+    found = jc.SparseEvaluator(objective).per_example_many(masks, width=4)
+    np.testing.assert_allclose(found, objective.per_example_many(masks, width=4), atol=1e-10)
+    edges = graph.edges[:: max(1, len(graph.edges) // 10)]
+    without = np.repeat(graph.valid[None], len(edges), 0)
+    without[np.arange(len(edges)), *edges.T] = False
+    differences = np.asarray(objective.many(without)) - float(objective(graph.valid))
+    np.testing.assert_allclose(jc.exact(objective).values[tuple(edges.T)], differences, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "units, senders, receivers",
+    [
+        ("unsplit", ["input", "a0.h0", "a0.h1", "m0", "a1.h0", "a1.h1", "m1"], ["a0.h0", "a0.h1", "m0", "a1.h0"]),
+        ("layers", ["input", "a0", "m0", "a1", "m1"], ["a0", "m0", "a1", "m1", "logits"]),
+        ("blocks", ["input", "b0", "b1"], ["b0", "b1", "logits"]),
+        ("blocks 0:2", ["input@0:2", "input@rest", "b0@0:2", "b0@rest", "b1@0:2", "b1@rest"], ["b0", "b1", "logits"]),
+        ("neurons:2@1", ["input", "a0.h0", "a0.h1", "m0", "a1.h0", "a1.h1", "m1.n0", "m1.n1"], ["a0.h0<q>"]),
+    ],
+)
+def test_names(units, senders, receivers):
+    graph = jc.with_units(models.GPT2.random(MICRO["gpt2"], jax.random.key(0)), *units.split()).graph
+    assert list(graph.senders) == senders and list(graph.receivers[: len(receivers)]) == receivers
+
+
+def test_a_model_whose_keys_are_not_shared_is_ungrouped_as_it_is():
+    model = models.GPT2.random(MICRO["gpt2"], jax.random.key(0))
+    assert jc.with_units(model, "ungrouped") is model and jc.with_units(model, "split") is model
+
+
+@pytest.mark.parametrize(
+    "units, said",
+    [
+        ("head", "expected split, ungrouped, .* got 'head'"),
+        ("neurons", "got 'neurons'"),
+        ("layers:2", "got 'layers:2'"),
+        ("neurons:0", "got 'neurons:0'"),
+        ("neurons:5", "equal groups of 12 neurons, got 5 groups"),
+        ("neurons:2@2", "a layer below 2, got 2"),
+    ],
+)
+def test_units_that_a_model_has_not_are_refused(units, said):
+    with pytest.raises(ValueError, match=f"units: .*{said}"):
+        jc.with_units(models.GPT2.random(MICRO["gpt2"], jax.random.key(0)), units)
+
+
+def test_units_of_units_of_gates_and_without_mlps_are_refused():
+    model = models.GPT2.random(MICRO["gpt2"], jax.random.key(0))
+    with pytest.raises(ValueError, match="got one as layers: take its `model`"):
+        jc.with_units(jc.with_units(model, "layers"), "split")
+    with pytest.raises(ValueError, match="has no MLPs"):
+        jc.with_units(models.GPT2.random(MICRO["attention-only"], jax.random.key(0)), "neurons:2")
+    with pytest.raises(ValueError, match="no others than its own"):
+        jc.load("gate-xor", units="layers")
+    with pytest.raises(ValueError, match="got layers: save its `model`"):
+        jc.save(jc.with_units(model, "layers"), "nowhere")
+
+
+def test_graphs_that_are_no_finer_and_masks_of_another_shape_are_refused():
+    grouped, apart = jc.Graph.transformer(2, 4, 2), jc.Graph.transformer(2, 4)
+    with pytest.raises(ValueError, match="which is read by a0.h0, a0.h1"):
+        jc.expand(apart.valid, apart, grouped)
+    with pytest.raises(ValueError, match="mask: expected shape"):
+        jc.expand(apart.valid, grouped, apart)
+    with pytest.raises(ValueError, match="part of none"):
+        jc.expand(grouped.valid, grouped, jc.Graph.transformer(3, 4, 2))
+
+
+def test_a_circuit_of_layers_from_the_command_line_to_its_judgement(run, tmp_path):
+    """Found, shown, judged as the units that it records; not mixed with others."""
+    file, other = tmp_path / "layers.json", tmp_path / "heads.json"
+    options = ("--size", 4, "--threshold", 0.01, "--metric", "logit_diff", "--out")
+    assert run("discover", "ioi", "--units", "layers", *options, file)[0] == 0
+    circuit = jc.Circuit.load(file)
+    assert circuit.graph.senders[:3] == ("input", "a0", "m0") and circuit.run["units"] == "layers"
+    code, printed, _ = run("show", file)
+    assert code == 0 and "layers" in printed and "logits <-" in printed
+    code, printed, said = run("evaluate", file, "--random", 2)
+    assert code == 0, said
+    assert run("discover", "ioi", *options, other)[0] == 0
+    code, _, said = run("compare", file, other)
+    assert code == 1 and "graph" in said
+    code, _, said = run("evaluate", file, "--units", "split", "--random", 2)
+    assert code == 1 and "graph" in said
+    assert run("report", file, "--out", tmp_path / "page.html")[0] == 0
+
+
+@pytest.mark.parametrize("name", ["gpt2", "grouped", pytest.param("post-norm", marks=pytest.mark.slow)])
+def test_an_edge_at_a_span_is_the_edge_at_these_positions(name, x64):
+    """Against masks with an axis of positions over the graph without spans."""
+    whole, apart = objective_of(name, "split"), objective_of(name, "split 0:2,3:5")
+    span_of_position = np.array([0, 0, 2, 1, 1, 2])
+    draws = np.random.default_rng(3)
+    for share in (0.2, 0.6):
+        mask = (draws.random(apart.graph.shape) < share) & apart.graph.valid
+        at_positions = mask.reshape(-1, 3, mask.shape[1])[:, span_of_position]  # [sender, position, receiver]
+        there = np.moveaxis(at_positions, 1, 2).astype(float)
+        np.testing.assert_allclose(apart.per_example(mask), whole.per_example(there), rtol=1e-10)
+
+
+@pytest.mark.parametrize("method", ["eap", "clean_corrupted", "atp_star", "exact_of_one_span"])
+def test_scores_of_spans_are_those_of_edges_at_their_positions(method, x64):
+    """What is linear in what is written adds up over the spans."""
+    whole, apart = objective_of("gpt2", "split"), objective_of("gpt2", "split 0:2,3:5")
+    if method == "exact_of_one_span":
+        one = objective_of("gpt2", "split 0:6")
+        np.testing.assert_allclose(jc.exact(one).values, jc.exact(whole).values, atol=1e-12)  # all positions there are
+        return
+    options = {"grad_drop": False, "qk_fix": False} if method == "atp_star" else {}
+    score = getattr(jc, method)
+    each = score(apart, **options).values.reshape(-1, 3, apart.graph.shape[1])
+    np.testing.assert_allclose(each.sum(1), score(whole, **options).values, atol=1e-12)
+    assert (np.abs(each) > 1e-6).any((0, 2)).all()
+
+
+@pytest.mark.parametrize("spans", ["0:2,1:3", "3:2", "0:13", "", "a:b", "4", [(0, 4), (2, 3)]])
+def test_spans_that_meet_or_are_none_are_refused(spans):
+    with pytest.raises(ValueError, match="spans: expected first and end positions"):
+        jc.with_units(models.GPT2.random(MICRO["gpt2"], jax.random.key(0)), spans=spans)
+
+
+def test_heads_of_spans_show_their_patterns(run, tmp_path):
+    """A circuit by tokens, from the command line to its page."""
+    file = tmp_path / "spans.json"
+    options = ("--size", 4, "--threshold", 0.05, "--metric", "logit_diff", "--out", file)
+    assert run("discover", "ioi", "--spans", "0:8,8:12", *options)[0] == 0
+    circuit = jc.Circuit.load(file)
+    assert {"input@0:8", "input@8:12", "input@rest"} <= set(circuit.graph.senders)
+    code, _, said = run("report", file, "--out", tmp_path / "page.html")
+    assert code == 0, said
+    assert run("evaluate", file, "--random", 2)[0] == 0
