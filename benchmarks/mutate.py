@@ -1,6 +1,6 @@
 """Mutants: one small change of the package at a time; the tests that concern the file should notice.
 
-    python benchmarks/mutate.py [--count N] [--seed S] [--only metrics.py ...] [--minutes M] [--timeout SECONDS] [--out mutants.jsonl]
+    python benchmarks/mutate.py [--count N] [--seed S] [--only metrics.py ...] [--minutes M] [--out mutants.jsonl]
 
 Draws mutants at random over the files of `TESTS`, runs each file's tests on a copy of the package, prints one line a
 mutant and at last planted, killed and the survivors. What is already in `--out` is not run again.
@@ -186,7 +186,7 @@ def main() -> None:
         for line, said, changed in mutants((ROOT / "jaxcircuits" / name).read_text())
         if any(part in name for part in options.only)
     ]
-    print(f"{len(every)} mutants of {len(TESTS)} files; {min(options.count, len(every))} are run")
+    print(f"{len(every)} mutants; {min(options.count, len(every))} are drawn", flush=True)
     drawn = random.Random(options.seed).sample(every, min(options.count, len(every)))
     known = [json.loads(text) for text in options.out.read_text().splitlines()] if options.out.is_file() else []
     done = {(each["file"], each["line"], each["now"]): each for each in known}
