@@ -18,7 +18,11 @@ class Killed(BaseException):
 
 def keep(folder, number=3):
     with Savepoint(folder, {"number": number}) as point:
-        point.put("state", {"a": [1, 2.5, None, "é"]}, {"x": np.arange(6.0).reshape(2, 3), "y": np.zeros((0, 4), bool)})
+        point.put(
+            "state",
+            {"a": [1, 2.5, None, "é"]},
+            {"x": np.arange(6.0).reshape(2, 3), "y": np.zeros((0, 4), bool), "z": np.int32(5)},
+        )
 
 
 def test_what_is_got_is_what_was_put(tmp_path):
@@ -26,8 +30,9 @@ def test_what_is_got_is_what_was_put(tmp_path):
     with Savepoint(tmp_path / "run", {"number": 3}) as point:
         assert point.get("nothing") is None
         record, arrays = point.get("state")
-        assert record == {"a": [1, 2.5, None, "é"]} and list(arrays) == ["x", "y"]
+        assert record == {"a": [1, 2.5, None, "é"]} and list(arrays) == ["x", "y", "z"]
         np.testing.assert_array_equal(arrays["x"], np.arange(6.0).reshape(2, 3))
+        assert arrays["z"].shape == () and arrays["z"] == 5
         assert arrays["y"].shape == (0, 4) and arrays["y"].dtype == bool
         point.keep_only([])
         assert point.get("state") is None and point.get("run") is not None
@@ -206,7 +211,7 @@ def test_a_search_stopped_anywhere_goes_on_to_the_same_bits(name, every, tmp_pat
             break
         except Killed:
             parts += 1
-    assert parts > 2
+    assert parts > 1
     assert all(same(ours, theirs) for ours, theirs in zip(whole, found, strict=True))
     assert {path.name for path in folder.iterdir()} == {"lock", "run.state", "searches.state"}
 
