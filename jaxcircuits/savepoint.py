@@ -204,11 +204,14 @@ class Journal:
 
     def call(self, key: str, compute: Callable[[], Any]) -> np.ndarray:
         """The next result; `key` says what it is of. Raises ValueError where another one is kept."""
-        if self.next == len(self.entries):
-            self.entries.append((key, np.asarray(compute())))
-        kept, value = self.entries[self.next]
-        if kept != key:
-            raise ValueError(f"{self.point.folder} keeps results of another run: remove the folder to begin anew")
+        if self.next < len(self.entries):
+            kept, value = self.entries[self.next]
+            if kept != key:
+                raise ValueError(f"{self.point.folder} keeps results of another run: remove the folder to begin anew")
+            self.next += 1
+            return value
+        value = np.asarray(compute())
+        self.entries.append((key, value))
         self.next += 1
         self.point.reached(self._save)
         return value
