@@ -246,6 +246,7 @@ class Objective(eqx.Module):
             "dtype": str(np.dtype(self.model.dtype)),
             "precision": self.model.precision,
             **({} if self.model.units_name == "split" else {"units": self.model.units_name}),
+            **({} if self.model.spans_text is None else {"spans": self.model.spans_text}),
             "device": f"{count} x {device.platform} {device.device_kind}",
             "mesh": None if self.mesh is None else dict(self.mesh.shape),
             "versions": {

@@ -26,7 +26,7 @@ def program(*arguments, **options):
     return subprocess.Popen([sys.executable, "-m", "jaxcircuits_program", *map(str, arguments)], **options)
 
 
-@pytest.mark.slow
+@pytest.mark.mission
 def test_the_worked_example_gives_the_originals_answer(tmp_path):
     """15 edges, 136 evaluations, KL 0.1024357649, from the command line in float64."""
     out = tmp_path / "c.json"

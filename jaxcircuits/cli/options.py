@@ -101,6 +101,7 @@ Template = Annotated[
 Units = Annotated[
     str, typer.Option(help="what the nodes are: split, ungrouped, unsplit, layers, blocks, neurons:GROUPS[@LAYER]")
 ]
+Spans = Annotated[str | None, typer.Option(help="nodes are apart at these positions, as 0:4,4:8")]
 Average = Annotated[str, typer.Option(help="several scored positions: together or per_prompt")]
 Devices = Annotated[int, typer.Option(help="devices to spread over; 0: all there are")]
 Cache = Annotated[Path | None, typer.Option(help="keep compiled programs in this folder for the next run")]
@@ -158,6 +159,7 @@ class PromptOptions(NamedTuple):
     bos: Bos = None
     template: Template = None
     units: Units = "split"
+    spans: Spans = None
 
 
 class Loaded(NamedTuple):
@@ -175,7 +177,7 @@ def load(task: str, prompts: PromptOptions, change: Callable[[Any], Any] | None 
     dtype = dtype_of(prompts.dtype)
     if prompts.cache is not None:
         use_compilation_cache(prompts.cache)
-    loaded = checkpoints.load(prompts.model, dtype=dtype, units=prompts.units)
+    loaded = checkpoints.load(prompts.model, dtype=dtype, units=prompts.units, spans=prompts.spans)
     framing = {"bos": prompts.bos, "template": prompts.template}
     pairs, named = prompts_of(task, loaded, prompts.size, prompts.seed, **framing)
     mesh = None if prompts.devices == 1 else device_mesh(len(pairs), prompts.devices or None)
