@@ -54,7 +54,7 @@ MAY_IMPORT = {
     "sparse_plan": BASE | {"kinds", "graph"},
     "sparse": BASE | {"kinds", "programs", "graph", "objective", "references", "models", "batching", "sparse_plan"},
     "discovery": BASE
-    | {"graph", "scores", "objective", "references", "nodes", "metrics", "batching", "live", "npz"}
+    | {"npz", "graph", "scores", "objective", "references", "nodes", "metrics", "batching", "live"}
     | KEEPS,
     "expand": BASE | {"graph"},
     "circuit_file": BASE | {"graph", "layout"},
