@@ -50,7 +50,7 @@ MAY_IMPORT = {
     "live": BASE | {"kinds", "graph", "objective", "programs", "chains", "batching"},
     "sparse_plan": BASE | {"kinds", "graph"},
     "sparse": BASE | {"kinds", "programs", "graph", "objective", "references", "models", "batching", "sparse_plan"},
-    "discovery": BASE | {"graph", "scores", "objective", "references", "nodes", "metrics", "batching", "live"},
+    "discovery": BASE | {"npz", "graph", "scores", "objective", "references", "nodes", "metrics", "batching", "live"},
     "expand": BASE | {"graph"},
     "circuit_file": BASE | {"graph", "layout"},
     "circuit": BASE | {"graph", "scores", "notebook", "circuit_file", "run"},
