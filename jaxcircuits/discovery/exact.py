@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .. import batching
+from ..arguments import checked
 from ..objective import Objective
 from ..references import sender_values
 from ..scores import Scores
@@ -27,6 +28,7 @@ class _CleanRun(eqx.Module):
     change: Float[Array, "batch sender position width"]
 
 
+@checked
 def exact(objective: Objective, *, width: int = 8, positions: Positions | None = None) -> Scores:
     """Single-edge patching of every edge: one evaluation each.
 
@@ -47,6 +49,7 @@ def exact(objective: Objective, *, width: int = 8, positions: Positions | None =
     return scored(objective, "exact", values, passes=(count + 2, 0), positions=named, width=width)
 
 
+@checked
 def exact_nodes(objective: Objective, *, width: int = 8) -> Float[np.ndarray, " sender"]:
     """What the loss rises by when all edges out of a node are removed, for every sender.
 

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from ..arguments import check_count
 from ..finite import check_finite
 from ..graph import Graph
 from ..npz import read_arrays, write_arrays
@@ -119,8 +120,7 @@ def learn(
     step and what it saw.
     """
     for name, value in (("steps", steps), ("batch", batch), ("chunk", chunk)):
-        if value < 1:
-            raise ValueError(f"{name}: expected at least 1, got {value}")
+        check_count(name, value, 1)
     state = _started(learner, objective, steps, seed)
     if resume is not None:
         state = _resumed(resume, state)

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ..arguments import checked
 from ..circuit import Circuit
 from ..objective import Objective
 from .ablation import Ablated, ablated
@@ -33,6 +34,7 @@ class Evaluation(Record):
     run: dict[str, Any]
 
 
+@checked
 def evaluate(
     objective: Objective | Ablated,
     circuit: Circuit,
