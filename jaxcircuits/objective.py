@@ -366,6 +366,10 @@ def _check_padding(model: Any, pairs: PromptPairs) -> None:
         )
 
 
+BEYOND = 1e-3
+"""How far a mask's numbers may be from those from 0 to 1: a slope there is also taken by a small step to either side."""
+
+
 def mask_of(mask: Any, graph: Graph) -> ArrayLike:
     """The mask that something is: an array, or that of a circuit.
 
@@ -385,7 +389,7 @@ def mask_of(mask: Any, graph: Graph) -> ArrayLike:
     if not any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.bool_, jnp.integer, jnp.floating)):
         raise ValueError(f"mask: expected an array of numbers from 0 to 1, or a circuit, got {mask!r:.60}")
     check_finite("mask", array)
-    if array.dtype != bool and array.size and not 0 <= array.min() <= array.max() <= 1:
+    if array.dtype != bool and array.size and not -BEYOND <= array.min() <= array.max() <= 1 + BEYOND:
         raise ValueError(f"mask: expected numbers from 0 to 1, got {array.min()} to {array.max()}")
     return mask if hasattr(mask, "dtype") else array
 
