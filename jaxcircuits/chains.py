@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 from . import batching, metrics
 from .batching import CANDIDATES, PROMPTS, constrain
 from .kinds import Kind, Units
+from .models import runs
 from .objective import Objective
 from .programs import AnyArray, Program
 from .references import sender_values
@@ -209,10 +210,9 @@ class _Chain(eqx.Module):
             for number in range(len(kind.ports))
         ]
         node = jnp.arange(nodes.count, dtype=jnp.int32) if joint else self.program.node[n]
-        write = functools.partial(model.write, nodes.kind, layer, node)
+        write = lambda ys, at: runs.unit_rows(model, nodes, layer, at, node, ys)  # noqa: E731
         own = 1 if joint else 0  # the axis of candidates, then that of prompts
-        out = jax.vmap(jax.vmap(write, (own, 0), own), (own, None), own)(tuple(ys), at)
-        out = out if joint else out[None]
+        out = jax.vmap(jax.vmap(write, (own, 0), 1), (own, None), 1)(tuple(ys), at)
         return jnp.pad(out, [(0, self.units.width - len(out))] + [(0, 0)] * (out.ndim - 1))
 
     def _at(self, is_scored: bool) -> Int[Array, "batch _"]:

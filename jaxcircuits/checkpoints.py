@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
@@ -82,6 +82,7 @@ def load(
     fold_layer_norms: bool = False,
     fold_value_biases: bool = False,
     units: str = "split",
+    spans: Sequence[tuple[int, int]] | str | None = None,
 ) -> Checkpoint:
     """Loads a bundled model, a folder, a GGUF file, or a model from the Hugging Face hub, in this order.
 
@@ -90,8 +91,8 @@ def load(
     - `dtype`: of all weights; float64 needs `jax.config.update("jax_enable_x64", True)`.
     - `fold_layer_norms`, `fold_value_biases`: see `models.gpt2_folding`; both together give the weights of ACDC's
       published zero-ablation numbers. The model computes the same; what an absent head leaves out differs.
-    - `units`: what the nodes are: "split", "ungrouped", "unsplit", "layers", "blocks", "neurons:G", ...; see
-      `with_units`.
+    - `units`, `spans`: what the nodes are: "split", "ungrouped", "unsplit", "layers", "blocks", "neurons:G", ..., and
+      at which tokens they are apart; see `with_units`.
 
     Raises ValueError for a name that is nowhere, a pickle, an unsupported config, missing, unexpected, truncated or
     misshapen tensors, and units that the model has not.
@@ -113,7 +114,7 @@ def load(
         if fold_layer_norms or fold_value_biases:
             raise ValueError(f"{name} has neither layer norms nor value biases that could be folded")
         model = jax.tree.map(lambda leaf: leaf.astype(dtype), BUILT[name]())
-        return Checkpoint(with_units(model, units), f"bundled {name}", None)
+        return Checkpoint(with_units(model, units, spans), f"bundled {name}", None)
     files, source = _find(name, revision)
     model = _read(*_open(files), dtype)
     if (fold_layer_norms or fold_value_biases) and not isinstance(model, GPT2):
@@ -124,7 +125,7 @@ def load(
         model, source = gpt2_folding.fold_layer_norms(model), source + NORMS
     if fold_value_biases:
         model, source = gpt2_folding.fold_value_biases(model), source + BIASES
-    return Checkpoint(with_units(model, units), source, files)
+    return Checkpoint(with_units(model, units, spans), source, files)
 
 
 def _of_source(source: str) -> tuple[str, dict[str, Any]]:

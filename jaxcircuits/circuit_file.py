@@ -29,6 +29,7 @@ TEXTS = (
     "head_order",
     "template",
     "units",
+    "spans",
 )
 NUMBERS = ("threshold", "metric_full", "metric_final", "seconds", "seconds_compiling")
 COUNTS = ("seed", "prompts", "edges_kept", "groups_kept", "evaluations", "evaluations_wasted", "device_calls")

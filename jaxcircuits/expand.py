@@ -30,8 +30,9 @@ def expand(
 def _whole(sender: Sender, coarse: Graph) -> int:
     """The row of the coarse node that a fine one is, or is a part of."""
     for row, node in enumerate(coarse.sender_table):
-        is_same = node.name == sender.name and node.kind == sender.kind
-        if node.layer == sender.layer and (is_same or sender.kind in PARTS.get(node.kind, ())):
+        if node.layer != sender.layer or node.name not in (node.node, sender.name):  # other parts of positions
+            continue
+        if node.kind == sender.kind and node.node == sender.node or sender.kind in PARTS.get(node.kind, ()):
             return row
     raise ValueError(f"expand: expected units of which those of the circuit are made, got {sender.name}, part of none")
 

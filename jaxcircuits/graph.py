@@ -27,7 +27,8 @@ KINDS = {EMBEDDING: "inputs", "head": "heads", "mlp": "MLPs", "unit": "units"}
 class Sender:
     """A node's output: the `index`-th of its `kind` in its layer (-1: before the first), there from `written` on.
 
-    `block` counts the layout's groups of equal nodes, in all layers: nodes of one block are computed alike.
+    `node` is its node's name, of whose writing this may be one span of positions. `block` counts the layout's groups of
+    equal nodes, in all layers: nodes of one block are computed alike.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Sender:
     index: int
     written: int
     block: int
+    node: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +89,7 @@ class Graph:
 
     @cached_property
     def _table(self) -> tuple[tuple[Sender, ...], tuple[Receiver, ...]]:
-        senders = [Sender(name, EMBEDDING, -1, i, 0, -1) for i, name in enumerate(self.layout.embeddings)]
+        senders = [Sender(name, EMBEDDING, -1, i, 0, -1, name) for i, name in enumerate(self.layout.embeddings)]
         receivers: list[Receiver] = []
         layer = now = block = 0
         for stack in self.layout.stacks:
@@ -95,13 +97,16 @@ class Graph:
                 for moment in stack.moments:
                     first, owners, readers = len(senders), {}, {}
                     for nodes in moment.nodes:
-                        rows = range(len(senders), len(senders) + nodes.count)
+                        rows = range(len(senders), len(senders) + nodes.count * nodes.parts)
                         for port, inputs in nodes.inputs:
-                            for row, index in zip(rows, inputs, strict=True):
-                                owners.setdefault((port, index), []).append(row)
-                                readers.setdefault((port, index), []).extend(rows if nodes.is_joint else [row])
-                        names = _names(nodes.names, layer, nodes.count)
-                        senders += [Sender(n, nodes.kind, layer, i, now + 1, block) for i, n in enumerate(names)]
+                            for node, index in enumerate(inputs):
+                                own = rows[node * nodes.parts : (node + 1) * nodes.parts]
+                                owners.setdefault((port, index), []).extend(own)
+                                readers.setdefault((port, index), []).extend(rows if nodes.is_joint else own)
+                        named = _names(nodes.names, layer, nodes.count)
+                        for part, name in enumerate(layouts.part_names(named, nodes.spans)):
+                            node = part // nodes.parts
+                            senders.append(Sender(name, nodes.kind, layer, node, now + 1, block, named[node]))
                         block += 1
                     assert first + moment.num_senders == len(senders)
                     for port in moment.ports:

@@ -26,7 +26,7 @@ class Kind(NamedTuple):
     @property
     def width(self) -> int:
         """Senders that a unit writes."""
-        return self.nodes.count if self.nodes.is_joint else 1
+        return (self.nodes.count if self.nodes.is_joint else 1) * self.nodes.parts
 
 
 class Unit(NamedTuple):

@@ -20,6 +20,10 @@ Names = str | tuple[str, ...]
 """A pattern with `{layer}` and `{index}`, or the names themselves, for a single layer."""
 
 
+Span = tuple[int, int] | None
+"""Positions from the first on, before the end; None: those of no other span."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Port:
     """`count` receivers a layer that compute alike.
@@ -40,6 +44,8 @@ class Nodes:
 
     - `kind`: what `model.write` is asked for. `inputs`: of each port they read through, the receiver of each node.
     - `is_joint`: what one writes depends on all of them, so they are computed together.
+    - `spans`: of positions (first, end); what a node writes in each of them, are senders apart.
+      None: at the other positions. Without spans a node is one sender.
     """
 
     kind: str
@@ -47,6 +53,12 @@ class Nodes:
     inputs: tuple[tuple[str, tuple[int, ...]], ...]
     names: Names
     is_joint: bool = False
+    spans: tuple[Span, ...] = ()
+
+    @property
+    def parts(self) -> int:
+        """Senders that a node is."""
+        return len(self.spans) or 1
 
 
 class Moment(NamedTuple):
@@ -61,7 +73,7 @@ class Moment(NamedTuple):
 
     @property
     def num_senders(self) -> int:
-        return sum(nodes.count for nodes in self.nodes)
+        return sum(nodes.count * nodes.parts for nodes in self.nodes)
 
 
 class Stack(NamedTuple):
@@ -109,6 +121,12 @@ def mlp() -> Moment:
 def parallel(*moments: Moment) -> Moment:
     """Moments at once: all read the same stream."""
     return Moment(sum((moment.ports for moment in moments), ()), sum((moment.nodes for moment in moments), ()))
+
+
+def part_names(names: tuple[str, ...], spans: tuple[Span, ...]) -> tuple[str, ...]:
+    """Names of the senders that nodes of these names are."""
+    texts = ["rest" if span is None else f"{span[0]}:{span[1]}" for span in spans]
+    return tuple(f"{name}@{text}" for name in names for text in texts) if spans else names
 
 
 def transformer(
@@ -238,7 +256,8 @@ def _moment(value: Any) -> Moment:
     for n in value["nodes"]:
         inputs = tuple((_string(port), tuple(map(_index, indices))) for port, indices in n["inputs"])
         names = _names_of(n["names"], n["count"])
-        nodes.append(Nodes(_string(n["kind"]), _count(n["count"]), inputs, names, n["is_joint"] is True))
+        spans = tuple(None if span is None else _span(*span) for span in n.get("spans", ()))
+        nodes.append(Nodes(_string(n["kind"]), _count(n["count"]), inputs, names, n["is_joint"] is True, spans))
     return Moment(tuple(ports), tuple(nodes))
 
 
@@ -246,6 +265,10 @@ def _count(value: Any) -> int:
     if type(value) is not int or not 0 < value <= MOST:
         raise ValueError(f"layout: expected a count from 1 to {MOST}, got {value!r}")
     return value
+
+
+def _span(first: Any, end: Any) -> Span:
+    return _index(first), _index(end)
 
 
 def _index(value: Any) -> int:

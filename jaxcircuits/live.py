@@ -102,6 +102,24 @@ class LiveEvaluator:
             if is_removed:
                 self.mask[edges[:, 0], edges[:, 1]] = False
 
+    def state(self) -> dict[str, np.ndarray]:
+        """What `restore` needs to be at this point again, to the last bit."""
+        places = [(number, slot, self.reads_everywhere[number]) for number, slot in self.slots.items()]
+        current = {f"current{index}": np.asarray(leaf) for index, leaf in enumerate(jax.tree.leaves(self.current))}
+        return {"mask": self.mask, "places": np.array(places, np.int32).reshape(-1, 3), **current}
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        """Goes to the point of a `state` of the same objective."""
+        self.mask = state["mask"].copy()
+        places = state["places"].tolist()
+        self.slots = {number: slot for number, slot, _ in places}
+        self.reads_everywhere = {number: bool(is_read) for number, _, is_read in places}
+        empty = chains.empty(self.objective, self.units, self.current.logits, len(state["current0"]))
+        old, structure = jax.tree.flatten(empty)
+        new = [jax.device_put(state[f"current{index}"], leaf.sharding) for index, leaf in enumerate(old)]
+        self.current = jax.tree.unflatten(structure, [jnp.copy(leaf) for leaf in new])
+        self._chain = None
+
     @property
     def _num_slots(self) -> int:
         return self.current.inputs.scored.shape[0]

@@ -255,6 +255,7 @@ class Objective(eqx.Module):
             "dtype": str(np.dtype(self.model.dtype)),
             "precision": self.model.precision,
             **({} if self.model.units_name == "split" else {"units": self.model.units_name}),
+            **({} if self.model.spans_text is None else {"spans": self.model.spans_text}),
             "device": f"{count} x {device.platform} {device.device_kind}",
             "mesh": None if self.mesh is None else dict(self.mesh.shape),
             "versions": {
@@ -367,7 +368,7 @@ def _check_padding(model: Any, pairs: PromptPairs) -> None:
 
 
 BEYOND = 1e-3
-"""How far a mask's numbers may be from those from 0 to 1: a slope there is also taken by a small step to either side."""
+"""How far a mask's numbers may lie beyond 0 and 1: slopes there are also taken by a small step to either side."""
 
 
 def mask_of(mask: Any, graph: Graph) -> ArrayLike:

@@ -18,7 +18,7 @@ class Source:
     - `model`: what `checkpoints.load` takes. `task`: a built-in one or a file. `prompts`, `seed`: their number, and the
       seed that they were drawn with (not the method's, which is `seed` of the record). `digest`: of the prompts.
     - `metric`, `reference`, `average`, `dtype`: as `Objective` takes them. `bos`, `template`: how texts were framed.
-      `units`: of the model.
+      `units`, `spans`: what the model's nodes are.
     """
 
     model: str | None = None
@@ -33,6 +33,7 @@ class Source:
     bos: bool | None = None
     template: str | None = None
     units: str | None = None
+    spans: str | None = None
 
     @classmethod
     def of(cls, run: Mapping[str, Any]) -> "Source":

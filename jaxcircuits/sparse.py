@@ -21,7 +21,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from . import batching
 from .kinds import Kind
-from .models import Computed, NodeValues
+from .models import Computed, NodeValues, runs
 from .objective import Objective
 from .programs import AnyArray
 from .references import sender_values
@@ -162,13 +162,14 @@ def _write_units(inputs: tuple[Objective, Kind, Array, AnyArray, Step, Computed]
         values = [value_of(number, unit) for number in range(len(receivers))]
         at = _positions(objective, step.is_wide)
         if not nodes.is_joint:
-            run = partial(model.write, nodes.kind, layer, step.nodes[unit])
-            return jax.vmap(run)(tuple(values), at)[None]
+            run = lambda ys, at: runs.unit_rows(model, nodes, layer, at, step.nodes[unit], ys)  # noqa: E731
+            return jax.vmap(run, 0, 1)(tuple(values), at)
         ys = []
         for (_, places), (_, indices) in zip(kind.ports, nodes.inputs, strict=True):
             own, values = values[: len(places)], values[len(places) :]
             ys.append(jnp.stack(own)[np.array(indices)])
-        run = partial(model.write, nodes.kind, layer, jnp.arange(nodes.count, dtype=jnp.int32))
+        every = jnp.arange(nodes.count, dtype=jnp.int32)
+        run = lambda ys, at: runs.unit_rows(model, nodes, layer, at, every, ys)  # noqa: E731
         return jax.vmap(run, (1, 0), 1)(tuple(ys), at)
 
     with jax.default_matmul_precision(model.precision):

@@ -51,7 +51,7 @@ def test_without_its_fixes_it_is_eap_and_the_fix_changes_queries_and_keys_alone(
     assert set(np.array(eap.graph.receivers)[changed]) == {r for r in eap.graph.receivers if r.endswith(("<q>", "<k>"))}
 
 
-@pytest.mark.slow
+@pytest.mark.mission
 def test_grad_drop_is_the_mean_size_over_layers_that_no_gradient_passes(x64):
     """Prompt by prompt; the receiver's own layer is not counted."""
     model, pairs = micro_model("gpt2", dtype=jnp.float64), micro_pairs(batch=2)

@@ -99,7 +99,7 @@ def by_hand(objective, layers):
     return edges, nodes
 
 
-@pytest.mark.slow
+@pytest.mark.mission
 def test_atp_star_is_its_definition(objective, x64):
     """With GradDrop sizes, over the layers that may be frozen: both for `logits`, else the other one alone."""
     graph = objective.graph

@@ -26,7 +26,7 @@ def program(*arguments, **options):
     return subprocess.Popen([sys.executable, "-m", "jaxcircuits_program", *map(str, arguments)], **options)
 
 
-@pytest.mark.slow
+@pytest.mark.mission
 def test_the_worked_example_gives_the_originals_answer(tmp_path):
     """15 edges, 136 evaluations, KL 0.1024357649, from the command line in float64."""
     out = tmp_path / "c.json"
@@ -93,9 +93,9 @@ def test_thresholds_that_print_alike_have_their_own_files(run, micro):
 
 def test_a_sweep_writes_each_circuit_as_soon_as_it_is_known(run, micro, monkeypatch):
     """A search that fails after its first result leaves that one."""
-    from jaxcircuits.discovery.acdc import _Search
+    from jaxcircuits.discovery.search import Search
 
-    real, results = _Search.result, []
+    real, results = Search.result, []
 
     def second_fails(self, *given):
         if results:
@@ -103,7 +103,7 @@ def test_a_sweep_writes_each_circuit_as_soon_as_it_is_known(run, micro, monkeypa
         results.append(real(self, *given))
         return results[0]
 
-    monkeypatch.setattr(_Search, "result", second_fails)
+    monkeypatch.setattr(Search, "result", second_fails)
     command = "sweep", micro / "micro.npz", "--model", micro / "micro", "--thresholds", "1,0.01"
     code, _, error = run(*command, "--out", micro / "sweep")
     assert code == 1 and "the second fails" in error

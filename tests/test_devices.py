@@ -44,25 +44,25 @@ def assert_same(some, others):
         np.testing.assert_allclose(some[name], others[name], rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.slow
+@pytest.mark.mission
 def test_eight_devices_decide_what_one_does(eight):
     assert eight["all"]["shape"] == {"candidates": 2, "prompts": 4}
     assert_same(eight["all"], eight["one"])
 
 
-@pytest.mark.slow
+@pytest.mark.mission
 def test_devices_exchange_numbers_only(eight):
     """A compiled chain sums each candidate's metric over the prompts; no activations travel."""
     assert eight["collectives"] and max(eight["collectives"]) <= 8 * 4
 
 
-@pytest.mark.slow
+@pytest.mark.mission
 def test_weights_that_do_not_fit_one_device_are_split(eight):
     arrays, value = eight["split"]
     assert arrays > 3 and abs(value - eight["plain"]) < 1e-12
 
 
-@pytest.mark.slow
+@pytest.mark.mission
 def test_every_method_gives_the_same_scores_on_eight_devices():
     [runs] = reports(start("8", "methods"))
     assert len(runs["one"]) > 10
@@ -71,7 +71,7 @@ def test_every_method_gives_the_same_scores_on_eight_devices():
         np.testing.assert_allclose(runs["all"][name], scores, rtol=1e-9, atol=1e-12 * largest, err_msg=name)
 
 
-@pytest.mark.slow
+@pytest.mark.mission
 def test_two_processes_decide_what_one_does(eight):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

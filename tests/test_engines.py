@@ -28,12 +28,11 @@ FAMILIES = {
 }
 
 
-SLOW = {"post-norm", "post-norm-windows"}  # heads computed together compile for minutes
+MARKS = {"post-norm": [pytest.mark.mission], "post-norm-windows": [pytest.mark.slow]}
+"""Heads computed together compile for minutes."""
 
 
-@pytest.fixture(
-    scope="module", params=[pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in FAMILIES]
-)
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=MARKS.get(name, ())) for name in FAMILIES])
 def objective(request):
     """Random weights, norms and biases included; prompts scored at the last of their own lengths."""
     with jax.enable_x64(True):

@@ -69,7 +69,7 @@ def test_at_one_position_the_others_stay_clean(edge, x64):
     np.testing.assert_allclose(scores.at(0).of(edge), effect, rtol=1e-7)
 
 
-@pytest.mark.slow
+@pytest.mark.mission
 def test_exact_equals_published_edge_patching(x64_reference):
     scores = jc.exact(jc.Objective(x64_reference.model, reference_pairs("induction"), "logit_diff"))
     golden = expected("induction-exact-logit_diff")["scores"]

@@ -165,7 +165,7 @@ def mib_areas(objective, scores, absolute):
     return counts, faithfulnesses, area_under, area_from_1
 
 
-@pytest.mark.slow
+@pytest.mark.mission
 @pytest.mark.parametrize("name", ["ioi-EAP-logit_diff", "ioi-EAP-IG-inputs-logit_diff", "induction-EAP-logit_diff"])
 def test_cpr_and_cmd_are_mibs(name, x64_reference):
     """On EAP-IG's own scores of the reference checkpoint (tests/golden), to 1e-9."""

@@ -184,7 +184,7 @@ SIZES = {
 }  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.mission
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.filterwarnings("ignore")
 def test_logits_equal_those_of_transformers(size, tmp_path):

@@ -14,6 +14,7 @@ import jaxcircuits
 PACKAGE = Path(jaxcircuits.__file__).parent
 
 BASE = {"types", "files", "finite", "arguments"}
+KEEPS = {"savepoint", "identity"}
 MAY_IMPORT = {
     "types": set(),
     "files": set(),
@@ -21,6 +22,8 @@ MAY_IMPORT = {
     "finite": set(),
     "run": set(),
     "arguments": set(),
+    "savepoint": {"files"},
+    "identity": {"metrics", "run"},
     "graph": BASE | {"layout", "notebook"},
     "notebook": BASE | {"graph"},
     "framing": BASE,
@@ -50,12 +53,14 @@ MAY_IMPORT = {
     "live": BASE | {"kinds", "graph", "objective", "programs", "chains", "batching"},
     "sparse_plan": BASE | {"kinds", "graph"},
     "sparse": BASE | {"kinds", "programs", "graph", "objective", "references", "models", "batching", "sparse_plan"},
-    "discovery": BASE | {"npz", "graph", "scores", "objective", "references", "nodes", "metrics", "batching", "live"},
+    "discovery": BASE
+    | {"npz", "graph", "scores", "objective", "references", "nodes", "metrics", "batching", "live"}
+    | KEEPS,
     "expand": BASE | {"graph"},
     "circuit_file": BASE | {"graph", "layout"},
     "circuit": BASE | {"graph", "scores", "notebook", "circuit_file", "run"},
     "interchange": BASE | {"graph", "scores", "circuit"},
-    "evaluation": BASE | {"graph", "scores", "objective", "references", "batching", "circuit", "sparse"},
+    "evaluation": BASE | {"graph", "scores", "objective", "references", "batching", "circuit", "sparse"} | KEEPS,
     "report": BASE | {"graph", "scores", "circuit", "evaluation"},
 }
 EVERYTHING = {"cli", "reproduce", "__init__"}

@@ -17,7 +17,7 @@ def test_gradient_at_ones_equals_published_eap(x64_reference):
     assert len(scores) == objective.graph.num_edges and worst <= 1e-12
 
 
-@pytest.mark.slow
+@pytest.mark.mission
 def test_masks_with_one_zero_equal_published_edge_patching(x64_reference):
     objective = jc.Objective(x64_reference.model, reference_pairs("induction")[:64], "logit_diff")
     scores = expected("induction-exact-logit_diff")["scores"]

@@ -40,7 +40,7 @@ def test_the_commands_of_the_readme_are_those_of_ci():
         assert command.strip() in ci
 
 
-@pytest.mark.slow
+@pytest.mark.mission
 def test_the_other_blocks_run_in_order(folder, capfd):
     names = {}
     for language, text in BLOCKS:

@@ -67,7 +67,7 @@ def test_a_compiled_circuit_is_recovered(program, name, x64, record_property):
     assert found == 1
 
 
-@pytest.mark.slow
+@pytest.mark.mission
 @pytest.mark.filterwarnings("ignore:.*prompts do not differ")
 @pytest.mark.parametrize("program", sorted(PROGRAMS))
 def test_acdc_keeps_a_compiled_circuit(program, x64, record_property):

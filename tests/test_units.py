@@ -23,6 +23,8 @@ FINER = [
     ("split", "neurons:3"),
     ("split", "neurons:2@1"),
     ("split", "neurons@0"),
+    ("split", "split 0:2,3:5"),
+    ("layers 0:4", "split 0:4"),
 ]
 
 
@@ -43,7 +45,8 @@ def make_pairs():
 
 @functools.cache
 def objective_of(name, units):
-    return jc.Objective(jc.with_units(make(name), units), make_pairs(), "logit_diff")
+    """`units` may end with spans: "split 0:2,3:5"."""
+    return jc.Objective(jc.with_units(make(name), *units.split()), make_pairs(), "logit_diff")
 
 
 CASES = [
@@ -65,9 +68,9 @@ def test_a_circuit_of_coarse_units_is_one_of_fine_ones(name, coarse, fine, x64):
     assert len(set(np.round(losses[0], 6))) == 4
 
 
-ENGINES = [("grouped", "unsplit"), ("gpt2", "blocks"), ("gpt2", "neurons:3")]
+ENGINES = [("grouped", "unsplit"), ("gpt2", "blocks"), ("gpt2", "neurons:3"), ("gpt2", "split 0:2,3:5")]
 SLOW = [("grouped", "layers"), ("grouped", "ungrouped"), ("parallel", "layers"), ("gpt2", "neurons@0")]
-SLOW += [("post-norm", units) for units in ("neurons:3", "unsplit", "layers")]
+SLOW += [("post-norm", units) for units in ("neurons:3", "unsplit", "layers", "split 0:3,3:6")]
 
 
 @pytest.mark.parametrize("name, units", ENGINES + [pytest.param(*case, marks=pytest.mark.slow) for case in SLOW])
@@ -78,7 +81,7 @@ def test_engines_and_scores_of_other_units(name, units, x64):
     gradient = np.asarray(jax.grad(objective)(np.where(graph.valid, 1.0, 0.0)))
     scores = jc.eap(objective).values
     np.testing.assert_allclose(scores[graph.valid], -gradient[graph.valid], atol=1e-9 * np.abs(gradient).max())
-    threshold = float(np.quantile(np.abs(scores[graph.valid]), 0.6))
+    threshold = float(np.quantile(np.abs(scores[graph.valid]), 0.3))
     live, dense = (
         jc.acdc(objective, threshold, evaluator=evaluator, width=8)
         for evaluator in (jc.LiveEvaluator, jc.DenseEvaluator)
@@ -103,11 +106,12 @@ def test_engines_and_scores_of_other_units(name, units, x64):
         ("unsplit", ["input", "a0.h0", "a0.h1", "m0", "a1.h0", "a1.h1", "m1"], ["a0.h0", "a0.h1", "m0", "a1.h0"]),
         ("layers", ["input", "a0", "m0", "a1", "m1"], ["a0", "m0", "a1", "m1", "logits"]),
         ("blocks", ["input", "b0", "b1"], ["b0", "b1", "logits"]),
+        ("blocks 0:2", ["input@0:2", "input@rest", "b0@0:2", "b0@rest", "b1@0:2", "b1@rest"], ["b0", "b1", "logits"]),
         ("neurons:2@1", ["input", "a0.h0", "a0.h1", "m0", "a1.h0", "a1.h1", "m1.n0", "m1.n1"], ["a0.h0<q>"]),
     ],
 )
 def test_names(units, senders, receivers):
-    graph = jc.with_units(models.GPT2.random(MICRO["gpt2"], jax.random.key(0)), units).graph
+    graph = jc.with_units(models.GPT2.random(MICRO["gpt2"], jax.random.key(0)), *units.split()).graph
     assert list(graph.senders) == senders and list(graph.receivers[: len(receivers)]) == receivers
 
 
@@ -171,3 +175,49 @@ def test_a_circuit_of_layers_from_the_command_line_to_its_judgement(run, tmp_pat
     code, _, said = run("evaluate", file, "--units", "split", "--random", 2)
     assert code == 1 and "graph" in said
     assert run("report", file, "--out", tmp_path / "page.html")[0] == 0
+
+
+@pytest.mark.parametrize("name", ["gpt2", "grouped", pytest.param("post-norm", marks=pytest.mark.slow)])
+def test_an_edge_at_a_span_is_the_edge_at_these_positions(name, x64):
+    """Against masks with an axis of positions over the graph without spans."""
+    whole, apart = objective_of(name, "split"), objective_of(name, "split 0:2,3:5")
+    span_of_position = np.array([0, 0, 2, 1, 1, 2])
+    draws = np.random.default_rng(3)
+    for share in (0.2, 0.6):
+        mask = (draws.random(apart.graph.shape) < share) & apart.graph.valid
+        at_positions = mask.reshape(-1, 3, mask.shape[1])[:, span_of_position]  # [sender, position, receiver]
+        there = np.moveaxis(at_positions, 1, 2).astype(float)
+        np.testing.assert_allclose(apart.per_example(mask), whole.per_example(there), rtol=1e-10)
+
+
+@pytest.mark.parametrize("method", ["eap", "clean_corrupted", "atp_star", "exact_of_one_span"])
+def test_scores_of_spans_are_those_of_edges_at_their_positions(method, x64):
+    """What is linear in what is written adds up over the spans."""
+    whole, apart = objective_of("gpt2", "split"), objective_of("gpt2", "split 0:2,3:5")
+    if method == "exact_of_one_span":
+        one = objective_of("gpt2", "split 0:6")
+        np.testing.assert_allclose(jc.exact(one).values, jc.exact(whole).values, atol=1e-12)  # all positions there are
+        return
+    options = {"grad_drop": False, "qk_fix": False} if method == "atp_star" else {}
+    score = getattr(jc, method)
+    each = score(apart, **options).values.reshape(-1, 3, apart.graph.shape[1])
+    np.testing.assert_allclose(each.sum(1), score(whole, **options).values, atol=1e-12)
+    assert (np.abs(each) > 1e-6).any((0, 2)).all()
+
+
+@pytest.mark.parametrize("spans", ["0:2,1:3", "3:2", "0:13", "", "a:b", "4", [(0, 4), (2, 3)]])
+def test_spans_that_meet_or_are_none_are_refused(spans):
+    with pytest.raises(ValueError, match="spans: expected first and end positions"):
+        jc.with_units(models.GPT2.random(MICRO["gpt2"], jax.random.key(0)), spans=spans)
+
+
+def test_heads_of_spans_show_their_patterns(run, tmp_path):
+    """A circuit by tokens, from the command line to its page."""
+    file = tmp_path / "spans.json"
+    options = ("--size", 4, "--threshold", 0.05, "--metric", "logit_diff", "--out", file)
+    assert run("discover", "ioi", "--spans", "0:8,8:12", *options)[0] == 0
+    circuit = jc.Circuit.load(file)
+    assert {"input@0:8", "input@8:12", "input@rest"} <= set(circuit.graph.senders)
+    code, _, said = run("report", file, "--out", tmp_path / "page.html")
+    assert code == 0, said
+    assert run("evaluate", file, "--random", 2)[0] == 0

@@ -16,6 +16,7 @@ from ..files import write_text
 from ..report import plot_pareto
 from .lists import print_circuit
 from .options import (
+    Checkpoint,
     Config,
     Context,
     Loaded,
@@ -58,14 +59,16 @@ def discover(
     threshold: Annotated[float, typer.Option(help="an edge goes if that raises the metric by less")] = 0.1,
     prompts: PromptOptions = PromptOptions(metric="kl"),
     search: SearchOptions = SearchOptions(),
+    checkpoint: Checkpoint = None,
     config: Config = None,
     report: Page = None,
     out_file: Annotated[Path | None, typer.Option("--out", help="write the circuit to this JSON file")] = None,
 ) -> None:
     """Finds a circuit with ACDC and prints it."""
     check_writable(out=out_file, report=report)
+    check_fillable(checkpoint=checkpoint)
     check_page(report)
-    [circuit], loaded = _run(ctx, task, [threshold], prompts, search)
+    [circuit], loaded = _run(ctx, task, [threshold], prompts, search, checkpoint)
     print_circuit(circuit)
     if out_file is not None:
         circuit.save(out_file)
@@ -81,6 +84,7 @@ def sweep(
     thresholds: Annotated[str, typer.Option(help="as 1,0.1,0.01")] = "1,0.3,0.1,0.03,0.01,0.003,0.001",
     prompts: PromptOptions = PromptOptions(metric="kl"),
     search: SearchOptions = SearchOptions(),
+    checkpoint: Checkpoint = None,
     config: Config = None,
     report: Page = None,
     out_folder: Annotated[Path | None, typer.Option("--out", help="write circuits, table and plot here")] = None,
@@ -89,14 +93,14 @@ def sweep(
     check_writable(report=report)
     check_page(report)
     chosen = numbers_of(thresholds)
-    check_fillable(out_folder)
+    check_fillable(out=out_folder, checkpoint=checkpoint)
 
     def keep(circuit: Circuit) -> None:
         if out_folder is not None:
             out_folder.mkdir(parents=True, exist_ok=True)
             circuit.save(out_folder / file_name(circuit.run["threshold"]))
 
-    circuits, loaded = _run(ctx, task, chosen, prompts, search, keep)
+    circuits, loaded = _run(ctx, task, chosen, prompts, search, checkpoint, keep)
     rows = [(run["threshold"], run["edges_kept"], run["metric_final"]) for run in (c.run for c in circuits)]
     out.print(f"{'threshold':>12} {'edges':>8} {prompts.metric:>16}")
     for row in rows:
@@ -122,6 +126,7 @@ def _run(
     thresholds: Sequence[float],
     prompts: PromptOptions,
     search: SearchOptions,
+    checkpoint: Path | None,
     keep: Callable[[Circuit], None] = lambda circuit: None,
 ) -> tuple[list[Circuit], Loaded]:
     """Loads, checks, computes; one circuit a threshold, and what they are circuits of; `keep` gets each at once."""
@@ -133,6 +138,7 @@ def _run(
         if start is not None and start.graph != loaded.objective.graph:
             raise ValueError("--within: expected a circuit of this model, got one with other layers or heads")
         options |= {"width": width, "seed": prompts.seed, "within": None if start is None else start.mask}
+        options["checkpoint"] = checkpoint
 
         def circuit_of(result: ACDCResult) -> Circuit:
             return Circuit.of(result, d_model=loaded.objective.d_model, config=config_of(ctx), **loaded.run)

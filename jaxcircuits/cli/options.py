@@ -101,9 +101,16 @@ Template = Annotated[
 Units = Annotated[
     str, typer.Option(help="what the nodes are: split, ungrouped, unsplit, layers, blocks, neurons:GROUPS[@LAYER]")
 ]
+Spans = Annotated[str | None, typer.Option(help="nodes are apart at these positions, as 0:4,4:8")]
 Average = Annotated[str, typer.Option(help="several scored positions: together or per_prompt")]
 Devices = Annotated[int, typer.Option(help="devices to spread over; 0: all there are")]
 Cache = Annotated[Path | None, typer.Option(help="keep compiled programs in this folder for the next run")]
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option(
+        help="keep in this folder how far the run is; the same command goes on from there, also when it ended"
+    ),
+]
 Config = Annotated[
     Path | None,
     typer.Option(help="take what is not typed from this YAML or JSON file", callback=read_config, is_eager=True),
@@ -152,6 +159,7 @@ class PromptOptions(NamedTuple):
     bos: Bos = None
     template: Template = None
     units: Units = "split"
+    spans: Spans = None
 
 
 class Loaded(NamedTuple):
@@ -169,7 +177,7 @@ def load(task: str, prompts: PromptOptions, change: Callable[[Any], Any] | None 
     dtype = dtype_of(prompts.dtype)
     if prompts.cache is not None:
         use_compilation_cache(prompts.cache)
-    loaded = checkpoints.load(prompts.model, dtype=dtype, units=prompts.units)
+    loaded = checkpoints.load(prompts.model, dtype=dtype, units=prompts.units, spans=prompts.spans)
     framing = {"bos": prompts.bos, "template": prompts.template}
     pairs, named = prompts_of(task, loaded, prompts.size, prompts.seed, **framing)
     mesh = None if prompts.devices == 1 else device_mesh(len(pairs), prompts.devices or None)
@@ -284,13 +292,14 @@ def check_writable(**outputs: Path | None) -> None:
         raise ValueError(f"{options}: expected different files, got {' and '.join(map(str, named.values()))}")
 
 
-def check_fillable(folder: Path | None) -> None:
-    """Raises ValueError, before anything is computed, for a folder of results that could not be filled."""
-    if folder is not None:
+def check_fillable(**folders: Path | None) -> None:
+    """Raises ValueError, before anything is computed, for the folder of an option that could not be filled."""
+    for option, folder in folders.items():
         try:
-            check_can_fill(folder)
+            if folder is not None:
+                check_can_fill(folder)
         except ValueError as error:
-            raise ValueError(f"--out: {error}") from None
+            raise ValueError(f"--{option}: {error}") from None
 
 
 @contextmanager

@@ -49,7 +49,7 @@ def reproduce(
     """Computes a table of the ACDC paper and prints it beside the published one; goes on where it was interrupted."""
     compute = tables.by_name(table)
     folder = out_folder or Path("reproduced") / table
-    check_fillable(folder)
+    check_fillable(out=folder)
     dtype_of(dtype)
     if cache is not None:
         use_compilation_cache(cache)

@@ -6,27 +6,29 @@ once, each under the guess that those before it come out as predicted. All up to
 sequential algorithm would have decided: a wrong guess costs time, never correctness.
 """
 
-import time
+import contextlib
+import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike
 
 from ..arguments import check_number, checked
-from ..batching import CompileClock, compile_clock
-from ..finite import check_finite
+from ..batching import compile_clock
+from ..identity import digest_of, identity_of
 from ..live import LiveEvaluator
 from ..objective import Objective
+from ..savepoint import Savepoint
 from ..types import EdgeBools, EdgeScores
-from .acdc_result import ACDCResult, Decision, Progress, scores_of
+from .acdc_result import ACDCResult, Progress
 from .evaluators import Evaluator
-from .predictors import Predictor, predictor_of
-from .schedule import Step, Walk, all_steps
-from .width import WIDTHS, FixedWidth, MeasuredWidth, bucket
+from .predictors import predictor_of
+from .schedule import Walk, all_steps
+from .search import Search
+from .sweep import Sweep
+from .width import WIDTHS, FixedWidth, MeasuredWidth
 
 
 @checked
@@ -57,6 +59,7 @@ def acdc_sweep(
     seed: int = 0,
     on_progress: Callable[[Progress], None] | None = None,
     on_result: Callable[[ACDCResult], None] | None = None,
+    checkpoint: str | os.PathLike | None = None,
 ) -> list[ACDCResult]:
     """The circuits that ACDC keeps at several thresholds, each as it would be alone, for less than their sum.
 
@@ -75,10 +78,11 @@ def acdc_sweep(
     - `within`: a circuit to search in, such as the best edges by some scores: the others are gone from the outset.
       Fewer trials, and another answer than that of the whole graph.
     - `on_progress`: called after every round. `on_result`: called with each threshold's result as soon as it is known.
+    - `checkpoint`: a folder that keeps how far the run is; the same call goes on from there, to the same answer.
 
-    Returns one result a threshold, in their order. Raises ValueError for a bad option, and for a metric that is NaN or
-    infinite in a decision, naming its trial; warns of thresholds at 0, below it, or within float noise before the first
-    trial, and of decisions within float noise after the last.
+    Returns one result a threshold, in their order. Raises ValueError for a bad option, for a metric that is NaN or
+    infinite in a decision, naming its trial, and for a checkpoint that is damaged or another run's; warns of thresholds
+    at 0, below it, or within float noise before the first trial, and of decisions within float noise after the last.
     """
     if not isinstance(thresholds, Sequence) or not len(thresholds):
         raise ValueError(f"thresholds: expected at least one number, got {thresholds!r:.60}")
@@ -98,168 +102,49 @@ def acdc_sweep(
     if within is not None:
         within = np.asarray(within, bool) & graph.valid
         options["edges_within"] = int(within.sum())
-    start = time.perf_counter()
+    first = Search(Walk(steps, within), predictor_of(predictor, graph), sorted(set(thresholds)), absolute)
+    policy = MeasuredWidth() if width is None else FixedWidth(width)
     results: dict[float, ACDCResult] = {}
-    with compile_clock() as clock:
-        first = evaluator(objective, within)
-        policy = MeasuredWidth() if width is None else FixedWidth(width)
-        metric_start = first.metric()
-        metric_full = metric_start if within is None else float(objective(graph.valid))
-        for metric in (metric_full, metric_start):
-            check_finite(f"acdc: metric {objective.metric_name} at the start", metric)
-        noise_full = _noise(objective, graph.valid, metric_full)
-        _warn_of_thresholds(thresholds, noise_full)
-        walk, guesses = Walk(steps, within), predictor_of(predictor, graph)
-        pending = [_Search(first, walk, guesses, metric_start, sorted(set(thresholds)), absolute)]
-        while pending:
-            search = pending.pop()
-            if divided := search.run(policy, clock, on_progress, start):
-                pending += divided
+
+    def tell(found: Iterable[ACDCResult]) -> None:
+        for result in found:
+            results[result.options["threshold"]] = result
+            if on_result is not None:
+                on_result(result)
+
+    with contextlib.ExitStack() as stack:
+        clock, point = stack.enter_context(compile_clock()), None
+        if checkpoint is not None:
+            asked = {
+                "method": "acdc",
+                "thresholds": first.thresholds,
+                **_settings(options),
+                "within": within is not None and digest_of(within),
+            }
+            point = stack.enter_context(Savepoint(checkpoint, {**asked, **identity_of(objective)}))
+        sweep = Sweep(objective, first, options, clock, point)
+        tell(sweep.earlier())
+        if not sweep.is_done:
+            _warn_of_thresholds(thresholds, sweep.begin(evaluator(objective, within), within is not None))
+        while sweep.pending:
+            search = sweep.pending[-1]
+            if search.walk.is_done:
+                tell(sweep.end())
+                sweep.reached(milestone=True)
                 continue
-            noise = max(noise_full, _noise(objective, search.walk.mask, search.current))
-            for threshold in search.thresholds:
-                seconds = time.perf_counter() - start, clock.seconds
-                results[threshold] = search.result(threshold, metric_full, noise, seconds, options)
-                if on_result is not None:
-                    on_result(results[threshold])
+            receiver = search.walk.receiver
+            sweep.pending[-1:] = search.round(policy, clock)
+            if on_progress is not None:
+                on_progress(search.progress(sweep.seconds[0]))
+            sweep.reached(milestone=search.walk.receiver != receiver)
+        sweep.save()
     for result in results.values():
         _warn_of_noise(result)
     return [results[threshold] for threshold in thresholds]
 
 
-class _Search:
-    """The loop: guess, evaluate a chain, accept up to the first contradiction; for thresholds that agree so far."""
-
-    def __init__(
-        self,
-        evaluator: Evaluator,
-        walk: Walk,
-        predictor: Predictor,
-        metric: float,
-        thresholds: Sequence[float],
-        absolute: bool,
-    ):
-        self.evaluator, self.walk, self.predictor = evaluator, walk, predictor
-        self.current = metric
-        self.thresholds, self.absolute = list(thresholds), absolute
-        self.decisions: list[Decision] = []
-        self.wasted = 0
-        self.calls: dict[int, int] = {}  # of each width
-
-    def fork(self, thresholds: Sequence[float]) -> "_Search":
-        shared = self.evaluator.fork(), self.walk.fork(), self.predictor.fork()
-        copy = _Search(*shared, self.current, thresholds, self.absolute)
-        copy.decisions, copy.wasted, copy.calls = list(self.decisions), self.wasted, dict(self.calls)
-        return copy
-
-    def guess(self, step: Step) -> bool:
-        return self.predictor.guess(step, max(self.thresholds))
-
-    def increment(self, before: float, after: float) -> float:
-        return abs(after - before) if self.absolute else after - before
-
-    def run(
-        self,
-        policy: "FixedWidth | MeasuredWidth",
-        clock: CompileClock,
-        on_progress: Callable[[Progress], None] | None,
-        start: float,
-    ) -> "list[_Search]":
-        """Rounds until the end, or until the thresholds disagree: then the searches that go on."""
-        while not self.walk.is_done:
-            ahead = policy.next()
-            steps, guesses = self.walk.upcoming(self.guess, ahead)
-            began, compilations = time.perf_counter(), clock.compilations
-            metrics, width = self.evaluate(steps, guesses, policy, bucket(ahead))
-            accepted, others = self.decide(steps, guesses, metrics)
-            seconds = time.perf_counter() - began if clock.compilations == compilations else None
-            was_right = accepted == len(steps) and self.decisions[-1].removed == guesses[accepted - 1]
-            policy.record(width, accepted - (not was_right), accepted, seconds)
-            if on_progress is not None:
-                on_progress(self.progress(time.perf_counter() - start))
-            if others:
-                return [self, *others]
-        return []
-
-    def evaluate(
-        self, steps: list[Step], guesses: list[bool], policy: "FixedWidth | MeasuredWidth", width: int
-    ) -> tuple[list[float], int]:
-        """The chain's metrics, padded to `width`; where the memory does not do, of a shorter chain."""
-        while True:
-            try:
-                metrics = self.evaluator.chain([step.edges for step in steps], guesses[: len(steps)], width)
-                self.calls[width] = self.calls.get(width, 0) + 1
-                return metrics.tolist(), width
-            except (MemoryError, jax.errors.JaxRuntimeError) as error:
-                is_full = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
-                if not is_full or width == 1:
-                    raise
-                policy.limit(width)
-                width = bucket(policy.next())
-                del steps[width:]
-
-    def decide(self, steps: list[Step], guesses: list[bool], metrics: list[float]) -> "tuple[int, list[_Search]]":
-        """Takes the decisions up to the first that contradicts its guess or divides the thresholds."""
-        taken: list[bool] = []
-        others: list[_Search] = []
-        for step, guess, after in zip(steps, guesses, metrics, strict=False):
-            increment = self.increment(self.current, after)
-            # sorted: those that remove this step are the last ones
-            keeping = [threshold for threshold in self.thresholds if not increment < threshold]
-            if keeping and len(keeping) < len(self.thresholds):
-                other = self.fork(keeping)
-                other.take(step, after, removed=False)
-                other.evaluator.commit([*taken, False])
-                others.append(other)
-                self.thresholds = self.thresholds[len(keeping) :]
-                keeping = []
-            removed = not keeping
-            self.take(step, after, removed)
-            taken.append(removed)
-            if removed != guess or others:
-                break
-        self.evaluator.commit(taken)
-        for search in (self, *others):
-            search.wasted += len(steps) - len(taken)
-        return len(taken), others
-
-    def take(self, step: Step, after: float, removed: bool) -> None:
-        """Records one decision and applies it to the walk. Raises ValueError for a metric that is no number."""
-        check_finite(f"acdc: metric without {step.name}", after)
-        self.decisions.append(Decision(step.name, self.current, after, removed))
-        self.predictor.saw(step, removed)
-        self.walk.take(removed)
-        self.current = after if removed else self.current
-
-    def result(
-        self, threshold: float, metric_full: float, noise: float, seconds: tuple[float, float], options: dict[str, Any]
-    ) -> ACDCResult:
-        graph = self.walk.steps.graph
-        margins = [abs(self.increment(d.before, d.after) - threshold) for d in self.decisions]
-        return ACDCResult(
-            graph=graph,
-            mask=self.walk.mask.copy(),
-            scores=scores_of(graph, self.decisions),
-            decisions=tuple(self.decisions),
-            kept_groups=tuple(d.name for d in self.decisions if "->" not in d.name and not d.removed),
-            metric_full=metric_full,
-            metric_final=self.current,
-            evaluations=len(self.decisions),
-            evaluations_wasted=self.wasted,
-            device_calls=sum(self.calls.values()),
-            device_calls_by_width=dict(sorted(self.calls.items())),
-            memory_planned=max(self.evaluator.memory.values(), default=0),
-            smallest_margin=min(margins, default=None),
-            noise=noise,
-            undecided=tuple(d.name for d, margin in zip(self.decisions, margins, strict=True) if margin < 2 * noise),
-            seconds=seconds[0],
-            seconds_compiling=seconds[1],
-            options={"threshold": threshold, **options},
-        )
-
-    def progress(self, seconds: float) -> Progress:
-        done, total = self.walk.edges_done()
-        return Progress(done, total, self.walk.kept, len(self.decisions), self.current, seconds)
+def _settings(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: options[name] for name in ("order", "head_order", "groups", "absolute", "order_seed", "evaluator")}
 
 
 def _warn_of_noise(result: ACDCResult) -> None:
@@ -281,10 +166,3 @@ def _warn_of_thresholds(thresholds: Sequence[float], noise: float) -> None:
             said = f"is below twice the float noise of the metric ({noise:.1e}), which will decide; use float64"
         if said is not None:
             warnings.warn(f"threshold {threshold:g} {said}", stacklevel=3)
-
-
-def _noise(objective: Objective, mask: EdgeBools, metric: float) -> float:
-    """Float error of a circuit's metric: the same by another route (prompt by prompt), and at least rounding."""
-    eps = float(jnp.finfo(objective.model.dtype).eps)
-    other = float(np.asarray(objective.per_example(mask), np.float64).mean())
-    return float(max(abs(other - metric), eps * abs(metric)))

@@ -90,7 +90,7 @@ def _edges(objective: Objective, drops: Bool[Array, "run sender"], qk_fix: bool)
 def _nodes(objective: Objective, drops: Bool[Array, "run sender"]) -> Float[Array, " receiver"]:
     graph = objective.graph
     written = jnp.asarray(graph.written, jnp.int32)
-    recomputed = [columns for columns in _ports(graph, None) if len(graph.inputs(graph.owners(columns[0])[0])) > 1]
+    recomputed = [columns for columns in _ports(graph, None) if _is_recomputed(graph, columns[0])]
     alone = sorted(set(range(graph.shape[1] - 1)) - {column for columns in recomputed for column in columns})
 
     def one(prompt):
@@ -104,8 +104,8 @@ def _nodes(objective: Objective, drops: Bool[Array, "run sender"]) -> Float[Arra
             effects = _effects(objective, columns, streams, all_senders, slopes)
             scores = scores.at[np.array(columns)].set(effects[:, 0])
         for column in alone:
-            row = graph.receiver_table[column].readers[0]
-            each = jnp.einsum("td,gtd->g", change[row], slopes[:, written[row]])
+            rows = list(graph.receiver_table[column].readers)
+            each = jnp.einsum("td,gtd->g", change[np.array(rows)].sum(0), slopes[:, written[rows[0]]])
             scores = scores.at[column].set(_over_runs(each))
         return scores
 
@@ -151,6 +151,12 @@ def _effects(
 
     places = [model.place(column) for column in columns]
     return jax.lax.map(at_place, jax.tree.map(lambda *leaves: jnp.stack(leaves), *places))
+
+
+def _is_recomputed(graph: Graph, column: int) -> bool:
+    """Whether what a receiver's node writes is not its own alone: it has other inputs, or nodes that it meets."""
+    row = graph.receiver_table[column].owners[0]
+    return len(graph.inputs(graph.senders[row])) > 1 or graph.blocks[graph.sender_table[row].block].is_joint
 
 
 def _ports(graph: Graph, names: tuple[str, ...] | None) -> list[list[int]]:

@@ -40,6 +40,14 @@ class Evaluator(Protocol):
         """Applies the decisions on the first steps of the last chain."""
         ...
 
+    def state(self) -> dict[str, np.ndarray]:
+        """What `restore` needs to be at this point again, to the last bit."""
+        ...
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        """Goes to the point of a `state` of the same objective."""
+        ...
+
 
 class DenseEvaluator:
     """The oracle: `f` over whole masks, batched; from `start` on (None: all edges)."""
@@ -80,3 +88,11 @@ class DenseEvaluator:
         for edges, is_removed in zip(self.steps, removed, strict=False):
             if is_removed:
                 self.mask[edges[:, 0], edges[:, 1]] = False
+
+    def state(self) -> dict[str, np.ndarray]:
+        """The mask."""
+        return {"mask": self.mask}
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        """Takes the mask."""
+        self.mask = state["mask"].copy()

@@ -150,6 +150,11 @@ class Walk:
     def is_done(self) -> bool:
         return self.position >= len(self.steps)
 
+    @property
+    def receiver(self) -> int | None:
+        """The column of the receiver that is examined; None at the end."""
+        return None if self.is_done else int(self.steps.receivers[self.position])
+
     def edges_done(self) -> tuple[int, int]:
         """How many edges are decided, and how many there are."""
         return int(self.steps.edges_before[self.position]), int(self.steps.edges_before[-1])

@@ -161,8 +161,9 @@ def _patterns_of(objective: Objective, heads: Texts, lengths: list[int]) -> tupl
         return tuple(np.zeros((0, length, length)) for length in lengths)
     patterns = np.asarray(_patterns(objective.model, objective.clean))
     patterns = patterns.reshape(len(lengths), -1, *patterns.shape[-2:])  # layer by layer, as the graph names heads
-    every = _heads(objective.graph)
-    chosen = [every.index(head) for head in heads]
+    senders = {sender.name: sender.node for sender in objective.graph.sender_table if sender.kind == "head"}
+    every = list(dict.fromkeys(senders.values()))
+    chosen = [every.index(senders[head]) for head in heads]
     return tuple(pattern[chosen, :length, :length] for pattern, length in zip(patterns, lengths, strict=True))
 
 

@@ -21,7 +21,7 @@ class Place(eqx.Module):
 
     - `nodes`: its group of equal nodes (None: it is `logits`). `moment`: when it reads. `layer`, `index`: as of a
       `Receiver`; `port`: which of the nodes' inputs it is.
-    - `readers`: numbers of the nodes in their layer; `rows`: of the same in the senders' order.
+    - `readers`: numbers of the nodes in their layer; `rows`: of what they write, in the senders' order.
     """
 
     nodes: Nodes | None = eqx.field(static=True)
@@ -30,7 +30,7 @@ class Place(eqx.Module):
     port: Int[Array, ""]
     index: Int[Array, ""]
     readers: Int[Array, " reader"]
-    rows: Int[Array, " reader"]
+    rows: Int[Array, " row"]
 
 
 def place_of(graph: Graph, column: int) -> Place:
@@ -40,7 +40,7 @@ def place_of(graph: Graph, column: int) -> Place:
     nodes = graph.blocks[readers[0].block] if readers else None
     port = 0 if nodes is None else [port for port, _ in nodes.inputs].index(receiver.port)
     numbers = receiver.reads, receiver.layer, port, receiver.index
-    indices = [reader.index for reader in readers], list(receiver.readers)
+    indices = list(dict.fromkeys(reader.index for reader in readers)), list(receiver.readers)
     return Place(nodes, *map(jnp.int32, numbers), *(jnp.asarray(np.array(x, np.int32)) for x in indices))
 
 

@@ -96,6 +96,11 @@ class AbstractModel(eqx.Module):
         return "split"
 
     @property
+    def spans_text(self) -> str | None:
+        """The spans of positions that its nodes are divided over, as "0:4,4:8"; None: they are not."""
+        return None
+
+    @property
     def has_slopes(self) -> bool:
         """Whether outputs have gradients: steps have none."""
         return True

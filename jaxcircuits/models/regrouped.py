@@ -91,7 +91,7 @@ class Ungrouped(Regrouped):
 
     @property
     def layout(self) -> Layout:
-        return _changed(self.model.layout, self._moment)
+        return changed(self.model.layout, self._moment)
 
     def _moment(self, moment: Moment) -> Moment:
         ports, every = [], []
@@ -116,7 +116,7 @@ class Unsplit(Regrouped):
 
     @property
     def layout(self) -> Layout:
-        return _changed(self.model.layout, self._moment)
+        return changed(self.model.layout, self._moment)
 
     def _moment(self, moment: Moment) -> Moment:
         ports, every = [], []
@@ -167,7 +167,7 @@ class Layers(Regrouped):
 
     @property
     def layout(self) -> Layout:
-        return _changed(self.model.layout, self._moment)
+        return changed(self.model.layout, self._moment)
 
     def _moment(self, moment: Moment) -> Moment:
         ports, every = [], []
@@ -249,7 +249,7 @@ class Blocks(Regrouped):
 BLOCK = "b{layer}"
 
 
-def _changed(layout: Layout, change: Callable[[Moment], Moment]) -> Layout:
+def changed(layout: Layout, change: Callable[[Moment], Moment]) -> Layout:
     """A layout whose moments are others."""
     stacks = (Stack(stack.layers, tuple(map(change, stack.moments))) for stack in layout.stacks)
     return Layout(layout.embeddings, tuple(stacks))

@@ -18,9 +18,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int
 
-from ..layout import Layout, Moment, Stack
+from ..layout import Layout, Moment, Nodes, Span, Stack
 from ..types import NodeMask, PositionedMask, ReceiverValues, SenderValues, Tokens
 
 Computed = dict[str, Array]
@@ -62,12 +62,31 @@ def written(
     rows = []
     for nodes in moment.nodes:
         own = tuple(ys[port][np.array(inputs)] for port, inputs in nodes.inputs)
-        if nodes.is_joint:
-            rows.append(model.write(nodes.kind, layer, _numbers(nodes.count), own, at))
-        else:
-            run = lambda index, *ys, kind=nodes.kind: model.write(kind, layer, index, ys, at)  # noqa: E731
-            rows.append(jax.vmap(run)(_numbers(nodes.count), *own))
+        run = partial(unit_rows, model, nodes, layer, at)
+        new = run(_numbers(nodes.count), own)[None] if nodes.is_joint else jax.vmap(run)(_numbers(nodes.count), own)
+        rows.append(new.reshape(-1, *new.shape[2:]))
     return rows[0] if len(rows) == 1 else jnp.concatenate(rows)
+
+
+def unit_rows(
+    model: Any, nodes: Nodes, layer: ArrayLike, at: Int[Array, " position"], index: Array, ys: tuple[Array, ...]
+) -> Float[Array, "row position width"]:
+    """What the senders that are computed at once write: those of one node, or of all joint ones; see `model.write`."""
+    new = model.write(nodes.kind, layer, index, ys, at)
+    return in_spans(new if nodes.is_joint else new[None], nodes.spans, at)
+
+
+def in_spans(
+    rows: Float[Array, "node position width"], spans: tuple[Span, ...], at: Int[Array, " position"]
+) -> Float[Array, "row position width"]:
+    """Each row's part in each span of positions, nothing elsewhere; without spans the rows themselves."""
+    if not spans:
+        return rows
+    first, end = (np.array([span[i] if span else 0 for span in spans], np.int32)[:, None] for i in (0, 1))
+    named = (jnp.asarray(first) <= at[None]) & (at[None] < jnp.asarray(end))
+    is_rest = jnp.array([[span is None] for span in spans])
+    inside = jnp.where(is_rest, ~jnp.any(named, 0)[None], named)
+    return jnp.where(inside[None, :, :, None], rows[:, None], 0).reshape(-1, *rows.shape[1:])
 
 
 def _numbers(count: int) -> Int[Array, " _"]:

@@ -14,22 +14,40 @@ Each is a layout and what follows from the model's own `read` and `write`.
 """
 
 import re
+from collections.abc import Sequence
 
 from ..layout import MOST_ENTRIES, counts
 from .model import AbstractModel
 from .neurons import Neurons, num_groups
 from .regrouped import Blocks, Layers, Regrouped, Ungrouped, Unsplit
+from .spans import Spanned, checked_spans, spans_of
 
 SPLIT = "split"
 
 SIMPLE: dict[str, type[Regrouped]] = {"ungrouped": Ungrouped, "unsplit": Unsplit, "layers": Layers, "blocks": Blocks}
 
 
-def with_units(model: AbstractModel, units: str) -> AbstractModel:
+def with_units(
+    model: AbstractModel, units: str = SPLIT, spans: Sequence[tuple[int, int]] | str | None = None
+) -> AbstractModel:
     """The model as other units, as the table above says.
 
-    Raises ValueError for unknown units, and for those that the model has not.
+    - `spans`: of positions, as [(0, 4), (4, 8)] or "0:4,4:8": what a node writes at those tokens, and at those in none
+      of them, are senders apart, `a0.h3@0:4` and `a0.h3@rest`.
+
+    Raises ValueError for unknown units, for those that the model has not, and for spans that meet or are beyond it.
     """
+    whole = _of_nodes(model, units)
+    if spans is None:
+        return whole
+    pairs = spans_of(spans) if isinstance(spans, str) else tuple((int(first), int(end)) for first, end in spans)
+    chosen = checked_spans(pairs, model.max_positions)
+    made = Spanned(whole, whole.units_name, chosen, precision=model.precision)
+    _check_size(made, f"{units} in {len(chosen)} spans")
+    return made
+
+
+def _of_nodes(model: AbstractModel, units: str) -> AbstractModel:
     form = re.fullmatch(r"(?P<name>[a-z]+)(:(?P<groups>[1-9]\d*))?(@(?P<layer>\d+))?", units)
     name = form["name"] if form else units
     if form is None or not (name in (SPLIT, *SIMPLE) and units == name or name == "neurons" and units != name):
@@ -51,7 +69,11 @@ def with_units(model: AbstractModel, units: str) -> AbstractModel:
         assert form is not None
         groups, layer = (None if form[part] is None else int(form[part]) for part in ("groups", "layer"))
         made = Neurons(model, units, num_groups(model, groups, layer), layer, precision=model.precision)
-    senders, receivers = counts(made.layout)
+    _check_size(made, units)
+    return model if made.layout == model.layout else made
+
+
+def _check_size(model: AbstractModel, units: str) -> None:
+    senders, receivers = counts(model.layout)
     if senders * receivers > MOST_ENTRIES:
         raise ValueError(f"units: {units}: a mask of {senders} x {receivers} is beyond {MOST_ENTRIES:,} entries")
-    return model if made.layout == model.layout else made

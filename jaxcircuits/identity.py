@@ -1,0 +1,57 @@
+"""What of an objective determines the answer of a run, by names: a run that goes on must be of the same."""
+
+import hashlib
+import re
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+
+from . import metrics
+from .run import digest
+
+RECORDED = ("reference", "average", "prompts", "dtype", "precision", "device", "mesh")
+PACKAGES = ("jaxcircuits", "jax")
+
+
+def identity_of(objective: Any) -> dict[str, Any]:
+    """Of an `Objective`, a `NodeObjective` or an `Ablated`: weights, prompts and values by their digests.
+
+    Raises ValueError in a run of several processes, of which none has all values.
+    """
+    if jax.process_count() > 1:
+        raise ValueError("checkpoint: expected a run of one process, got one of several; run it without")
+    inner = getattr(objective, "objective", objective)
+    if not hasattr(inner, "describe"):
+        return {"objective": digest_of(inner)}
+    record = inner.describe()
+    labels = eqx.tree_at(lambda labels: labels.full, inner.labels, None)
+    return {
+        "model": f"{digest_of(inner.model)}-{_structure(inner.model)}",
+        "data": digest_of((inner.clean, inner.inside, inner.scored, inner.weights, labels)),
+        "metric": _metric(inner.metric),
+        "reference values": digest_of(inner.reference),
+        **{name: record[name] for name in RECORDED},
+        "versions": {name: record["versions"][name] for name in PACKAGES},
+    }
+
+
+def digest_of(tree: Any) -> str:
+    """Of all arrays of a pytree."""
+    return digest(np.asarray(leaf) for leaf in jax.tree.leaves(tree) if eqx.is_array(leaf))
+
+
+def _structure(tree: Any) -> str:
+    """Of all that is not an array, such as a model's configuration."""
+    text = repr(jax.tree.structure(tree)) + repr([x for x in jax.tree.leaves(tree) if not eqx.is_array(x)])
+    return hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", text).encode()).hexdigest()[:8]
+
+
+def _metric(metric: Any) -> str:
+    """Its name; of a user's, also what its code and its constants are."""
+    name = metrics.name_of(metric)
+    code = getattr(metric, "__code__", None)
+    if metric in metrics.METRICS.values() or code is None:
+        return name
+    return f"{name}-{hashlib.sha256(code.co_code + repr(code.co_consts).encode()).hexdigest()[:8]}"

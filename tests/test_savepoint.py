@@ -1,0 +1,387 @@
+"""A folder keeps how far a run is: the same run goes on from there to the same bits; any other is refused by name."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from conftest import micro_model, micro_pairs, random_mask
+
+import jaxcircuits as jc
+from jaxcircuits.savepoint import Journal, Savepoint
+
+
+class Killed(BaseException):
+    """Stands for the end of a process."""
+
+
+def keep(folder, number=3):
+    with Savepoint(folder, {"number": number}) as point:
+        point.put(
+            "state",
+            {"a": [1, 2.5, None, "é"]},
+            {"x": np.arange(6.0).reshape(2, 3), "y": np.zeros((0, 4), bool), "z": np.int32(5)},
+        )
+
+
+def test_what_is_got_is_what_was_put(tmp_path):
+    keep(tmp_path / "run")
+    with Savepoint(tmp_path / "run", {"number": 3}) as point:
+        assert point.get("nothing") is None
+        record, arrays = point.get("state")
+        assert record == {"a": [1, 2.5, None, "é"]} and list(arrays) == ["x", "y", "z"]
+        np.testing.assert_array_equal(arrays["x"], np.arange(6.0).reshape(2, 3))
+        assert arrays["z"].shape == () and arrays["z"] == 5
+        assert arrays["y"].shape == (0, 4) and arrays["y"].dtype == bool
+        point.keep_only([])
+        assert point.get("state") is None and point.get("run") is not None
+
+
+def test_every_damage_is_told(tmp_path):
+    """Each byte changed, each length cut: never anything else than a ValueError that names the file."""
+    keep(tmp_path)
+    for name in ("state", "run"):
+        path = tmp_path / f"{name}.state"
+        whole = path.read_bytes()
+        damaged = [whole[:length] for length in range(len(whole))]
+        damaged += [whole[:i] + bytes([whole[i] ^ (1 << i % 8)]) + whole[i + 1 :] for i in range(len(whole))]
+        for wrong in damaged:
+            path.write_bytes(wrong)
+            with pytest.raises(ValueError, match=f"{name}.state is damaged.*remove"):
+                with Savepoint(tmp_path, {"number": 3}) as point:
+                    point.get(name)
+        path.write_bytes(whole)
+
+
+def test_another_run_is_refused_by_the_name_of_what_differs(tmp_path):
+    identity = {"threshold": 0.1, "versions": {"jax": "1"}, "seed": 0}
+    Savepoint(tmp_path, identity).__exit__(None, None, None)
+    with pytest.raises(ValueError, match=r"threshold was 0.1, now 0.2; choose another"):
+        Savepoint(tmp_path, {**identity, "threshold": 0.2})
+    with pytest.raises(ValueError, match=r'versions.jax was "1", now "2"; more was null, now 1'):
+        Savepoint(tmp_path, {**identity, "versions": {"jax": "2"}, "more": 1})
+    Savepoint(tmp_path, identity).__exit__(None, None, None)
+
+
+def test_one_process_at_a_time(tmp_path):
+    with Savepoint(tmp_path, {}):
+        with pytest.raises(ValueError, match="in use by another process"):
+            Savepoint(tmp_path, {})
+    Savepoint(tmp_path, {}).__exit__(None, None, None)
+
+
+def test_a_folder_of_other_files_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(ValueError, match="has other files"):
+        Savepoint(tmp_path, {})
+    with pytest.raises(ValueError, match="is a file"):
+        Savepoint(tmp_path / "thesis.tex", {})
+
+
+def test_it_saves_at_milestones_and_in_time(tmp_path, monkeypatch):
+    now, saved = [0.0], []
+    monkeypatch.setattr("jaxcircuits.savepoint.time.monotonic", lambda: now[0])
+
+    def save():
+        saved.append(now[0])
+        now[0] += 0.1
+
+    with Savepoint(tmp_path, {}) as point:
+        for moment, milestone in ((1, True), (2, True), (2.9, True), (3.2, True), (20, False), (33.4, False)):
+            now[0] = moment
+            point.reached(save, milestone=milestone)
+    assert saved == [1, 3.2, 33.4]  # a save of 0.1 s may be repeated after 2 s
+
+
+def test_a_disk_that_is_full_is_told_once_and_the_run_goes_on(tmp_path):
+    def fail():
+        raise OSError(28, "No space left on device")
+
+    with Savepoint(tmp_path, {}) as point:
+        with pytest.warns(UserWarning, match="No space left on device; the run goes on unsaved") as told:
+            point.save(fail)
+            point.save(fail)
+        assert len(told) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_waits_for_the_next_moment_and_is_told_how_to_go_on(tmp_path, number):
+    done = []
+
+    def stop(*_):
+        raise Killed
+
+    before = signal.signal(number, stop)
+    try:
+        with pytest.raises(Killed) as end:
+            with Savepoint(tmp_path, {}) as point:
+                os.kill(os.getpid(), number)
+                done.append("rest of the step")
+                point.reached(lambda: done.append("saved"), milestone=False)
+                done.append("never")
+        assert signal.getsignal(number) is stop
+    finally:
+        signal.signal(number, before)
+    assert done == ["rest of the step", "saved"]
+    assert end.value.__notes__ == [f"what is done is kept in {tmp_path}, and the same command goes on from there"]
+
+
+def test_a_signal_inside_another_savepoint_saves_both(tmp_path):
+    def stop(*_):
+        raise Killed
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        with pytest.raises(Killed):
+            with Savepoint(tmp_path / "outer", {}) as outer, Journal(outer) as journal:
+                journal.call("a", lambda: 1)
+                with Savepoint(tmp_path / "inner", {}) as inner:
+                    os.kill(os.getpid(), signal.SIGINT)
+                    inner.reached(lambda: inner.put("state", 1))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (tmp_path / "inner" / "state.state").exists()
+    with Savepoint(tmp_path / "outer", {}) as outer, Journal(outer) as journal:
+        assert journal.call("a", pytest.fail) == 1
+
+
+def test_a_journal_gives_again_what_it_has(tmp_path):
+    computed = []
+    for steps in (2, 3, 3):
+        with Savepoint(tmp_path, {}) as point, Journal(point) as journal:
+            values = [journal.call(str(i), lambda i=i: computed.append(i) or np.full(2, i)) for i in range(steps)]
+        np.testing.assert_array_equal(np.stack(values)[:, 0], np.arange(steps))
+    assert computed == [0, 1, 2]
+    with Savepoint(tmp_path, {}) as point, Journal(point) as journal:
+        with pytest.raises(ValueError, match="results of another run"):
+            journal.call("other", lambda: 1)
+
+
+# --- ACDC ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stops(monkeypatch):
+    """Ends runs after so many moments at which they could save; every one is saved."""
+    left = []
+
+    def reached(self, save, *, milestone=True):
+        self.save(save)
+        if left:
+            left[0] -= 1
+            if not left[0]:
+                left.clear()
+                raise Killed
+
+    monkeypatch.setattr(Savepoint, "reached", reached)
+    return left
+
+
+def same(first, second):
+    timed = ("seconds", "seconds_compiling", "seconds_warm")
+    first, second = ({k: v for k, v in r.run.items() if k not in timed} for r in (first, second))
+    return json.dumps(first, default=str) == json.dumps(second, default=str)
+
+
+SEARCHES = {
+    "live": {},
+    "dense": {"evaluator": jc.DenseEvaluator, "absolute": True},
+    "within": {"within": True, "head_order": "random", "seed": 3},
+    "by scores": {"predictor": "all_removed", "groups": False},
+}
+
+
+SLOW = [pytest.param(name, 2, marks=pytest.mark.slow) for name in SEARCHES]
+
+
+@pytest.mark.parametrize("name, every", [("live", 11), ("dense", 5), *SLOW])
+def test_a_search_stopped_anywhere_goes_on_to_the_same_bits(name, every, tmp_path, stops):
+    objective = jc.Objective(micro_model("gpt2"), micro_pairs(), "logit_diff")
+    options = {"width": 4, **SEARCHES[name]}
+    if "within" in options:
+        options["within"] = random_mask(objective.graph, 0, 0.8) & objective.graph.valid
+    thresholds = [0.3, 0.001, 0.05]
+    whole = jc.acdc_sweep(objective, thresholds, **options)
+    folder, parts = tmp_path / "run", 0
+    for _ in range(200):
+        stops[:] = [every]
+        try:
+            found = jc.acdc_sweep(objective, thresholds, **options, checkpoint=folder)
+            break
+        except Killed:
+            parts += 1
+    assert parts > 1
+    assert all(same(ours, theirs) for ours, theirs in zip(whole, found, strict=True))
+    assert {path.name for path in folder.iterdir()} == {"lock", "run.state", "searches.state"}
+
+
+def test_a_search_that_is_done_is_not_run_again(tmp_path, monkeypatch):
+    objective = jc.Objective(micro_model("gpt2"), micro_pairs(), "logit_diff")
+    first = jc.acdc(objective, 0.05, width=4, checkpoint=tmp_path)
+
+    class Never(jc.LiveEvaluator):
+        def __init__(self, *_):
+            raise AssertionError("run again")
+
+    Never.__name__ = "LiveEvaluator"
+    seen = []
+    again = jc.acdc(objective, 0.05, width=4, checkpoint=tmp_path, evaluator=Never, on_result=seen.append)
+    assert same(first, again) and seen == [again] and again.seconds == first.seconds
+
+
+def test_what_would_change_a_search_is_refused_by_name(tmp_path):
+    model, pairs = micro_model("gpt2"), micro_pairs()
+    base = jc.Objective(model, pairs, "logit_diff")
+    jc.acdc(base, 0.05, checkpoint=tmp_path)
+    others = {
+        "model": jc.Objective(micro_model("gpt2", seed=1), pairs, "logit_diff"),
+        "data": jc.Objective(model, micro_pairs(seed=1), "logit_diff"),
+        "metric": jc.Objective(model, pairs, "nll"),
+        "reference": jc.Objective(model, pairs, "logit_diff", "zero"),
+        "prompts": jc.Objective(model, pairs[:3], "logit_diff"),
+    }
+    for name, other in others.items():
+        with pytest.raises(ValueError, match=f"keeps another run: .*{name} was .*, now"):
+            jc.acdc(other, 0.05, checkpoint=tmp_path)
+    changed = {"order": "first_last", "groups": False, "absolute": True, "order_seed": 1, "within": base.graph.valid}
+    for name, value in changed.items():
+        with pytest.raises(ValueError, match=f"{name} was "):
+            jc.acdc(base, 0.05, checkpoint=tmp_path, **{name.removeprefix("order_") if "seed" in name else name: value})
+    with pytest.raises(ValueError, match=r"thresholds was \[0.05\], now \[0.06\]"):
+        jc.acdc(base, 0.06, checkpoint=tmp_path)
+
+
+def test_users_metrics_differ_by_what_they_do(tmp_path):
+    model, pairs = micro_model("gpt2"), micro_pairs()
+
+    def made(factor):
+        scope = {}
+        exec(f"def mine(logits, labels): return logits[0] * {factor}", scope)
+        return jc.Objective(model, pairs, scope["mine"])
+
+    jc.acdc(made(1.0), 0.05, checkpoint=tmp_path)
+    jc.acdc(made(1.0), 0.05, checkpoint=tmp_path)
+    with pytest.raises(ValueError, match="metric was "):
+        jc.acdc(made(2.0), 0.05, checkpoint=tmp_path)
+
+
+# --- scores and judgements -------------------------------------------------------------------------
+
+
+def in_parts(stops, every, run):
+    """What `run` gives when it is stopped again and again; and how often it was."""
+    for parts in range(200):
+        stops[:] = [every]
+        try:
+            result = run()
+            stops.clear()
+            return result, parts
+        except Killed:
+            continue
+    raise AssertionError("it never ends")
+
+
+def test_exact_patching_goes_on_to_the_same_bits(tmp_path, stops):
+    objective = jc.Objective(micro_model("gpt2"), micro_pairs(), "logit_diff")
+    for number, options in enumerate(({"width": 4}, {"width": 4, "positions": [(0, 2), (3, 6)]})):
+        whole = jc.exact(objective, **options)
+        found, parts = in_parts(stops, 9, lambda options=options: jc.exact(objective, **options, checkpoint=tmp_path))
+        np.testing.assert_array_equal(found.values, whole.values)
+        assert parts > 2
+        with pytest.raises(ValueError, match="width was 4, now 3"):
+            jc.exact(objective, **{**options, "width": 3}, checkpoint=tmp_path)
+        for path in tmp_path.iterdir():
+            path.unlink()
+        assert not number or found.positions == ((0, 2), (3, 6))
+
+
+def untimed(record):
+    """A record without what the clock said."""
+    if isinstance(record, dict):
+        return {key: untimed(value) for key, value in record.items() if "seconds" not in key}
+    return [untimed(value) for value in record] if isinstance(record, list | tuple) else record
+
+
+def test_judgements_go_on_to_the_same_bits(tmp_path, stops):
+    model, pairs = micro_model("gpt2"), micro_pairs(batch=8)
+    objective = jc.Objective(model, pairs, "logit_diff")
+    circuit = jc.Circuit.of(jc.acdc(objective, 0.05, width=4))
+    reset = jc.Objective(jc.reset_network(model, jax.random.key(0)), pairs, "logit_diff")
+
+    def evaluated(checkpoint=None):
+        kept = {} if checkpoint is None else {"checkpoint": checkpoint / "reset"}
+        options = {"reset": reset, "method": lambda o: jc.acdc(o, 0.05, width=4, **kept), "random": 40, "seed": 1}
+        return jc.evaluate(objective, circuit, **options, checkpoint=checkpoint)
+
+    def tested(checkpoint=None):
+        return jc.hypothesis_tests(objective, circuit, random=40, permutations=20, checkpoint=checkpoint)
+
+    for name, judge, every in (("evaluation", evaluated, 4), ("tests", tested, 2)):
+        whole = judge()
+        found, parts = in_parts(stops, every, lambda judge=judge, name=name: judge(tmp_path / name))
+        assert untimed(found.to_json()) == untimed(whole.to_json()) and parts > 0
+    with pytest.raises(ValueError, match="method was"):
+        tested(tmp_path / "evaluation")
+    with pytest.raises(ValueError, match="circuit was"):
+        other = jc.Circuit.select(jc.random_scores(objective), edges=20)
+        jc.hypothesis_tests(objective, other, random=40, checkpoint=tmp_path / "tests")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_same_command_goes_on(number, run, tmp_path):
+    """A signal in the middle of a search, then the command again; then once more, which finds everything done."""
+    pairs, model = tmp_path / "micro.npz", tmp_path / "micro"
+    jc.save(micro_model("gpt2"), model)
+    micro_pairs().save(pairs)
+    folder, out = tmp_path / "run", tmp_path / "circuit.json"
+    command = ["discover", pairs, "--model", model, "--threshold", "0.001", "--batch", "1", "--out", out]
+    assert run(*command)[0] == 0
+    whole = jc.Circuit.load(out)
+    out.unlink()
+    command += ["--checkpoint", folder]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jaxcircuits_program", *map(str, command)], stderr=subprocess.PIPE
+    )
+    while process.poll() is None and not (folder / "searches.state").exists():
+        time.sleep(0.005)
+    process.send_signal(number)
+    error = process.communicate(timeout=120)[1].decode()
+    word, code = {signal.SIGINT: ("interrupted", 130), signal.SIGTERM: ("terminated", 143)}[number]
+    said = f"error: {word}; what is done is kept in {folder}, and the same command goes on from there\n"
+    assert (process.returncode, error) == (code, said) and not out.exists()
+    for _ in range(2):
+        code, _, error = run(*command)
+        assert (code, error) == (0, "")
+        found = jc.Circuit.load(out)
+        assert found.run["decisions"] == whole.run["decisions"] and (found.mask == whole.mask).all()
+        assert found.run["metric_final"] == whole.run["metric_final"]
+    code, _, error = run(*[part if part != "0.001" else "0.002" for part in command])
+    assert code == 1 and "thresholds was [0.001], now [0.002]" in error and error.count("\n") == 1
+
+
+def test_every_command_that_can_take_long_takes_a_folder(run, tmp_path):
+    jc.save(micro_model("gpt2"), tmp_path / "micro")
+    micro_pairs(batch=8).save(tmp_path / "micro.npz")
+    task = [tmp_path / "micro.npz", "--model", tmp_path / "micro"]
+    circuit = tmp_path / "c.json"
+    commands = {
+        "sweep": ["sweep", *task, "--thresholds", "0.1,0.01", "--batch", "4"],
+        "exact": ["score", *task, "--method", "exact"],
+        "learnt": ["score", *task, "--method", "ugs", "--metric", "nll", "--steps", "3"],
+        "discover": ["discover", *task, "--metric", "nll", "--threshold", "0.05", "--batch", "4", "--out", circuit],
+        "evaluate": ["evaluate", circuit, "--random", "20"],
+        "test": ["test", circuit, "--random", "20"],
+    }
+    for name, command in commands.items():
+        first, second = (run(*command, "--checkpoint", tmp_path / name) for _ in range(2))
+        assert first[0] == second[0] == 0 and (tmp_path / name / "run.state").exists(), (first, second)
+        assert [line for line in first[1].splitlines() if " s" not in line] == [
+            line for line in second[1].splitlines() if " s" not in line
+        ]
+    code, _, error = run("score", *task, "--method", "eap", "--checkpoint", tmp_path / "eap")
+    assert code == 1 and "eap has nothing to keep" in error and not (tmp_path / "eap").exists()
