@@ -145,6 +145,20 @@ def micro_pairs(seed=0, batch=5, width=6, vocab=11, kind="last"):
     )
 
 
+def stop_after(last, learn, /, *arguments, **settings):
+    """Runs a method that learns, and stops it after so many steps."""
+
+    class Stopped(BaseException):
+        pass
+
+    def stop(state):
+        if int(state.step) > last:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        learn(*arguments, **settings, progress=stop)
+
+
 def random_mask(graph, seed, share=0.5):
     return np.random.default_rng(seed).random(graph.shape) < share
 

@@ -97,8 +97,8 @@ def edge_pruning(
     decay: float = 0.01,
     batch: int = 32,
     seed: int = 0,
-    resume: State | str | os.PathLike | None = None,
     progress: Callable[[State], object] | None = None,
+    checkpoint: str | os.PathLike | None = None,
 ) -> LearntMask:
     """Learns which edges to keep so that `f` stays low at a given sparsity (2406.16778; the paper's `f` is KL).
 
@@ -108,12 +108,12 @@ def edge_pruning(
       rates; default 1/15 (200).
     - `rate`: AdamW's, for masks; `multiplier_rate`: for multipliers, default the same. `decay`: its weight decay.
       The authors' scripts for compiled tracr models take 0.03 and 0.001 (6,000 steps), or 1 and 0.0001 (720).
-    - `batch`, `seed`, `resume`, `progress`: as `learn`.
+    - `batch`, `seed`, `progress`, `checkpoint`: as `learn`.
 
     The mask keeps what the deterministic values keep at the sparsity that was reached (`binarise`). Scores are
     `sigmoid(a)`, times the sender's. One masked run and one backward pass a step.
 
-    Raises ValueError for targets, steps or rates out of range, a state of another run, and a run that diverged.
+    Raises ValueError for targets, steps or rates out of range, a checkpoint of another run, and a run that diverged.
     """
     refuse_flat(objective, "edge-pruning", at_clean=False)
     started = time.perf_counter()
@@ -127,7 +127,7 @@ def edge_pruning(
     if not 1 <= ramp <= steps or not 1 <= warm_up < steps:
         raise ValueError(f"ramp and warm_up: expected 1 to {steps} steps, warm_up fewer; got {ramp} and {warm_up}")
     learner = EdgePruning(sparsity, node_sparsity, steps, ramp, warm_up, rate, multiplier_rate, decay)
-    state = learn(learner, objective, steps=steps, batch=batch, seed=seed, resume=resume, progress=progress)
+    state = learn(learner, objective, steps=steps, batch=batch, seed=seed, progress=progress, checkpoint=checkpoint)
     log_alpha = {kind: np.asarray(a, np.float64) for kind, a in state.parameters["log_alpha"].items()}
     options = {
         **{"sparsity": sparsity, "node_sparsity": node_sparsity, "steps": steps, "ramp": ramp},
