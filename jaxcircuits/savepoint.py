@@ -9,6 +9,7 @@
 What is read is what was written, or a ValueError; what is written is whole (`files.write_whole`) and checksummed.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -17,7 +18,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,10 +81,10 @@ class Savepoint:
 
     def put(self, name: str, record: Any, arrays: Arrays | None = None) -> None:
         """Keeps JSON's values and arrays under a name. Raises OSError or ValueError if they cannot be written."""
-        values = {key: np.ascontiguousarray(array) for key, array in (arrays or {}).items()}
-        table = [[key, array.dtype.name, list(np.shape(array))] for key, array in values.items()]
+        values = {key: np.asarray(array) for key, array in (arrays or {}).items()}
+        table = [[key, array.dtype.name, list(array.shape)] for key, array in values.items()]
         head = json.dumps({"record": record, "arrays": table}, allow_nan=False).encode() + b"\n"
-        parts = [head, *(array.reshape(-1).view(np.uint8).data for array in values.values())]
+        parts = [head, *(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data for array in values.values())]
 
         def write(temporary: Path) -> None:
             with temporary.open("wb") as file:
@@ -203,11 +204,14 @@ class Journal:
 
     def call(self, key: str, compute: Callable[[], Any]) -> np.ndarray:
         """The next result; `key` says what it is of. Raises ValueError where another one is kept."""
-        if self.next == len(self.entries):
-            self.entries.append((key, np.asarray(compute())))
-        kept, value = self.entries[self.next]
-        if kept != key:
-            raise ValueError(f"{self.point.folder} keeps results of another run: remove the folder to begin anew")
+        if self.next < len(self.entries):
+            kept, value = self.entries[self.next]
+            if kept != key:
+                raise ValueError(f"{self.point.folder} keeps results of another run: remove the folder to begin anew")
+            self.next += 1
+            return value
+        value = np.asarray(compute())
+        self.entries.append((key, value))
         self.next += 1
         self.point.reached(self._save)
         return value
@@ -221,6 +225,16 @@ class Journal:
 
     def __exit__(self, *_: Any) -> None:
         self.point.save(self._save)
+
+
+@contextlib.contextmanager
+def journal_of(folder: str | os.PathLike | None, identity: Callable[[], Mapping[str, Any]]) -> Iterator[Journal | None]:
+    """The journal of a folder; None without one, and then `identity` is not asked for."""
+    if folder is None:
+        yield None
+    else:
+        with Savepoint(folder, identity()) as point, Journal(point) as journal:
+            yield journal
 
 
 def _locked(folder: Path) -> int:

@@ -24,6 +24,10 @@ settings.load_profile("shapes are compiled once")
 GOLDEN = Path(__file__).parent / "golden"
 
 
+def pytest_addoption(parser):
+    parser.addoption("--fuzz", type=int, default=0, help="inputs of each reader in test_fuzz.py; 0: a few")
+
+
 @pytest.fixture(autouse=True, scope="module")
 def compiled_programs_go():
     """A process may map only so much memory at once: programs are dropped after each file."""
@@ -143,6 +147,20 @@ def micro_pairs(seed=0, batch=5, width=6, vocab=11, kind="last"):
         target=random.normal(size=(batch, vocab)),
         **options,
     )
+
+
+def stop_after(last, learn, /, *arguments, **settings):
+    """Runs a method that learns, and stops it after so many steps."""
+
+    class Stopped(BaseException):
+        pass
+
+    def stop(state):
+        if int(state.step) > last:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        learn(*arguments, **settings, progress=stop)
 
 
 def random_mask(graph, seed, share=0.5):

@@ -53,29 +53,31 @@ def test_a_run_that_was_stopped_and_resumed_is_the_run_that_was_not(tmp_path):
         pass
 
     def stop(state):
-        state.save(tmp_path / "state.npz")
-        if int(state.step) == 100:
+        if int(state.step) > 100:
             raise Stopped
 
     objective = chain_objective()
     settings = dict(sparsity=0.9, node_sparsity=0.3, steps=150, batch=4, seed=5)
     through = jc.edge_pruning(objective, **settings)
     with pytest.raises(Stopped):
-        jc.edge_pruning(objective, **settings, progress=stop)
-    resumed = jc.edge_pruning(objective, **settings, resume=tmp_path / "state.npz")
+        jc.edge_pruning(objective, **settings, progress=stop, checkpoint=tmp_path)
+    steps = []
+    resumed = jc.edge_pruning(objective, **settings, checkpoint=tmp_path, progress=lambda s: steps.append(int(s.step)))
+    assert 1 < steps[0] < 150
     for one, other in zip(jax.tree.leaves(through.state), jax.tree.leaves(resumed.state), strict=True):
         np.testing.assert_array_equal(one, other)
     np.testing.assert_array_equal(through.scores, resumed.scores)
-    again = jc.edge_pruning(objective, **settings, resume=resumed.state)  # nothing left to do
+    again = jc.edge_pruning(objective, **settings, checkpoint=tmp_path, progress=pytest.fail)  # nothing left to do
     np.testing.assert_array_equal(again.scores, resumed.scores)
     other = jc.edge_pruning(objective, **{**settings, "seed": 6})
     assert not np.array_equal(other.scores, through.scores)
 
-    for changed, name in (({"sparsity": 0.8}, "sparsity"), ({"seed": 1}, "key"), ({"steps": 99}, "steps")):
-        with pytest.raises(ValueError, match=f"{name} was"):
-            jc.edge_pruning(objective, **{**settings, **changed}, resume=resumed.state)
-    with pytest.raises(ValueError, match="another method"):
-        jc.edge_pruning(objective, **{**settings, "node_sparsity": None}, resume=resumed.state)
+    for changed in ({"sparsity": 0.8}, {"seed": 1}, {"steps": 99}, {"node_sparsity": None}, {"batch": 3}):
+        [name] = changed
+        with pytest.raises(ValueError, match=f"{name} was {settings[name]}, now"):
+            jc.edge_pruning(objective, **{**settings, **changed}, checkpoint=tmp_path)
+    with pytest.raises(ValueError, match="method was"):
+        jc.ugs(objective, checkpoint=tmp_path)
 
 
 def test_the_gradient_of_the_lagrangian(x64):

@@ -96,18 +96,31 @@ def test_what_it_refuses(tmp_path):
     for settings in ({"steps": 0}, {"batch": 0}, {"chunk": 0}):
         with pytest.raises(ValueError, match=next(iter(settings))):
             learn(Mean(0.1), Prompts(jnp.ones(2)), **{"steps": 1, "batch": 1, **settings})
-    state = learn(Mean(0.1), Prompts(jnp.ones(2)), steps=2, batch=1)
-    with pytest.raises(ValueError, match="shape"):
-        learn(Mean(0.1), Prompts(jnp.ones(2)), steps=3, batch=1, resume=state)
-    with pytest.raises(ValueError, match="rate was"):
-        learn(Mean(0.2), Prompts(jnp.ones(2)), steps=2, batch=1, resume=state)
 
 
-def test_a_damaged_state_is_refused_by_the_name_of_its_file(tmp_path):
-    path = tmp_path / "run.npz"
-    learn(Mean(0.1), Prompts(jnp.ones(2)), steps=2, batch=1).save(path)
-    whole = path.read_bytes()
-    for damaged in (whole[:-30], whole[:100], b"", whole.replace(b"NUMPY", b"numpy")):
-        path.write_bytes(damaged)
-        with pytest.raises(ValueError, match="run.npz is malformed: expected a state"):
-            learn(Mean(0.1), Prompts(jnp.ones(2)), steps=2, batch=1, resume=path)
+def test_a_checkpoint_of_another_run_is_refused_by_the_name_of_what_differs(tmp_path):
+    settings = {"steps": 2, "batch": 1, "checkpoint": tmp_path}
+    state = learn(Mean(0.1), Prompts(jnp.ones(2)), **settings)
+    again = learn(Mean(0.1), Prompts(jnp.ones(2)), **settings, progress=pytest.fail)
+    np.testing.assert_array_equal(again.history["total"], state.history["total"])
+    for learner, prompts, changed, name in (
+        (Mean(0.2), jnp.ones(2), {}, "rate was 0.1, now 0.2"),
+        (Mean(0.1), jnp.zeros(2), {}, "objective was"),
+        (Mean(0.1), jnp.ones(2), {"steps": 3}, "steps was 2, now 3"),
+        (Mean(0.1), jnp.ones(2), {"batch": 2}, "batch was 1, now 2"),
+        (Mean(0.1), jnp.ones(2), {"seed": 1}, "seed was 0, now 1"),
+    ):
+        with pytest.raises(ValueError, match=name):
+            learn(learner, Prompts(prompts), **{**settings, **changed})
+
+
+def test_with_a_checkpoint_steps_between_saves_are_few_where_they_are_slow(tmp_path, monkeypatch):
+    now, steps = [0.0], []
+
+    def progress(state):
+        now[0] += int(state.step) - (steps[-1] if steps else 0)  # a second each
+        steps.append(int(state.step))
+
+    monkeypatch.setattr("jaxcircuits.discovery.learning.time.monotonic", lambda: now[0])
+    learn(Mean(0.1), Prompts(jnp.ones(2)), steps=5, batch=2, progress=progress, checkpoint=tmp_path)
+    assert steps == [1, 2, 3, 4, 5]

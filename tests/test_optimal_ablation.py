@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import micro_model, micro_pairs, random_mask
+from conftest import micro_model, micro_pairs, random_mask, stop_after
 
 import jaxcircuits as jc
 from jaxcircuits.discovery.optimal_ablation import OptimalAblation
@@ -81,10 +81,9 @@ def test_the_gradient_of_the_loss(x64):
 def test_it_resumes_and_depends_on_the_seed_alone(tmp_path):
     objective = jc.Objective(micro_model("attention-only"), micro_pairs(), "kl")
     settings = {"steps": 80, "samples": 2, "batch": 3}
-    states = []
-    through = jc.optimal_ablation(objective, **settings, progress=states.append)
-    states[0].save(tmp_path / "state.npz")
-    resumed = jc.optimal_ablation(objective, **settings, resume=tmp_path / "state.npz")
+    through = jc.optimal_ablation(objective, **settings)
+    stop_after(20, jc.optimal_ablation, objective, **settings, checkpoint=tmp_path)
+    resumed = jc.optimal_ablation(objective, **settings, checkpoint=tmp_path)
     np.testing.assert_array_equal(resumed.values, through.values)
     assert not np.array_equal(jc.optimal_ablation(objective, **settings, seed=1).values, through.values)
     assert through.values.shape == (5, 1, 8) and through.array(2, 6).shape == (5, 2, 6, 8)

@@ -3,7 +3,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import CHAIN, chain_model, micro_model, micro_pairs
+from conftest import CHAIN, chain_model, micro_model, micro_pairs, stop_after
 
 import jaxcircuits as jc
 from jaxcircuits.batching import compile_clock
@@ -56,10 +56,9 @@ def test_enough_penalty_removes_everything(objective):
 
 
 def test_it_resumes(objective, tmp_path):
-    states = []
-    through = jc.subnetwork_probing(objective, 1.0, **SETTINGS, batch=3, progress=states.append)
-    states[1].save(tmp_path / "state.npz")
-    resumed = jc.subnetwork_probing(objective, 1.0, **SETTINGS, batch=3, resume=tmp_path / "state.npz")
+    through = jc.subnetwork_probing(objective, 1.0, **SETTINGS, batch=3)
+    stop_after(20, jc.subnetwork_probing, objective, 1.0, **SETTINGS, batch=3, checkpoint=tmp_path)
+    resumed = jc.subnetwork_probing(objective, 1.0, **SETTINGS, batch=3, checkpoint=tmp_path)
     np.testing.assert_array_equal(resumed.scores, through.scores)
     np.testing.assert_array_equal(resumed.history["loss"], through.history["loss"])
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import CHAIN, chain_model, micro_model, micro_pairs
+from conftest import CHAIN, chain_model, micro_model, micro_pairs, stop_after
 
 import jaxcircuits as jc
 from jaxcircuits.discovery.ugs import UGS, masks_at, sample
@@ -20,13 +20,12 @@ def objective():
 def test_it_finds_the_chain(objective, tmp_path):
     graph, circuit = objective.graph, objective.graph.mask_of(CHAIN)
     settings = {"strength": 0.01, "steps": 300, "rate": 0.1, "samples": 6}
-    states = []
-    result = jc.ugs(objective, **settings, progress=states.append)
+    result = jc.ugs(objective, **settings)
     np.testing.assert_array_equal(result.mask, circuit)
     assert result.scores[circuit].min() > result.scores[graph.valid & ~circuit].max()  # ROC area 1
     assert result.run["metric_final"] < 1e-5 and result.history["sparsity"][-1] > 0.85
-    states[2].save(tmp_path / "state.npz")
-    resumed = jc.ugs(objective, **settings, resume=tmp_path / "state.npz")
+    stop_after(100, jc.ugs, objective, **settings, checkpoint=tmp_path)
+    resumed = jc.ugs(objective, **settings, checkpoint=tmp_path)
     np.testing.assert_array_equal(resumed.scores, result.scores)
     assert not np.array_equal(jc.ugs(objective, **settings, seed=1).scores, result.scores)
 

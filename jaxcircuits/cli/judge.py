@@ -26,9 +26,11 @@ from ..objective import Objective
 from ..run import extended
 from .options import (
     Cache,
+    Checkpoint,
     Config,
     Context,
     Devices,
+    check_fillable,
     check_writable,
     config_of,
     err,
@@ -107,18 +109,20 @@ def evaluate_circuit(
     controls: Annotated[bool, typer.Option(help="random circuits, and the method on a reset network")] = True,
     random: Random = 100,
     width: Width = 16,
+    checkpoint: Checkpoint = None,
     config: Config = None,
     out_file: Out = None,
 ) -> None:
     """Judges a circuit, or scores: faithfulness, its curve, completeness, with controls beside them."""
     check_writable(out=out_file)
+    check_fillable(checkpoint=checkpoint)
     circuit = Circuit.load(file)
     asked = _Asked(circuit, options)
     parts = ablation._asdict()
     parts["set"] = parts.pop("ablated_set")
     if ablation.positions != "all":
         parts["positions"] = [span_of(part) for part in ablation.positions.split(",")]
-    method = _method_of(circuit) if controls else None
+    method = _method_of(circuit, checkpoint) if controls else None
     if controls and method is None:
         err.print("warning: the file does not say which method to run on a reset network: no such control")
     with warnings_as_lines():
@@ -126,7 +130,8 @@ def evaluate_circuit(
         reset = None if method is None else asked.reset(width=width, **parts)
         method = None if reset is None else method
         seed = asked.options.seed
-        record = evaluate(judged, circuit, random=random * controls, reset=reset, method=method, seed=seed)
+        taken = {"random": random * controls, "reset": reset, "method": method, "seed": seed}
+        record = evaluate(judged, circuit, **taken, checkpoint=checkpoint)
     record = dataclasses.replace(record, run=extended(record.run, {**run, "config": config_of(ctx)}))
     _print_evaluation(record)
     _save(record, out_file)
@@ -139,16 +144,18 @@ def test_circuit(
     options: JudgedOptions = JudgedOptions(),
     tests: TestOptions = TestOptions(),
     width: Width = 16,
+    checkpoint: Checkpoint = None,
     config: Config = None,
     out_file: Out = None,
 ) -> None:
     """Tests five hypotheses about a circuit (Shi et al., 2410.13032)."""
     check_writable(out=out_file)
+    check_fillable(checkpoint=checkpoint)
     circuit = Circuit.load(file)
     asked = _Asked(circuit, options)
     with warnings_as_lines():
         judged, run = asked.objective(width=width)
-        record = hypothesis_tests(judged, circuit, seed=asked.options.seed, **tests._asdict())
+        record = hypothesis_tests(judged, circuit, seed=asked.options.seed, checkpoint=checkpoint, **tests._asdict())
     record = dataclasses.replace(record, run=extended(record.run, {**run, "config": config_of(ctx)}))
     _print_tests(record)
     _save(record, out_file)
@@ -197,17 +204,18 @@ class _Asked:
             return None
 
 
-def _method_of(circuit: Circuit) -> Callable[[Objective], Any] | None:
-    """The method that found a circuit, with its hyperparameters, if its record names one."""
+def _method_of(circuit: Circuit, checkpoint: Path | None) -> Callable[[Objective], Any] | None:
+    """The method that found a circuit, with its hyperparameters, if its record names one; kept in a folder within."""
     run, name = circuit.run, circuit.run.get("method")
+    kept = {} if checkpoint is None else {"checkpoint": checkpoint / "reset"}
     if name == "acdc":
         taken = {key: run[key] for key in ("order", "head_order", "groups", "absolute") if key in run}
         taken["seed"] = int(run.get("order_seed", 0))
-        return lambda objective: acdc(objective, float(run["threshold"]), **taken)
+        return lambda objective: acdc(objective, float(run["threshold"]), **taken, **kept)
     if name not in methods.METHODS:
         return None
     method = methods.METHODS[name]
-    taken = {key: run[key] for key in method.defaults if key in run}
+    taken = {key: run[key] for key in method.defaults if key in run} | (kept if method.takes_checkpoint else {})
     return lambda objective: method.run(objective, **taken)
 
 

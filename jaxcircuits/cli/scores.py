@@ -10,10 +10,12 @@ from ..circuit import RANKS, Circuit
 from ..discovery import methods
 from .lists import print_circuit
 from .options import (
+    Checkpoint,
     Config,
     Context,
     PromptOptions,
     TaskName,
+    check_fillable,
     check_writable,
     config_of,
     load,
@@ -39,6 +41,7 @@ def score(
         str | None, typer.Option(help="score edges at one token position, as 3, or a span before 7, as 3:7")
     ] = None,
     prompts: PromptOptions = PromptOptions(metric="logit_diff"),
+    checkpoint: Checkpoint = None,
     config: Config = None,
     out_file: Annotated[Path | None, typer.Option("--out", help="write the scores to this JSON file")] = None,
 ) -> None:
@@ -51,6 +54,11 @@ def score(
         hyperparameters.setdefault("seed", prompts.seed)
     if positions is not None:
         hyperparameters["positions"] = [_span(positions, chosen)]
+    check_fillable(checkpoint=checkpoint)
+    if checkpoint is not None:
+        if not chosen.takes_checkpoint:
+            raise ValueError(f"--checkpoint: {method} has nothing to keep: it takes {chosen.cost}; leave it out")
+        hyperparameters["checkpoint"] = checkpoint
     with warnings_as_lines():
         objective, run, *_ = load(task, prompts)
         scores: Any = chosen.run(objective, **hyperparameters)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import ArrayLike
 
+from ..arguments import check_number, checked
 from ..batching import compile_clock
 from ..identity import digest_of, identity_of
 from ..live import LiveEvaluator
@@ -30,6 +31,7 @@ from .sweep import Sweep
 from .width import WIDTHS, ExpectedWidth, FixedWidth
 
 
+@checked
 def acdc(objective: Objective, threshold: float, **options: Any) -> ACDCResult:
     """The circuit that ACDC keeps at a threshold.
 
@@ -41,6 +43,7 @@ def acdc(objective: Objective, threshold: float, **options: Any) -> ACDCResult:
     return acdc_sweep(objective, [threshold], **options)[0]
 
 
+@checked
 def acdc_sweep(
     objective: Objective,
     thresholds: Sequence[float],
@@ -81,14 +84,18 @@ def acdc_sweep(
     infinite in a decision, naming its trial, and for a checkpoint that is damaged or another run's; warns of thresholds
     at 0, below it, or within float noise before the first trial, and of decisions within float noise after the last.
     """
-    if not len(thresholds) or not np.isfinite(thresholds).all():
-        raise ValueError(f"threshold: expected finite numbers, got {list(thresholds)}")
+    if not isinstance(thresholds, Sequence) or not len(thresholds):
+        raise ValueError(f"thresholds: expected at least one number, got {thresholds!r:.60}")
+    for threshold in thresholds:
+        check_number("threshold", threshold)
     if width is not None and not 1 <= width <= WIDTHS[-1]:
         raise ValueError(f"width: expected 1 to {WIDTHS[-1]}, got {width}")
     graph = objective.graph
     if within is not None and np.shape(within) != graph.shape:
         raise ValueError(f"within: expected a mask of shape {graph.shape}, got {np.shape(within)}")
-    evaluator = evaluator or LiveEvaluator
+    evaluator = LiveEvaluator if evaluator is None else evaluator
+    if not isinstance(evaluator, type):
+        raise ValueError(f"evaluator: expected LiveEvaluator or DenseEvaluator, got {evaluator!r:.60}")
     steps = all_steps(graph, order=order, head_order=head_order, groups=groups, seed=seed)
     options = {"order": order, "head_order": head_order, "groups": groups, "absolute": absolute, "order_seed": seed}
     options |= {"evaluator": evaluator.__name__, "width": width, **objective.describe()}

@@ -18,6 +18,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from ..arguments import checked
 from ..graph import Graph
 from ..objective import Objective
 from ..types import Mask
@@ -84,6 +85,11 @@ class EdgePruning(eqx.Module):
         return metric + penalty, {**seen, "target": ramped * self.sparsity}
 
 
+MOST_SPARSITY = 1.5
+"""The largest target: beyond 1 no share of edges is, yet it presses harder; authors go to 1.1."""
+
+
+@checked
 def edge_pruning(
     objective: Objective,
     sparsity: float = 0.95,
@@ -97,8 +103,8 @@ def edge_pruning(
     decay: float = 0.01,
     batch: int = 32,
     seed: int = 0,
-    resume: State | str | os.PathLike | None = None,
     progress: Callable[[State], object] | None = None,
+    checkpoint: str | os.PathLike | None = None,
 ) -> LearntMask:
     """Learns which edges to keep so that `f` stays low at a given sparsity (2406.16778; the paper's `f` is KL).
 
@@ -108,12 +114,12 @@ def edge_pruning(
       rates; default 1/15 (200).
     - `rate`: AdamW's, for masks; `multiplier_rate`: for multipliers, default the same. `decay`: its weight decay.
       The authors' scripts for compiled tracr models take 0.03 and 0.001 (6,000 steps), or 1 and 0.0001 (720).
-    - `batch`, `seed`, `resume`, `progress`: as `learn`.
+    - `batch`, `seed`, `progress`, `checkpoint`: as `learn`.
 
     The mask keeps what the deterministic values keep at the sparsity that was reached (`binarise`). Scores are
     `sigmoid(a)`, times the sender's. One masked run and one backward pass a step.
 
-    Raises ValueError for targets, steps or rates out of range, a state of another run, and a run that diverged.
+    Raises ValueError for targets, steps or rates out of range, a checkpoint of another run, and a run that diverged.
     """
     refuse_flat(objective, "edge-pruning", at_clean=False)
     started = time.perf_counter()
@@ -124,10 +130,15 @@ def edge_pruning(
     for name, value in positive.items():
         if value is not None and value <= 0:
             raise ValueError(f"{name}: expected a number above 0, got {value}")
+    for name, share in (("sparsity", sparsity), ("node_sparsity", node_sparsity)):
+        if share is not None and share > MOST_SPARSITY:
+            raise ValueError(f"{name}: expected a share of at most {MOST_SPARSITY}, got {share}")
+    if decay < 0:
+        raise ValueError(f"decay: expected a number of at least 0, got {decay}")
     if not 1 <= ramp <= steps or not 1 <= warm_up < steps:
         raise ValueError(f"ramp and warm_up: expected 1 to {steps} steps, warm_up fewer; got {ramp} and {warm_up}")
     learner = EdgePruning(sparsity, node_sparsity, steps, ramp, warm_up, rate, multiplier_rate, decay)
-    state = learn(learner, objective, steps=steps, batch=batch, seed=seed, resume=resume, progress=progress)
+    state = learn(learner, objective, steps=steps, batch=batch, seed=seed, progress=progress, checkpoint=checkpoint)
     log_alpha = {kind: np.asarray(a, np.float64) for kind, a in state.parameters["log_alpha"].items()}
     options = {
         **{"sparsity": sparsity, "node_sparsity": node_sparsity, "steps": steps, "ramp": ramp},

@@ -6,6 +6,9 @@ Removing one edge into r leaves everything before r clean, so this is the clean 
 `reference_s - clean_s` more, computed from r on.
 """
 
+import functools
+import os
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -13,8 +16,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .. import batching
+from ..arguments import checked
+from ..identity import identity_of
 from ..objective import Objective
 from ..references import sender_values
+from ..savepoint import Journal, journal_of
 from ..scores import Scores
 from .measure import Positions, scored, spans_of, whole
 
@@ -27,13 +33,21 @@ class _CleanRun(eqx.Module):
     change: Float[Array, "batch sender position width"]
 
 
-def exact(objective: Objective, *, width: int = 8, positions: Positions | None = None) -> Scores:
+@checked
+def exact(
+    objective: Objective,
+    *,
+    width: int = 8,
+    positions: Positions | None = None,
+    checkpoint: str | os.PathLike | None = None,
+) -> Scores:
     """Single-edge patching of every edge: one evaluation each.
 
     - `width`: senders into one receiver that are evaluated at once.
     - `positions`: remove edges at these token positions or spans alone, each on its own.
+    - `checkpoint`: a folder that keeps how far the run is; the same call goes on from there.
 
-    Raises ValueError for a bad width or span.
+    Raises ValueError for a bad width or span, and for a checkpoint that is damaged or another run's.
     """
     whole("width", width)
     named, spans = spans_of(objective, positions)
@@ -41,12 +55,15 @@ def exact(objective: Objective, *, width: int = 8, positions: Positions | None =
     count = len(every) * objective.graph.num_edges
 
     def values() -> np.ndarray:
-        effects = _edge_effects(objective, every, width)
+        asked = {"method": "exact", "width": width, "positions": named}
+        with journal_of(checkpoint, lambda: asked | identity_of(objective)) as journal:
+            effects = _edge_effects(objective, every, width, journal)
         return effects[0] if spans is None else effects
 
     return scored(objective, "exact", values, passes=(count + 2, 0), positions=named, width=width)
 
 
+@checked
 def exact_nodes(objective: Objective, *, width: int = 8) -> Float[np.ndarray, " sender"]:
     """What the loss rises by when all edges out of a node are removed, for every sender.
 
@@ -63,7 +80,9 @@ def exact_nodes(objective: Objective, *, width: int = 8) -> Float[np.ndarray, " 
     return values
 
 
-def _edge_effects(objective: Objective, spans: np.ndarray, width: int) -> Float[np.ndarray, "span sender receiver"]:
+def _edge_effects(
+    objective: Objective, spans: np.ndarray, width: int, journal: Journal | None
+) -> Float[np.ndarray, "span sender receiver"]:
     graph = objective.graph
     clean, full = _clean_run(objective), float(objective(graph.valid))
     values = np.zeros((len(spans), *graph.shape))
@@ -72,8 +91,9 @@ def _edge_effects(objective: Objective, spans: np.ndarray, width: int) -> Float[
         for rows in _chunks(np.flatnonzero(graph.valid[:, receiver]), width):
             for index, span in enumerate(spans):
                 at = jnp.asarray(span, objective.model.dtype)
-                losses = _without_edges(objective, clean, place, jnp.asarray(rows, jnp.int32), at)
-                values[index, rows, receiver] = np.asarray(losses) - full
+                losses = functools.partial(_without_edges, objective, clean, place, jnp.asarray(rows, jnp.int32), at)
+                found = losses() if journal is None else journal.call(f"{receiver} {rows[0]} {index}", losses)
+                values[index, rows, receiver] = np.asarray(found) - full
     return values
 
 

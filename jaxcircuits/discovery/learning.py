@@ -1,5 +1,6 @@
 """What learnt masks share: steps of an optimiser on a loss built from `f`, batches, history, restarts."""
 
+import contextlib
 import dataclasses
 import os
 import time
@@ -13,12 +14,17 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from ..arguments import check_count
 from ..finite import check_finite
 from ..graph import Graph
-from ..npz import read_arrays, write_arrays
+from ..identity import digest_of, identity_of
 from ..objective import Objective
+from ..savepoint import Savepoint
 from ..scores import Scores
 from ..types import EdgeBools, EdgeScores
+
+SHORT = 1.0
+"""Seconds that the steps between two moments at which a run can be kept take, at most, if one step does not."""
 
 Maskable = Any
 """An `Objective` or a `NodeObjective`: `value_and_gradient(mask)`, `take(rows)`, `full_mask()`, `num_prompts`."""
@@ -57,13 +63,6 @@ class State(eqx.Module):
     key: Array
     step: Int[Array, ""]
     history: dict[str, Float[Array, " step"]]
-
-    def save(self, path: str | os.PathLike) -> None:
-        """Writes an `.npz`, whole or not at all; a method's `resume` takes its name."""
-        named, _ = jax.tree_util.tree_flatten_with_path(self)
-        arrays: dict[str, Any] = {jax.tree_util.keystr(where): np.asarray(leaf) for where, leaf in named}
-
-        write_arrays(path, arrays)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -104,32 +103,77 @@ def learn(
     steps: int,
     batch: int,
     seed: int = 0,
-    resume: State | str | os.PathLike | None = None,
     progress: Callable[[State], object] | None = None,
     chunk: int = 50,
+    checkpoint: str | os.PathLike | None = None,
 ) -> State:
     """Takes `steps` steps; each on `batch` prompts drawn without replacement (all of them if there are no more).
 
     - `seed`: of the start, the batches and the masks. Step k draws from `fold_in(key(seed), k)`, so a run that was
-      stopped and resumed is the run that was not.
-    - `resume`: a state, or the file of one, of the same method, hyperparameters, seed and number of steps.
-    - `progress`: called with the state every `chunk` steps, e.g. `lambda state: state.save("run.npz")`.
+      stopped and goes on is the run that was not.
+    - `progress`: called with the state every `chunk` steps; more often with a checkpoint, if these take long.
+    - `checkpoint`: a folder that keeps how far the run is; the same call goes on from there.
 
-    Raises ValueError for fewer than 1 step or prompt, for a state of another run, and for NaN or infinity, naming the
-    step and what it saw.
+    Raises ValueError for fewer than 1 step or prompt, for a checkpoint that is damaged or another run's, and for NaN or
+    infinity, naming the step and what it saw.
     """
     for name, value in (("steps", steps), ("batch", batch), ("chunk", chunk)):
-        if value < 1:
-            raise ValueError(f"{name}: expected at least 1, got {value}")
+        check_count(name, value, 1)
     state = _started(learner, objective, steps, seed)
-    if resume is not None:
-        state = _resumed(resume, state)
-    while (done := int(state.step)) < steps:
-        state = _advance(state, objective, batch, jnp.asarray(min(chunk, steps - done), jnp.int32))
-        _check_state(state, type(learner).__name__)
-        if progress is not None:
-            progress(state)
+    with contextlib.ExitStack() as stack:
+        kept, ahead = None, chunk
+        if checkpoint is not None:
+            asked = _settings(learner) | {"steps": steps, "batch": batch, "seed": seed}
+            kept = _Kept(stack.enter_context(Savepoint(checkpoint, {**asked, **identity_of(objective)})))
+            state, ahead = kept.read(state), 1
+        while (done := int(state.step)) < steps:
+            began, count = time.monotonic(), min(ahead, steps - done)
+            state = _advance(state, objective, batch, jnp.asarray(count, jnp.int32))
+            _check_state(state, type(learner).__name__)
+            if progress is not None:
+                progress(state)
+            if kept is not None:
+                kept.write(state, is_last=done + count == steps)
+                ahead = min(chunk, 2 * ahead if time.monotonic() - began < SHORT / 2 else max(1, ahead // 2))
     return state
+
+
+class _Kept:
+    """A state in a savepoint."""
+
+    def __init__(self, point: Savepoint):
+        self.point = point
+
+    def read(self, fresh: State) -> State:
+        """The state that is kept, or a fresh one of this run. Raises ValueError for one of another structure."""
+        if (kept := self.point.get("state")) is None:
+            return fresh
+        named, structure = jax.tree_util.tree_flatten_with_path(fresh)
+        leaves = []
+        for where, leaf in named:
+            array = kept[1].get(jax.tree_util.keystr(where))
+            if array is None or (array.shape, array.dtype) != (leaf.shape, leaf.dtype):
+                raise ValueError(f"{self.point.folder} keeps a state of another kind: choose another folder")
+            leaves.append(jnp.array(array))
+        return jax.tree.unflatten(structure, leaves)
+
+    def write(self, state: State, *, is_last: bool) -> None:
+        """Keeps the state if it is time to, and the last one."""
+        named, _ = jax.tree_util.tree_flatten_with_path(state)
+
+        def save() -> None:
+            self.point.put("state", None, {jax.tree_util.keystr(where): np.asarray(leaf) for where, leaf in named})
+
+        if is_last:
+            self.point.save(save)
+        self.point.reached(save)
+
+
+def _settings(learner: Any) -> dict[str, Any]:
+    """The hyperparameters by name, arrays by their digest."""
+    values = {field.name: getattr(learner, field.name) for field in dataclasses.fields(learner)}
+    settings = {name: digest_of(value) if eqx.is_array(value) else value for name, value in values.items()}
+    return {"method": type(learner).__name__, **settings}
 
 
 def _check_state(state: State, method: str) -> None:
@@ -193,22 +237,3 @@ def _advance(state: State, objective: Maskable, batch: int, count: Int[Array, ""
         return State(learner, parameters, optimiser, state.key, state.step + 1, history)
 
     return jax.lax.fori_loop(0, count, step, state)
-
-
-def _resumed(resume: State | str | os.PathLike, fresh: State) -> State:
-    """The given state, checked against a fresh one of this run."""
-    named, structure = jax.tree_util.tree_flatten_with_path(fresh)
-    names = [jax.tree_util.keystr(where) for where, _ in named]
-    if isinstance(resume, State):
-        given = {jax.tree_util.keystr(where): leaf for where, leaf in jax.tree_util.tree_flatten_with_path(resume)[0]}
-    else:
-        given = read_arrays(resume, "state")
-    if set(given) != set(names):
-        raise ValueError(f"resume: a state of another method; it lacks or adds {sorted(set(given) ^ set(names))[:5]}")
-    for name, (_, leaf) in zip(names, named, strict=True):
-        if given[name].shape != leaf.shape:
-            raise ValueError(f"resume: {name} has shape {given[name].shape}, this run needs {leaf.shape}")
-        if name.startswith((".learner", ".key")) and not np.array_equal(given[name], leaf):
-            raise ValueError(f"resume: {name} was {given[name]}, this run has {leaf}; resume with the same settings")
-    leaves = [jnp.asarray(given[name], leaf.dtype) for name, (_, leaf) in zip(names, named, strict=True)]
-    return jax.tree.unflatten(structure, leaves)

@@ -17,8 +17,8 @@ from .subnetwork_probing import subnetwork_probing
 from .ugs import ugs
 from .uniform import random_scores
 
-PYTHON_ONLY = ("positions", "resume", "progress")
-"""Arguments that only Python takes: they change the shape of the result, or are functions and states."""
+PYTHON_ONLY = ("positions", "progress", "checkpoint")
+"""Arguments that are no hyperparameters: they change the shape of the result, or do not change it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +49,11 @@ class Method:
     def takes_positions(self) -> bool:
         """Whether it can score edges at some token positions alone."""
         return "positions" in inspect.signature(self.run).parameters
+
+    @property
+    def takes_checkpoint(self) -> bool:
+        """Whether it can take so long that how far it is may be kept."""
+        return "checkpoint" in inspect.signature(self.run).parameters
 
     def read(self, options: Sequence[str]) -> dict[str, Any]:
         """Hyperparameters from texts NAME=VALUE. Raises ValueError for an unknown name or a value of another type."""

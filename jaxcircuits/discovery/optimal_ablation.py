@@ -20,6 +20,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray
 
+from ..arguments import checked
 from ..finite import check_finite
 from ..graph import Graph
 from ..objective import Objective
@@ -87,6 +88,7 @@ class OptimalAblation(eqx.Module):
         return loss, {"loss": loss}
 
 
+@checked
 def optimal_ablation(
     objective: Objective,
     masks: ArrayLike | None = None,
@@ -97,8 +99,8 @@ def optimal_ablation(
     samples: int = 8,
     batch: int | None = None,
     seed: int = 0,
-    resume: State | str | os.PathLike | None = None,
     progress: Callable[[State], object] | None = None,
+    checkpoint: str | os.PathLike | None = None,
 ) -> OptimalReference:
     """Learns the constants that absent edges carry, beginning with the means of the objective's reference values.
 
@@ -107,12 +109,12 @@ def optimal_ablation(
     - `masks`: the circuits, [circuit, sender, receiver] or one; default: one a sender, without that sender's edges.
     - `own_positions`: a constant a position (begins at the "mean" reference); else one for all positions, as published.
     - `rate`: Adam's. `samples`: circuits a step. `batch`: prompts a step, default all.
-    - `seed`, `resume`, `progress`: as `learn`.
+    - `seed`, `progress`, `checkpoint`: as `learn`.
 
     The result serves every method: `jc.Objective(model, pairs, metric, result.array(len(pairs), positions))`.
 
-    Raises ValueError for a loss without gradients, masks of another shape, settings out of range, a state of another
-    run, and divergence.
+    Raises ValueError for a loss without gradients, masks of another shape, settings out of range, a checkpoint of
+    another run, and divergence.
     """
     refuse_flat(objective, "optimal-ablation", at_clean=False)
     started = time.perf_counter()
@@ -127,7 +129,7 @@ def optimal_ablation(
     batch = objective.num_prompts if batch is None else batch
     constants = mean_inside(objective.reference, objective.inside, (1,) if own_positions else (1, 2))[:, 0]
     learner = OptimalAblation(jnp.asarray(masks), constants, rate, samples)
-    state = learn(learner, objective, steps=steps, batch=batch, seed=seed, resume=resume, progress=progress)
+    state = learn(learner, objective, steps=steps, batch=batch, seed=seed, progress=progress, checkpoint=checkpoint)
     losses = np.asarray(_losses(objective, learner.masks, state.parameters), np.float64)
     check_finite("optimal-ablation diverged (lower `rate`): losses", losses, circuit=None)
     run = {

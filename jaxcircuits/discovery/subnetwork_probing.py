@@ -18,6 +18,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from ..arguments import checked
 from ..graph import Graph
 from ..nodes import NodeObjective, edge_scores
 from ..objective import Objective
@@ -53,6 +54,7 @@ class SubnetworkProbing(eqx.Module):
         return loss, {"metric": metric, "loss": loss, "sparsity": 1 - kept}
 
 
+@checked
 def subnetwork_probing(
     objective: Objective,
     strength: float = 1.0,
@@ -63,21 +65,21 @@ def subnetwork_probing(
     keep: float = 0.9,
     batch: int | None = None,
     seed: int = 0,
-    resume: State | str | os.PathLike | None = None,
     progress: Callable[[State], object] | None = None,
+    checkpoint: str | os.PathLike | None = None,
 ) -> LearntMask:
     """Learns masks under which `f` stays low while few entries are kept; a sweep of `strength` gives the curve.
 
     - `strength`: of the penalty; ACDC sweeps 0.01 to 250. `on`: "nodes" (the published method) or "edges".
     - `rate`: Adam's. `keep`: every mask's value at the start. `batch`: prompts a step, default all.
-    - `seed`, `resume`, `progress`: as `learn`.
+    - `seed`, `progress`, `checkpoint`: as `learn`.
 
     Kept is what has a deterministic value of at least one half (the public code draws one sample). A removed q, k, v or
     MLP drops its incoming edges, a head without q, k and v or a removed MLP its outgoing ones. Scores are `sigmoid(a)`.
     On nodes `run["nodes"]` has each node's and `run["metric_nodes"]` the loss at the rounded node mask: an output
     mask is not an edge mask, so it differs from `metric_final`.
 
-    Raises ValueError for settings out of range, a state of another run, and a run that diverged.
+    Raises ValueError for settings out of range, a checkpoint of another run, and a run that diverged.
     """
     refuse_flat(objective, "subnetwork-probing", at_clean=False)
     started = time.perf_counter()
@@ -90,7 +92,9 @@ def subnetwork_probing(
     nodes = NodeObjective(objective, "edges") if on == "nodes" else None
     weights = _tensor_shares(graph) if nodes else graph.valid / graph.num_edges
     learner = SubnetworkProbing(jnp.asarray(weights, dtype), strength, rate, hard_concrete.log_alpha_of(keep))
-    state = learn(learner, nodes or objective, steps=steps, batch=batch, seed=seed, resume=resume, progress=progress)
+    state = learn(
+        learner, nodes or objective, steps=steps, batch=batch, seed=seed, progress=progress, checkpoint=checkpoint
+    )
     log_alpha = np.asarray(state.parameters, np.float64)
     kept, scores = log_alpha >= 0, 1 / (1 + np.exp(-log_alpha))
     options = {"on": on, "strength": strength, "steps": steps, "rate": rate, "keep": keep, "batch": batch, "seed": seed}

@@ -23,6 +23,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from ..arguments import checked
 from ..objective import Objective
 from ..types import Mask
 from .learning import LearntMask, State, first_order, learn, result_of
@@ -71,6 +72,7 @@ def masks_at(u: Float[Array, "circuit sender receiver"], theta: Mask) -> Float[A
     return z + jnp.where((z > 0) & (z < 1), (theta - jax.lax.stop_gradient(theta))[None], 0)
 
 
+@checked
 def ugs(
     objective: Objective,
     strength: float = 1e-3,
@@ -81,27 +83,27 @@ def ugs(
     samples: int = 12,
     batch: int = 5,
     seed: int = 0,
-    resume: State | str | os.PathLike | None = None,
     progress: Callable[[State], object] | None = None,
+    checkpoint: str | os.PathLike | None = None,
 ) -> LearntMask:
     """Learns the probability of keeping each edge (2409.09951).
 
     - `strength`: what an edge may cost in units of `f`. `rate`: Adam's; the public code takes 0.15 for strengths up to
       1e-4, 0.1 up to 5e-4, else 0.05, and a fifth of these under `resample`.
-    - `samples`: masks a step, each on the same `batch` prompts. `seed`, `resume`, `progress`: as `learn`.
+    - `samples`: masks a step, each on the same `batch` prompts. `seed`, `progress`, `checkpoint`: as `learn`.
 
     The mask keeps edges with a probability over one half; scores are the probabilities. `samples` masked runs and
     backward passes a step. Not done here, unlike the public code: removing edges at dead ends from each draw, its
     penalty on nodes, and one mask for every prompt.
 
-    Raises ValueError for settings out of range, a state of another run, and a run that diverged.
+    Raises ValueError for settings out of range, a checkpoint of another run, and a run that diverged.
     """
     refuse_flat(objective, "ugs", at_clean=False)
     started = time.perf_counter()
     if strength < 0 or rate <= 0 or samples < 1:
         raise ValueError(f"expected strength >= 0, rate > 0, samples >= 1; got {strength}, {rate}, {samples}")
     learner = UGS(strength, rate, start_at, samples)
-    state = learn(learner, objective, steps=steps, batch=batch, seed=seed, resume=resume, progress=progress)
+    state = learn(learner, objective, steps=steps, batch=batch, seed=seed, progress=progress, checkpoint=checkpoint)
     theta, valid = np.asarray(state.parameters, np.float64), objective.graph.valid
     options = {"strength": strength, "steps": steps, "rate": rate, "start_at": start_at, "samples": samples}
     options |= {"batch": batch, "seed": seed}

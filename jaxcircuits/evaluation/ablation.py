@@ -3,8 +3,11 @@
 Faithfulness depends on each of the parts (Miller et al., 2407.08734), so every result carries all of them.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+import functools
+import os
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -13,11 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
+from ..arguments import checked
 from ..circuit import Circuit
 from ..finite import check_finite
 from ..graph import Graph
+from ..identity import digest_of, identity_of
 from ..objective import Objective
 from ..references import sender_values
+from ..savepoint import Journal, journal_of
 from ..scores import Positions, Span, positions_inside, spans_within
 from ..sparse import SparseEvaluator
 
@@ -101,12 +107,16 @@ class Ablation:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Ablated:
-    """A function of circuits: their losses on every prompt. Made by `ablated`."""
+    """A function of circuits: their losses on every prompt. Made by `ablated`.
+
+    - `journal`: keeps the losses, and gives those that an earlier run kept, see `kept`.
+    """
 
     objective: Objective
     ablation: Ablation
     width: int
     record: dict[str, Any]
+    journal: Journal | None = None
 
     @property
     def graph(self) -> Graph:
@@ -132,7 +142,7 @@ class Ablated:
             few[:] = False
         values = np.empty((len(masks), self.objective.num_prompts))
         if few.any():
-            values[few] = self._sparse.per_example_many(masks[few], self.width)
+            values[few] = self._kept(masks[few], lambda: self._sparse.per_example_many(masks[few], self.width))
         if not few.all():
             values[~few] = self._dense(masks[~few])
         named = [f"of {size} edges" for size in sizes]
@@ -145,8 +155,14 @@ class Ablated:
             part = masks[first : first + self.width]
             padded = np.concatenate([part, np.repeat(part[:1], self.width - len(part), 0)])
             padded = self.ablation.at_positions(padded, self.objective.clean.shape[1])
-            rows.append(np.asarray(self.objective.per_example_many(padded, self.width))[: len(part)])
+            losses = self._kept(part, functools.partial(self.objective.per_example_many, padded, self.width))
+            rows.append(losses[: len(part)])
         return np.concatenate(rows).astype(np.float64)
+
+    def _kept(self, masks: Masks, losses: Callable[[], Any]) -> np.ndarray:
+        if self.journal is None:
+            return np.asarray(losses())
+        return self.journal.call(digest_of(masks), losses)
 
     def _can_be_sparse(self) -> bool:
         """Whether nodes run one by one, all prompts fit at once on one device, and edges are absent everywhere."""
@@ -175,6 +191,7 @@ class Ablated:
         return {**self.record, "ablation": {**self.record["ablation"], **dataclasses.asdict(self.ablation)}}
 
 
+@checked
 def ablated(
     objective: Objective | Ablated,
     *,
@@ -210,6 +227,23 @@ def ablated(
         ablation = dataclasses.replace(ablation, value="clean prompts")
         record["ablation"] = {**record["ablation"], "reference_data": "clean prompts, pairwise"}
     return Ablated(objective, ablation, width, record)
+
+
+@contextlib.contextmanager
+def kept(judged: Ablated, circuit: Circuit, checkpoint: str | os.PathLike | None, **asked: Any) -> Iterator[Ablated]:
+    """`judged` with its losses kept in a folder, and given again to the same run; as it is without one.
+
+    - `asked`: what else would change the answer.
+
+    Raises ValueError for a checkpoint that is damaged or another run's.
+    """
+
+    def identity() -> dict[str, Any]:
+        ablation, of = dataclasses.asdict(judged.ablation), digest_of((circuit.mask, circuit.scores))
+        return {**asked, "circuit": of, "ablation": ablation, "width": judged.width, **identity_of(judged)}
+
+    with journal_of(checkpoint, identity) as journal:
+        yield dataclasses.replace(judged, journal=journal)
 
 
 def masks_of(graph: Graph, circuits: Circuit | np.ndarray | Sequence[Circuit]) -> Masks:

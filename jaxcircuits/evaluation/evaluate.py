@@ -1,14 +1,17 @@
 """One circuit, judged: faithfulness, its curve over sizes, completeness, and the controls beside them."""
 
 import dataclasses
+import os
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
 
+from ..arguments import checked
 from ..circuit import Circuit
+from ..identity import identity_of
 from ..objective import Objective
-from .ablation import Ablated, ablated
+from .ablation import Ablated, ablated, kept
 from .completeness import Completeness, completeness
 from .controls import RandomControl, RandomCurve, ResetControl, random_control, random_curve, reset_control
 from .faithfulness import Faithfulness, FaithfulnessCurve, faithfulness, faithfulness_curve
@@ -33,6 +36,7 @@ class Evaluation(Record):
     run: dict[str, Any]
 
 
+@checked
 def evaluate(
     objective: Objective | Ablated,
     circuit: Circuit,
@@ -41,19 +45,33 @@ def evaluate(
     reset: Objective | Ablated | None = None,
     method: Callable[[Objective], Any] | None = None,
     seed: int = 0,
+    checkpoint: str | os.PathLike | None = None,
 ) -> Evaluation:
     """Judges a circuit, or scores as they are loaded from a file (a circuit of all edges).
 
     - `random`: random circuits of the same size to compare with; 0: none.
     - `reset`, `method`: see `reset_control`; both or none.
+    - `checkpoint`: a folder that keeps how far the run is (but what `method` does); the same call goes on from there.
 
-    Raises ValueError for a circuit of another graph or without edges.
+    Raises ValueError for a circuit of another graph or without edges, and for a checkpoint that is damaged or another
+    run's.
     """
     if (reset is None) != (method is None):
         raise ValueError("evaluate: the control on a reset network needs both `reset` and `method`")
-    judged, graph = ablated(objective), circuit.graph
+    judged = ablated(objective)
     if not circuit.num_edges:
         raise ValueError("evaluate: expected a circuit with edges, got an empty one")
+    control = None if reset is None else ablated(reset)
+    asked = {"method": "evaluate", "random": random, "seed": seed}
+    asked["reset model"] = checkpoint is not None and control is not None and identity_of(control)["model"]
+    with kept(judged, circuit, checkpoint, **asked) as judged:
+        if control is not None:
+            control = dataclasses.replace(control, journal=judged.journal)
+        return _evaluate(judged, circuit, random, seed, (control, method))
+
+
+def _evaluate(judged: Ablated, circuit: Circuit, random: int, seed: int, reset: tuple[Any, Any]) -> Evaluation:
+    graph, (control, method) = circuit.graph, reset
     own = faithfulness(judged, circuit)
     is_part = circuit.num_edges < graph.num_edges
     curve = faithfulness_curve(judged, circuit) if np.ptp(circuit.scores[graph.valid]) > 0 else None
@@ -63,6 +81,6 @@ def evaluate(
         completeness=completeness(judged, circuit, seed=seed) if is_part else None,
         random=random_control(judged, circuit, count=random, seed=seed) if random and is_part else None,
         random_curve=random_curve(judged, curve, count=min(random, 10), seed=seed) if random and curve else None,
-        reset=None if reset is None or method is None else reset_control(judged, circuit, reset, method),
+        reset=None if control is None else reset_control(judged, circuit, control, method),
         run=own.run,
     )

@@ -1,14 +1,16 @@
 """All circuits that the five hypothesis tests need, evaluated in batches, and what the tests then say."""
 
 import dataclasses
+import os
 from typing import Any, ClassVar
 
 import numpy as np
 
+from ..arguments import checked
 from ..circuit import Circuit
 from ..objective import Objective
 from ..types import EdgeBools
-from .ablation import Ablated, Masks, ablated, masks_of
+from .ablation import Ablated, Masks, ablated, kept, masks_of
 from .hypotheses import Outcome, distance, equivalence, independence, minimality, partial_necessity, sufficiency
 from .random_circuits import random_circuits, random_walks
 from .records import Record
@@ -37,6 +39,7 @@ class HypothesisTests(Record):
         raise ValueError(f"test: expected one of {', '.join(o.name for o in self.outcomes)}, got {name!r}")
 
 
+@checked
 def hypothesis_tests(
     objective: Objective | Ablated,
     circuit: Circuit,
@@ -47,6 +50,7 @@ def hypothesis_tests(
     random: int = 100,
     permutations: int = 1000,
     seed: int = 0,
+    checkpoint: str | os.PathLike | None = None,
 ) -> HypothesisTests:
     """Equivalence, independence, minimality, sufficiency and partial necessity of a circuit.
 
@@ -55,8 +59,10 @@ def hypothesis_tests(
 
     - `level`: of each test. `epsilon`, `share`: see the tests. `random`: random circuits of the circuit's size, and
       circuits inflated by a random path. `seed`: of all that is drawn.
+    - `checkpoint`: a folder that keeps how far the run is; the same call goes on from there.
 
-    Raises ValueError for a circuit of another graph or without edges, and numbers below 1.
+    Raises ValueError for a circuit of another graph or without edges, numbers below 1, and a checkpoint that is damaged
+    or another run's.
     """
     judged = ablated(objective)
     mask = masks_of(judged.graph, circuit)[0]
@@ -65,7 +71,8 @@ def hypothesis_tests(
     if random < 1 or not 0 < level < 1 or not 0 < share < 1:
         raise ValueError(f"expected random >= 1, level and share in (0, 1); got {random}, {level} and {share}")
     parts = _parts(judged, mask, random, seed)
-    losses = judged.losses_of(np.concatenate(list(parts.values())))
+    with kept(judged, circuit, checkpoint, method="test", random=random, seed=seed) as keeping:
+        losses = keeping.losses_of(np.concatenate(list(parts.values())))
     sizes = np.cumsum([len(part) for part in parts.values()])
     s = dict(zip(parts, np.split(losses, sizes[:-1]), strict=True))
     names = judged.graph.names_of(mask)
