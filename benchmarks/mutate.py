@@ -1,6 +1,6 @@
 """Mutants: one small change of the package at a time; the tests that concern the file should notice.
 
-    python benchmarks/mutate.py [--count N] [--seed S] [--only metrics.py] [--timeout SECONDS] [--out mutants.jsonl]
+    python benchmarks/mutate.py [--count N] [--seed S] [--only metrics.py ...] [--minutes M] [--out mutants.jsonl]
 
 Draws mutants at random over the files of `TESTS`, runs each file's tests on a copy of the package, prints one line a
 mutant and at last planted, killed and the survivors. What is already in `--out` is not run again.
@@ -175,7 +175,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default="", help="files whose name holds this")
+    parser.add_argument("--only", nargs="+", default=[""], help="files whose names hold one of these")
     parser.add_argument("--timeout", type=float, default=900)
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no mutant after this")
     parser.add_argument("--out", type=Path, default=Path("mutants.jsonl"))
@@ -184,9 +184,9 @@ def main() -> None:
         (name, line, said, changed)
         for name in TESTS
         for line, said, changed in mutants((ROOT / "jaxcircuits" / name).read_text())
-        if options.only in name
+        if any(part in name for part in options.only)
     ]
-    print(f"{len(every)} mutants of {len(TESTS)} files; {min(options.count, len(every))} are run")
+    print(f"{len(every)} mutants; {min(options.count, len(every))} are drawn", flush=True)
     drawn = random.Random(options.seed).sample(every, min(options.count, len(every)))
     known = [json.loads(text) for text in options.out.read_text().splitlines()] if options.out.is_file() else []
     done = {(each["file"], each["line"], each["now"]): each for each in known}

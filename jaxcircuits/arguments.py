@@ -1,10 +1,18 @@
 """Numbers that callers and files give, checked at the door."""
 
+import functools
+import inspect
 import math
+import os
 import sys
-from typing import Any
+import types
+import typing
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def is_count(value: Any, least: int = 0) -> bool:
@@ -29,3 +37,55 @@ def check_number(name: str, value: Any, low: float = -math.inf, high: float = ma
     if not is_number(value) or not low <= value <= high:
         span = "" if math.isinf(low) and math.isinf(high) else f" from {low:g} to {high:g}"
         raise ValueError(f"{name}: expected a finite number{span}, got {value!r:.60}")
+
+
+def checked(function: Function) -> Function:
+    """A function that refuses arguments of another kind than its annotations state, by name and as ValueError.
+
+    These are whole numbers (True and 2.0 are none; `seed` is at least 0), finite numbers, truth values, texts, paths,
+    this library's records, and unions of them. What is annotated otherwise, the function checks itself.
+    """
+    annotations = {name: parameter.annotation for name, parameter in inspect.signature(function).parameters.items()}
+    kinds = {name: found for name, annotation in annotations.items() if (found := _kinds(annotation))}
+
+    @functools.wraps(function)
+    def called(*given: Any, **named: Any) -> Any:
+        for name, value in (*zip(annotations, given, strict=False), *named.items()):
+            if name in kinds and not any(_is_of(name, value, kind) for kind in kinds[name]):
+                expected = " or ".join(_said(name, kind) for kind in kinds[name])
+                plain = isinstance(value, bool | int | float | str | None)
+                got = f"{value!r:.60}" if plain else f"a {type(value).__name__}"
+                raise ValueError(f"{name}: expected {expected}, got {got}")
+        return function(*given, **named)
+
+    return typing.cast(Function, called)
+
+
+KINDS = {int: "a whole number", float: "a finite number", bool: "True or False", str: "a text", type(None): "None"}
+
+
+def _kinds(annotation: Any) -> tuple[type, ...]:
+    """The kinds that an annotation states; none if there is one among them that is not known."""
+    kinds = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    known = (isinstance(kind, type) and (kind in KINDS or _is_record(kind)) for kind in kinds)
+    return kinds if all(known) else ()
+
+
+def _is_record(kind: type) -> bool:
+    return kind is os.PathLike or kind.__module__.startswith(f"{__package__}.")
+
+
+def _is_of(name: str, value: Any, kind: type) -> bool:
+    if getattr(value, "shape", None) == () and kind in (int, float, bool):
+        value = np.asarray(value)[()]
+    if kind is int:
+        return is_count(value, 0 if name == "seed" else -(1 << 63))
+    if kind is float:
+        return is_number(value)
+    return isinstance(value, bool | np.bool_ if kind is bool else kind)
+
+
+def _said(name: str, kind: type) -> str:
+    if name == "seed" and kind is int:
+        return "a whole number of at least 0"
+    return KINDS.get(kind, "a path" if kind is os.PathLike else f"a {kind.__name__}")

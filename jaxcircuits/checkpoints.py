@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import DTypeLike
 
+from .arguments import checked
 from .finite import check_finite
 from .formats import (
     CONVERSION_OF_MODEL,
@@ -72,6 +73,7 @@ class Checkpoint:
         return self.model.tokenizer if self.files is None else load_tokenizer(self.files)
 
 
+@checked
 def load(
     name: str | os.PathLike,
     *,
@@ -95,7 +97,10 @@ def load(
     Raises ValueError for a name that is nowhere, a pickle, an unsupported config, missing, unexpected, truncated or
     misshapen tensors, and units that the model has not.
     """
-    dtype = np.dtype(dtype)
+    try:
+        dtype = np.dtype(dtype)
+    except TypeError:
+        raise ValueError(f"dtype: expected a floating dtype such as float32, got {dtype!r:.60}") from None
     if dtype == np.float64 and not jax.config.read("jax_enable_x64"):
         raise ValueError('float64 needs jax.config.update("jax_enable_x64", True) before loading')
     if not jnp.issubdtype(dtype, jnp.floating):

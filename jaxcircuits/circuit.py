@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import notebook
-from .arguments import check_number, is_count
+from .arguments import check_number, checked, is_count
 from .circuit_file import FORMAT, cfg_of, contents_of
 from .files import plain, read_json, write_json
 from .graph import Graph
@@ -41,6 +41,10 @@ class Circuit:
         object.__setattr__(self, "mask", np.asarray(self.mask))
         if self.mask.dtype != bool:
             raise ValueError(f"mask: expected True and False, got {self.mask.dtype}; choose edges, as by mask > 0.5")
+        object.__setattr__(self, "scores", np.asarray(self.scores))
+        if not isinstance(self.run, dict) or not is_count(self.d_model):
+            got = f"{self.run!r:.60} and {self.d_model!r:.60}"
+            raise ValueError(f"run, d_model: expected a dict and a whole number, got {got}")
         for name in ("mask", "scores"):
             if getattr(self, name).shape != self.graph.shape:
                 raise ValueError(f"{name}: expected shape {self.graph.shape}, got {getattr(self, name).shape}")
@@ -57,6 +61,7 @@ class Circuit:
         return cls(result.graph, result.mask, result.scores, extended(result.run, run), d_model)
 
     @classmethod
+    @checked
     def select(
         cls,
         scored: "Scores | Circuit",
@@ -75,6 +80,8 @@ class Circuit:
 
         Dead ends go after that; the record has both counts. Raises ValueError for a bad choice.
         """
+        if not hasattr(scored, "graph"):
+            raise ValueError(f"select: expected scores or a scored circuit, got a {type(scored).__name__}")
         graph = scored.graph
         if rank not in RANKS:
             raise ValueError(f"rank: expected one of {', '.join(RANKS)}, got {rank!r}")
@@ -121,6 +128,7 @@ class Circuit:
         run = {**self.run, "edges_with_dead_ends": self.num_edges, "edges_kept": int(mask.sum())}
         return dataclasses.replace(self, mask=mask, run=run)
 
+    @checked
     def save(self, path: str | os.PathLike) -> None:
         """Writes the circuit as JSON, whole or not at all."""
         graph = self.graph
@@ -139,6 +147,7 @@ class Circuit:
         write_json(path, value)
 
     @classmethod
+    @checked
     def load(cls, path: str | os.PathLike) -> "Circuit":
         """Reads a circuit of this library, of MIB or of EAP-IG. Raises ValueError for anything malformed."""
         value = read_json(path, "circuit file")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from .arguments import checked
 from .files import is_text, parse_json, read_text, repeated
 from .finite import check_finite
 from .framing import framed
@@ -78,6 +79,7 @@ class PromptPairs:
             taken[field.name] = value if field.name == "digits" or value is None else value[rows]
         return dataclasses.replace(self, **taken)
 
+    @checked
     def split(self, first: int) -> "tuple[PromptPairs, PromptPairs]":
         """The first prompts and the rest, e.g. to find a circuit on some and test it on others."""
         if not 0 < first < len(self):
@@ -120,6 +122,7 @@ class PromptPairs:
         write_arrays(path, arrays, compressed=True)
 
     @classmethod
+    @checked
     def load(
         cls, path: str | os.PathLike, tokenizer: Any = None, *, bos: bool | None = None, template: str | None = None
     ) -> "PromptPairs":
@@ -214,6 +217,8 @@ def from_text(rows: Sequence[dict[str, Any]], tokenizer: Any) -> PromptPairs:
     Prompts of different lengths are padded on the right. Raises ValueError, naming the row, for a clean and a
     corrupt prompt of different lengths, for unknown tokens, and for answers that are not one token.
     """
+    if not isinstance(rows, Sequence) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"rows: expected a list of dicts, one a prompt, got {rows!r:.60}")
     if not rows:
         raise ValueError("no prompts: expected at least one row")
     clean, corrupt = [], []
@@ -318,7 +323,7 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
     text = read_text(path, "task file", encoding="utf-8-sig")
     try:
         if path.suffix == ".csv":
-            reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+            reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, restkey="beyond the columns")
             if (twice := repeated(reader.fieldnames or ())) is not None:
                 raise ValueError(f"it has two columns {twice!r}: keep one of them")
             return list(reader)

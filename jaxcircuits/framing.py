@@ -5,12 +5,15 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from .arguments import checked
+
 Pairs = TypeVar("Pairs")
 PROMPT = "{prompt}"
 MARK = "\u2042PROMPT\u2042"
 """What stands for the prompt while the chat template is filled in."""
 
 
+@checked
 def framed(pairs: Pairs, tokenizer: Any, *, bos: bool | None = None, template: str | None = None) -> Pairs:
     """`PromptPairs` with token ids put in front of every prompt and behind it; answers and positions move along.
 

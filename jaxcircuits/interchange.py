@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .arguments import check_number
+from .arguments import check_number, checked
 from .circuit import Circuit
 from .graph import Graph
 
@@ -21,6 +21,7 @@ MIB_PERCENT = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
 """Sizes of a submission's nine circuits, in percent of all edges."""
 
 
+@checked
 def write_mib(
     results: Mapping[tuple[str, str], Circuit | Sequence[Circuit]], folder: str | os.PathLike
 ) -> tuple[Path, ...]:
@@ -46,6 +47,7 @@ def write_mib(
     return tuple(files)
 
 
+@checked
 def read_mib(folder: str | os.PathLike) -> dict[tuple[str, str], tuple[Circuit, ...]]:
     """The circuits of a submission by (task, model), the smallest first; one where there are only scores.
 
@@ -62,6 +64,7 @@ def read_mib(folder: str | os.PathLike) -> dict[tuple[str, str], tuple[Circuit, 
     return found
 
 
+@checked
 def mib_name(task: str, model: str) -> str:
     """`{task}_{model}`, the folder of a submission.
 

@@ -131,7 +131,7 @@ def by_name(metric: str | Metric) -> Metric:
     """The metric of a name; a function is returned as it is. Raises ValueError for an unknown name."""
     if callable(metric):
         return metric
-    if metric not in METRICS:
+    if not isinstance(metric, str) or metric not in METRICS:
         raise ValueError(f"unknown metric {metric!r}: expected a function or one of {', '.join(METRICS)}")
     return METRICS[metric]
 

@@ -15,9 +15,10 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from . import batching
+from .arguments import checked
 from .graph import Graph
 from .models import NodeValues
-from .objective import Objective
+from .objective import Objective, mask_of
 from .types import EdgeScores, Model, NodeMask
 
 REFERENCES = ("zero", "edges")
@@ -33,6 +34,7 @@ class NodeObjective(eqx.Module):
     objective: Objective
     reference: NodeValues | None
 
+    @checked
     def __init__(self, objective: Objective, reference: str = "zero"):
         """The objective's model, prompts and metric, with node masks.
 
@@ -96,7 +98,7 @@ class NodeObjective(eqx.Module):
         return run
 
     def _cast(self, node_mask: ArrayLike) -> NodeMask:
-        node_mask = jnp.asarray(node_mask)
+        node_mask = jnp.asarray(mask_of(node_mask, self.graph))
         if node_mask.shape != (len(self.names),):
             raise ValueError(f"node mask: expected shape ({len(self.names)},), got {node_mask.shape}; see `names`")
         return node_mask.astype(self.objective.model.dtype)

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Shaped
 
 from . import batching, gradients, metrics
+from .arguments import check_count, checked
 from .batching import CANDIDATES, PROMPTS, constrain, place
 from .data import PromptPairs
 from .finite import check_finite, check_weights, weights_are_finite
@@ -25,7 +26,7 @@ from .metrics import Labels, Metric
 from .models import Held as Held
 from .references import REFERENCES, name_of, reference_values, sender_values
 from .run import SOURCE, digest
-from .types import Mask, Model, PositionedMask
+from .types import Mask, MaskLike, Model, PositionedMask
 
 
 class Objective(eqx.Module):
@@ -38,7 +39,8 @@ class Objective(eqx.Module):
     token positions and carries the reference at others.
 
     It is a pytree, an argument of the compiled functions: new prompts, weights or masks of the same shapes
-    compile nothing, and `jax.vmap`, `jax.grad` and `eqx.filter_jit` apply to it.
+    compile nothing, and `jax.vmap`, `jax.grad` and `eqx.filter_jit` apply to it; to `jax.jit` it is one function, whose
+    weights and prompts are constants. A circuit is taken as its mask.
     """
 
     model: Model
@@ -55,6 +57,7 @@ class Objective(eqx.Module):
     microbatch: int = eqx.field(static=True)
     mesh: Mesh | None = eqx.field(static=True)
 
+    @checked
     def __init__(
         self,
         model: Model,
@@ -82,6 +85,8 @@ class Objective(eqx.Module):
         names, and NaN or infinity in a weight, the clean run, the reference or the metric; MemoryError if not even one
         prompt fits.
         """
+        if not hasattr(model, "residual"):
+            raise ValueError(f"model: expected a model, as `load(...).model`, got a {type(model).__name__}")
         pairs.check_against(model.vocab_size, model.max_positions)
         self.metric = metrics.by_name(metric)
         self.metric_name = metrics.name_of(self.metric)
@@ -110,6 +115,9 @@ class Objective(eqx.Module):
         self.reference = reference_values(reference, model, pairs, zeros, size=self.microbatch, mesh=mesh)
         self._check_finite()
 
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
+
     @property
     def graph(self) -> Graph:
         return self.model.graph
@@ -123,28 +131,29 @@ class Objective(eqx.Module):
     def num_prompts(self) -> int:
         return self.clean.shape[0]
 
-    def __call__(self, mask: ArrayLike) -> Float[Array, ""]:
+    def __call__(self, mask: MaskLike) -> Float[Array, ""]:
         """The circuit's loss, mean over the prompts. Raises ValueError for a mask of another shape."""
         return _mean(self, self._cast(mask, positioned=True))
 
-    def per_example(self, mask: ArrayLike) -> Float[Array, " batch"]:
+    def per_example(self, mask: MaskLike) -> Float[Array, " batch"]:
         """The circuit's loss on each prompt."""
         return _per_example(self, self._cast(mask, positioned=True))
 
-    def many(self, masks: ArrayLike, width: int = 8) -> Float[Array, " circuit"]:
+    def many(self, masks: MaskLike, width: int = 8) -> Float[Array, " circuit"]:
         """The losses of many circuits [circuit, sender, receiver, *position], `width` of them at a time."""
         return _many(self, *self._cast_many(masks, width))
 
-    def per_example_many(self, masks: ArrayLike, width: int = 8) -> Float[Array, "circuit batch"]:
+    def per_example_many(self, masks: MaskLike, width: int = 8) -> Float[Array, "circuit batch"]:
         """`many`, one number a prompt."""
         return _per_example_many(self, *self._cast_many(masks, width))
 
     def memory_needed(self, width: int) -> int:
         """Bytes that `many` takes for `width` circuits at a time."""
+        check_count("width", width, 1)
         masks = self._placed(np.zeros((width, *self.graph.shape), bool))
         return batching.memory_needed(_many, self, masks, self._rounded(width))
 
-    def gradient(self, mask: ArrayLike, *, spans: ArrayLike | None = None) -> Float[Array, "*span sender receiver"]:
+    def gradient(self, mask: MaskLike, *, spans: ArrayLike | None = None) -> Float[Array, "*span sender receiver"]:
         """`df/dmask` at any mask, 0 where there is no edge; at ones it is minus EAP (2310.10348).
 
         As `<z_s - ref_s, df/dx_r>` (sender's difference, gradient at what the receiver reads), which needs one
@@ -154,7 +163,7 @@ class Objective(eqx.Module):
         """
         return _value_and_gradient(self, self._cast(mask), self._cast_spans(spans))[1]
 
-    def value_and_gradient(self, mask: ArrayLike) -> tuple[Float[Array, ""], Mask]:
+    def value_and_gradient(self, mask: MaskLike) -> tuple[Float[Array, ""], Mask]:
         """`objective(mask)` and `objective.gradient(mask)` from one forward and one backward pass."""
         return _value_and_gradient(self, self._cast(mask), None)
 
@@ -291,9 +300,8 @@ class Objective(eqx.Module):
     def _placed(self, x: ArrayLike) -> Array:
         return x if isinstance(x, jax.Array) else place(x, self.mesh)
 
-    def _cast(self, mask: ArrayLike, *, positioned: bool = False) -> PositionedMask:
-        _check_mask(mask)
-        mask = self._placed(mask)
+    def _cast(self, mask: MaskLike, *, positioned: bool = False) -> PositionedMask:
+        mask = self._placed(mask_of(mask, self.graph))
         if mask.shape != self.graph.shape and not (positioned and mask.shape == self._positioned_shape):
             raise ValueError(f"mask: expected shape {self.graph.shape} (senders, receivers), got {mask.shape}")
         return mask.astype(self.model.dtype)
@@ -302,13 +310,14 @@ class Objective(eqx.Module):
     def _positioned_shape(self) -> tuple[int, int, int]:
         return *self.graph.shape, self.clean.shape[1]
 
-    def _cast_many(self, masks: ArrayLike, width: int) -> tuple[Array, int]:
-        _check_mask(masks)
-        masks = self._placed(masks)
+    def _cast_many(self, masks: MaskLike, width: int) -> tuple[Array, int]:
+        if isinstance(masks, list | tuple):
+            each: list[Any] = [mask_of(mask, self.graph) for mask in masks]
+            masks = jnp.stack(each) if any(isinstance(mask, Tracer) for mask in each) else np.stack(each)
+        masks = self._placed(mask_of(masks, self.graph))
         if masks.shape[1:] not in (self.graph.shape, self._positioned_shape):
             raise ValueError(f"masks: expected shape (circuits, *{self.graph.shape}), got {masks.shape}")
-        if width < 1:
-            raise ValueError(f"width: expected at least 1, got {width}")
+        check_count("width", width, 1)
         return masks, self._rounded(width)
 
     def _cast_spans(self, spans: ArrayLike | None) -> Spans:
@@ -338,10 +347,10 @@ def _check_options(
         raise ValueError(f"average: expected 'together' or 'per_prompt', got {average!r}")
     if isinstance(reference, str) and reference not in REFERENCES:
         raise ValueError(f"unknown reference {reference!r}: expected {', '.join(REFERENCES)}, or an array")
-    if microbatch is not None and microbatch < 1:
-        raise ValueError(f"microbatch: expected at least 1 prompt, got {microbatch}")
-    if mesh is not None and mesh.axis_names != (CANDIDATES, PROMPTS):
-        raise ValueError(f"mesh: expected the axes {CANDIDATES} and {PROMPTS}, got {mesh.axis_names}")
+    if microbatch is not None:
+        check_count("microbatch", microbatch, 1)
+    if mesh is not None and getattr(mesh, "axis_names", None) != (CANDIDATES, PROMPTS):
+        raise ValueError(f"mesh: expected the axes {CANDIDATES} and {PROMPTS}, as `device_mesh` has, got {mesh!r:.60}")
     if mesh is not None and prompts % mesh.shape[PROMPTS]:
         raise ValueError(f"mesh: expected prompts in multiples of {mesh.shape[PROMPTS]} devices, got {prompts}")
 
@@ -358,10 +367,32 @@ def _check_padding(model: Any, pairs: PromptPairs) -> None:
         )
 
 
-def _check_mask(mask: ArrayLike) -> None:
-    """Raises ValueError for NaN or infinity, unless the mask is traced: then nobody can look at it."""
-    if not isinstance(mask, Tracer):
-        check_finite("mask", mask)
+BEYOND = 1e-3
+"""How far a mask's numbers may lie beyond 0 and 1: slopes there are also taken by a small step to either side."""
+
+
+def mask_of(mask: Any, graph: Graph) -> ArrayLike:
+    """The mask that something is: an array, or that of a circuit.
+
+    Raises ValueError for scores, which choose no edges, for a circuit of another graph, and for values that are no
+    numbers from 0 to 1. Of a traced mask these are not known.
+    """
+    if hasattr(mask, "graph"):
+        if hasattr(mask, "values"):
+            raise ValueError("mask: scores choose no edges; take Circuit.select(scores, edges=...)")
+        if mask.graph != graph:
+            shapes = f"{graph.shape}, got one of {mask.graph.shape}"
+            raise ValueError(f"mask: expected a circuit of the model's graph, {shapes}")
+        mask = mask.mask
+    if isinstance(mask, Tracer):
+        return mask
+    array = np.asarray(mask)
+    if not any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.bool_, jnp.integer, jnp.floating)):
+        raise ValueError(f"mask: expected an array of numbers from 0 to 1, or a circuit, got {mask!r:.60}")
+    check_finite("mask", array)
+    if array.dtype != bool and array.size and not -BEYOND <= array.min() <= array.max() <= 1 + BEYOND:
+        raise ValueError(f"mask: expected numbers from 0 to 1, got {array.min()} to {array.max()}")
+    return mask if hasattr(mask, "dtype") else array
 
 
 @eqx.filter_jit

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from . import notebook
+from .arguments import is_count
 from .finite import check_finite
 from .graph import Graph
 from .types import EdgeBools, EdgeScores
@@ -27,6 +28,8 @@ def spans_within(positions: Positions, width: int) -> tuple[Span, ...]:
 
     Raises ValueError for none, and for a span that is empty or beyond the prompts.
     """
+    if not isinstance(positions, Sequence | np.ndarray) or isinstance(positions, str):
+        raise ValueError(f"positions: expected a list of positions or spans, got {positions!r:.60}")
     spans = []
     for span in positions:
         ends = (span, span + 1) if isinstance(span, int | np.integer) else tuple(span)
@@ -101,7 +104,7 @@ class Scores:
 
     def at(self, span: int) -> "Scores":
         """The scores of one span of positions. Raises ValueError for a number that is none."""
-        if self.positions is None or not 0 <= span < len(self.positions):
+        if self.positions is None or not is_count(span) or not span < len(self.positions):
             raise ValueError(f"at: expected the number of one of {len(self.positions or ())} spans, got {span}")
         run = {**self.run, "positions": [list(self.positions[span])]}
         return dataclasses.replace(self, values=self.values[span], run=run, positions=None)
@@ -128,6 +131,8 @@ def ensemble(parts: Sequence[Scores], *, scale: str = "rank") -> Scores:
     """
     if scale not in ("rank", "norm"):
         raise ValueError(f"scale: expected 'rank' or 'norm', got {scale!r}")
+    if not isinstance(parts, Sequence) or not all(isinstance(part, Scores) for part in parts):
+        raise ValueError(f"ensemble: expected a list of scores, got {parts!r:.60}")
     if not parts or any(part.graph != parts[0].graph for part in parts):
         raise ValueError(f"ensemble: expected at least one part, all of one graph, got {len(parts)} parts")
     signed = {part.signed for part in parts}

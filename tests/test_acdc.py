@@ -280,8 +280,7 @@ def test_an_increment_equal_to_the_threshold_stays(x64):
     assert jc.acdc(objective, increment * (1 + 1e-6), width=1).decisions[0].removed
 
 
-@pytest.mark.parametrize("value", [jnp.nan, jnp.inf])
-@pytest.mark.parametrize("width", [1, 16])
+@pytest.mark.parametrize(("value", "width"), [(jnp.nan, 16), (jnp.inf, 1)])
 def test_a_trial_without_a_number_stops_the_search_by_its_name(value, width):
     """The same trial stops it whatever is tried at once: what lies behind a wrong guess decides nothing."""
 

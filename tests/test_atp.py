@@ -23,7 +23,7 @@ def one_layer(model):
 
 
 @pytest.mark.parametrize("reference", ["resample", pytest.param("zero", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", ["no-norm", "shortformer"])
+@pytest.mark.parametrize("name", ["no-norm", pytest.param("shortformer", marks=pytest.mark.mission)])
 def test_the_qk_fix_is_exact_where_only_the_pattern_is_not_linear(name, reference, x64):
     """One layer, no norm, logit difference: the loss is linear in what heads write, and EAP errs only in q and k."""
     model = one_layer(micro_model(name, dtype=jnp.float64))

@@ -17,14 +17,15 @@ METHODS = {
     "EAP-IG-inputs": lambda objective: jc.eap_ig_inputs(objective, steps=5),
     "EAP-IG-activations": lambda objective: jc.eap_ig_activations(objective, steps=3),
 }
+mission = pytest.mark.mission
 PUBLISHED = [
     "ioi-EAP-logit_diff",
-    "ioi-clean-corrupted-logit_diff",
-    "ioi-EAP-IG-inputs-logit_diff",
+    pytest.param("ioi-clean-corrupted-logit_diff", marks=mission),
     "ioi-EAP-IG-inputs-kl",
+    pytest.param("ioi-EAP-IG-inputs-logit_diff", marks=mission),
     "ioi-EAP-IG-activations-logit_diff",
-    "induction-EAP-logit_diff",
-    "induction-EAP-IG-inputs-logit_diff",
+    pytest.param("induction-EAP-logit_diff", marks=mission),
+    pytest.param("induction-EAP-IG-inputs-logit_diff", marks=mission),
 ]
 
 
@@ -51,7 +52,7 @@ def test_scores_equal_those_of_the_public_code(name, x64_reference):
     compare(name, x64_reference.model, 1e-10)
 
 
-@pytest.mark.parametrize("name", ["ioi-EAP-logit_diff", "ioi-EAP-IG-inputs-kl"])
+@pytest.mark.parametrize("name", [pytest.param("ioi-EAP-logit_diff", marks=mission), "ioi-EAP-IG-inputs-kl"])
 def test_single_precision_is_close(name):
     compare(name, jc.load(GOLDEN / "ref-4l").model, 1e-4)
 
@@ -60,9 +61,9 @@ def test_single_precision_is_close(name):
     "model, reference",
     [
         ("gpt2", "resample"),
-        ("gpt2-untied-relu", "zero"),
-        ("attention-only", "mean"),
-        ("no-norm", "resample"),
+        pytest.param("gpt2-untied-relu", "zero", marks=mission),
+        pytest.param("attention-only", "mean", marks=mission),
+        pytest.param("no-norm", "resample", marks=mission),
         ("shortformer", "resample"),
         ("one-head", "zero"),
     ],
@@ -94,7 +95,7 @@ def displaced_loss(objective, held, alpha, mask):
     return jax.vmap(one)(objective._prompts()).mean()
 
 
-@pytest.mark.parametrize("group", [0, 1, 2, 3])
+@pytest.mark.parametrize("group", [0, 1, *(pytest.param(group, marks=mission) for group in (2, 3))])
 def test_displacement_gradient_equals_a_finite_difference(group, x64):
     """Held senders are constants, displacements are constants, and the slope is that of a real run."""
     objective = micro(metric="kl")

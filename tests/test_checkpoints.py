@@ -353,6 +353,27 @@ def test_a_config_that_is_missing_or_malformed_is_refused(saved):
         jc.load(folder)
 
 
+def test_keys_that_fine_tuned_models_carry_change_nothing(saved):
+    """As transformers 4 wrote them, and gpt2-medium's own `n_special`."""
+    model, folder = saved
+    carried = {
+        **{"n_special": 0, "predict_special_tokens": True, "torchscript": False, "use_bfloat16": False},
+        **{"tf_legacy_loss": False, "tie_encoder_decoder": False, "pruned_heads": {}, "is_decoder": False},
+        **{"cross_attention_hidden_size": None, "add_cross_attention": False, "finetuning_task": "lm", "top_k": 50},
+        **{"do_sample": True, "max_length": 20, "num_beams": 4, "temperature": 0.7, "torch_dtype": "float16"},
+        **{"task_specific_params": {"text-generation": {"do_sample": True}}, "output_past": True, "prefix": None},
+        **{"quantization_config": None, "_num_labels": 1, "gradient_checkpointing": True, "unsloth_version": "2025"},
+    }
+    rewrite_config(folder, **carried)
+    assert_equal_models(jc.load(folder).model, model)
+    for key, value in (("pruned_heads", {"0": [1]}), ("auto_map", {"AutoModel": "x.y"}), ("alibi", True)):
+        rewrite_config(folder, **{key: value})
+        with pytest.raises(ValueError, match=f"config.json: .*{key}"):
+            jc.load(folder)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != key}))
+
+
 @pytest.mark.parametrize("pattern", PICKLES)
 def test_a_pickle_is_refused_with_the_command_that_converts_it(pattern, saved):
     _, folder = saved

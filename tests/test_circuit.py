@@ -350,5 +350,5 @@ def test_what_select_refuses():
         jc.Circuit.select(scores, edges=1, rank="size")
     with pytest.raises(ValueError, match=f"0 to {scores.graph.num_edges}, got 900"):
         jc.Circuit.select(scores, edges=900)
-    with pytest.raises(ValueError, match="threshold: expected a finite number, got nan"):
+    with pytest.raises(ValueError, match="threshold: expected a finite number or None, got nan"):
         jc.Circuit.select(scores, threshold=float("nan"))

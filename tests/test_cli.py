@@ -343,7 +343,11 @@ def test_files_that_do_not_fit_end_with_one_line(run, micro):
     (micro / "broken.npz").write_bytes(b"PK\x03\x04 not an archive")
     (micro / "rows.jsonl").write_text('{"clean": "a b", "corrupt": "a"}\n')
     np.savez(micro / "big.npz", clean=np.full((2, 4), 999), corrupt=np.zeros((2, 4), int))
-    for task, said in (("broken.npz", "no readable"), ("big.npz", "vocabulary of 11"), ("rows.jsonl", "tokenizer")):
+    for task, said in (
+        ("broken.npz", "broken.npz is malformed"),
+        ("big.npz", "vocabulary of 11"),
+        ("rows.jsonl", "tokenizer"),
+    ):
         code, _, error = run("discover", micro / task, "--model", micro / "micro")
         assert code == 1 and said in error and error.count("\n") == 1
     weights = micro / "micro" / "model.safetensors"

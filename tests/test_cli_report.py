@@ -99,3 +99,17 @@ def test_wrong_use_ends_with_one_line(run, tmp_path):
     code, _, error = run("discover", "ioi", "--report", tmp_path / "page.pdf")
     assert code == 1 and "ending in .html" in error
     assert not page.exists()
+
+
+def test_what_a_file_says_does_not_reach_the_terminal_as_orders(run, tmp_path):
+    graph = jc.Graph.transformer(1, 2)
+    said = {"task": "\x1b[2J\rerror: fake\n\x07", "model": "m\u202e", "metric": "\x9b31m", "method": "x"}
+    jc.Circuit(graph, graph.valid, np.zeros(graph.shape), said).save(tmp_path / "c.json")
+    code, printed, error = run("show", tmp_path / "c.json")
+    assert code == 0 and error == ""
+    assert printed.splitlines()[0] == "\\x1b[2J error: fake \\x07 on m\\u202e, x, \\x9b31m"
+    for ending in ("md", "dot"):
+        run("report", tmp_path / "c.json", "--no-model", "--out", tmp_path / f"c.{ending}")
+        text = (tmp_path / f"c.{ending}").read_text()
+        assert text.replace("\n", "").isprintable()
+    assert "metric | \\\\x9b31m |" in (tmp_path / "c.md").read_text()

@@ -31,10 +31,12 @@ def check(calls, setup=""):
 
 def test_circuits_are_chosen_by_whole_numbers_and_thresholds():
     check("""
-for edges in (2.5, True, "3", -1, np.float64(2), 900, 2**70):
+for edges in (2.5, True, "3", np.float64(2), 2**70):
+    check(lambda: jc.Circuit.select(scores, edges=edges), "edges: expected a whole number")
+for edges in (-1, 900):
     check(lambda: jc.Circuit.select(scores, edges=edges), "edges: expected 0 to 46, got")
 for threshold in (float("nan"), float("inf"), True, "0.1", 10**400):
-    check(lambda: jc.Circuit.select(scores, threshold=threshold), "threshold: expected a finite number, got")
+    check(lambda: jc.Circuit.select(scores, threshold=threshold), "threshold: expected a finite number or None, got")
 assert jc.Circuit.select(scores, edges=np.int64(12)).edges == jc.Circuit.select(scores, edges=12).edges
 for dtype in (float, int, np.float32, object):
     check(lambda: jc.Circuit(graph, zeros.astype(dtype), zeros, {}), "mask: expected True and False, got")
@@ -48,3 +50,128 @@ for score in (float("nan"), float("inf"), 10**400, True, "1", None):
     check(lambda: jc.from_autocircuit(graph, {"A0.1->MLP 1": score}), "score of A0.1->MLP 1: expected a finite number")
 check(lambda: jc.from_autocircuit(graph, [3]), "sender->receiver', got 3")
 """)
+
+
+OBJECTIVE = """
+import sys
+sys.path.insert(0, "tests")
+import jax
+import jax.numpy as jnp
+import equinox as eqx
+from conftest import micro_model, micro_pairs
+
+model, pairs = micro_model("one-head"), micro_pairs()
+objective = jc.Objective(model, pairs, "logit_diff")
+graph = objective.graph
+scores = jc.random_scores(objective)
+circuit = jc.Circuit.select(scores, edges=3)
+"""
+
+
+def test_a_circuit_is_a_mask_and_scores_are_none():
+    check(
+        """
+nodes = jc.NodeObjective(objective)
+assert float(objective(circuit)) == float(objective(circuit.mask)) != float(objective(graph.valid))
+assert (objective.many([circuit, graph.valid]) == objective.many(np.stack([circuit.mask, graph.valid]))).all()
+assert (objective.gradient(circuit) == objective.gradient(circuit.mask)).all()
+check(lambda: objective(scores), "mask: scores choose no edges; take Circuit.select(scores, edges=...)")
+other = jc.Circuit(jc.Graph.transformer(1, 2), jc.Graph.transformer(1, 2).valid, np.zeros((4, 8)), {})
+check(lambda: objective(other), "mask: expected a circuit of the model's graph, (3, 5), got one of (4, 8)")
+for f in (objective, objective.per_example, objective.gradient, objective.value_and_gradient, objective.many, nodes):
+    for bad in (None, "kept", 2.5, [["x"]], 1j * np.ones(graph.shape), graph.valid.astype(object)):
+        check(lambda: f(bad), "mask")
+    for bad in (7, -2e-3, float("nan"), float("inf")):
+        check(lambda: f(np.full(graph.shape, bad)), "mask: expected")
+half = np.full(graph.shape, 0.5)
+assert np.allclose(jax.jit(objective)(half), objective(half)) and eqx.filter_jit(objective)(half) == objective(half)
+assert np.allclose(jax.jit(jax.grad(objective))(jnp.asarray(half)), jax.grad(objective)(jnp.asarray(half)))
+other = jc.Objective(model, pairs, "kl")
+assert objective != other and np.allclose(jax.jit(other)(half), other(half))
+assert not np.allclose(other(half), objective(half))
+""",
+        OBJECTIVE,
+    )
+
+
+def test_numbers_are_of_the_kind_that_is_meant():
+    check(
+        """
+masks = np.ones((2, *graph.shape))
+counts = [
+    lambda x: jc.Objective(model, pairs, microbatch=x), lambda x: objective.many(masks, width=x),
+    objective.memory_needed, lambda x: jc.eap_ig_inputs(objective, steps=x), lambda x: jc.exact(objective, width=x),
+    lambda x: jc.edge_pruning(objective, steps=x), lambda x: jc.edge_pruning(objective, steps=2, batch=x),
+    lambda x: jc.ugs(objective, 0.1, samples=x), lambda x: jc.acdc(objective, 0.1, width=x),
+    lambda x: jc.random_control(objective, circuit, count=x), lambda x: jc.random_circuits(circuit, x),
+    lambda x: jc.inspect_circuit(objective, circuit, prompts=x),
+    lambda x: jc.hypothesis_tests(objective, circuit, random=x),
+    lambda x: jc.tasks.by_name("gendered_pronoun").generate(size=x), pairs.split,
+]
+for call in counts:
+    for bad in (2.5, True, float("nan"), float("inf"), "3", [1], -1, 2**70):
+        check(lambda: call(bad), "expected")
+seeds = [
+    lambda x: jc.random_scores(objective, seed=x), lambda x: jc.acdc(objective, 0.1, seed=x),
+    lambda x: jc.ugs(objective, 0.1, seed=x), lambda x: jc.edge_pruning(objective, seed=x),
+    lambda x: jc.hypothesis_tests(objective, circuit, seed=x), lambda x: jc.random_control(objective, circuit, seed=x),
+    lambda x: jc.tasks.by_name("ioi").generate(jc.load("tiny-gpt2").tokenizer, seed=x),
+]
+for call in seeds:
+    for bad in (-1, 2.5, True, None, "3", [1]):
+        check(lambda: call(bad), "seed: expected a whole number of at least 0, got")
+numbers = [
+    lambda x: jc.acdc(objective, x), lambda x: jc.edge_pruning(objective, x), lambda x: jc.ugs(objective, x),
+    lambda x: jc.subnetwork_probing(objective, x), lambda x: jc.optimal_ablation(objective, rate=x),
+    lambda x: jc.edge_pruning(objective, decay=x), lambda x: jc.acdc_sweep(objective, [x]),
+]
+for call in numbers:
+    for bad in (True, float("nan"), float("inf"), "3", None, [1]):
+        check(lambda: call(bad), "expected a finite number")
+check(lambda: jc.edge_pruning(objective, sparsity=5), "sparsity: expected a share of at most 1.5, got 5")
+check(lambda: jc.edge_pruning(objective, decay=-1), "decay: expected a number of at least 0, got -1")
+check(lambda: jc.acdc(objective, 0.1, groups=1), "groups: expected True or False, got 1")
+check(lambda: jc.acdc(objective, 0.1, evaluator="live"), "evaluator: expected LiveEvaluator or DenseEvaluator")
+assert jc.random_scores(objective, seed=np.int64(3)).run["seed"] == 3
+""",
+        OBJECTIVE,
+    )
+
+
+def test_records_are_of_the_kind_that_is_meant():
+    check(
+        """
+for bad in (2.5, "kl", None, [1]):
+    check(lambda: jc.Objective(model, bad), "pairs: expected a PromptPairs, got")
+    check(lambda: jc.Objective(bad, pairs), "model: expected a model, as `load(...).model`, got a")
+    check(lambda: jc.eap(bad), "objective: expected a Objective, got")
+    check(lambda: jc.evaluate(bad, circuit), "objective: expected a Objective or a Ablated, got")
+    check(lambda: jc.Circuit.select(bad, edges=3), "select: expected scores or a scored circuit, got a")
+    check(lambda: jc.ensemble([bad]), "ensemble: expected a list of scores, got")
+    check(lambda: jc.Circuit(graph, graph.valid, bad, {}), "scores: expected")
+    check(lambda: jc.data.from_text([bad], None), "rows: expected a list of dicts, one a prompt, got")
+for bad in (2.5, "kl", [1]):
+    check(lambda: jc.Objective(model, pairs, mesh=bad), "mesh: expected the axes")
+for bad in (2.5, None, [1]):
+    check(lambda: jc.Circuit.load(bad), "path: expected a text or a path, got")
+    check(lambda: jc.load(bad), "name: expected a text or a path, got")
+    check(lambda: jc.PromptPairs.load(bad), "path: expected a text or a path, got")
+check(lambda: jc.load("tiny-gpt2", dtype="foo"), "dtype: expected a floating dtype such as float32, got 'foo'")
+check(lambda: jc.Objective(model, pairs, ["kl"]), "unknown metric ['kl']")
+""",
+        OBJECTIVE,
+    )
+
+
+def test_a_search_in_bfloat16_ends_with_a_circuit():
+    check(
+        """
+model = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), model)
+objective = jc.Objective(model, pairs, "kl")
+warnings.simplefilter("ignore")
+found = jc.acdc(objective, 0.1)
+assert 0 < found.mask.sum() < graph.num_edges and len(found.undecided) > 0
+assert abs(float(objective(found.mask)) - found.metric_final) < 0.01
+""",
+        OBJECTIVE,
+    )

@@ -304,22 +304,63 @@ def test_every_key_of_a_family_is_known_and_has_transformers_default(kind):
     assert dataclasses.replace(told, **derived) == ours
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_ignored_keys_of_a_family_change_no_logit(kind):
-    small = RMS | dict(sliding_window=4, layer_norm_eps=1e-3, num_key_value_heads=2, head_dim=8)
-    known = set(their_config(kind).to_dict())
+ODD = {
+    **{"attn_implementation": "eager", "_attn_implementation": "eager", "dtype": "float32", "torch_dtype": "float32"},
+    **{"assistant_ensemble_weight": 0.5, "cache_implementation": "static"},
+    **{key: 0.5 for key in IGNORED_KEYS if key.endswith(("dropout", "_pdrop", "_dropout_prob"))},
+}
+"""Where not any value will do; there is none for the keys of `NEVER_ASKED` that a file could hold."""
+
+NEVER_ASKED = {"model_type", "compile_config", "watermarking_config"}
+
+
+def odd_values(kind, known):
+    """Of every ignored key, another value than its default, of a type that transformers takes."""
+    odd = {}
+    for key in IGNORED_KEYS - NEVER_ASKED:
+        for value in (ODD.get(key, 3), 0.5, True, False, "odd", ["odd"], {"0": "odd"}):
+            try:
+                their_config(kind, **{key: value})
+            except Exception:
+                continue
+            if value != known.get(key):
+                odd[key] = value
+                break
+    assert odd.keys() == IGNORED_KEYS - NEVER_ASKED
+    return odd
+
+
+@pytest.mark.parametrize("kind", ["gpt2", *KINDS])
+def test_all_ignored_keys_together_change_no_logit(kind):
+    small = RMS | dict(sliding_window=4, layer_norm_eps=1e-3, num_key_value_heads=1, head_dim=8, num_attention_heads=3)
+    if kind == "gpt2":
+        small = dict(vocab_size=11, n_positions=16, n_embd=24, n_layer=2, n_head=3)
+    known = their_config(kind).to_dict()
     small = {key: value for key, value in small.items() if key in known}
-    odd = {"attention_dropout": 0.5, "hidden_dropout": 0.5, "classifier_dropout": 0.5, "initializer_range": 0.5}
-    odd |= {"use_cache": False, "pretraining_tp": 2, "pad_token_id": 3, "bos_token_id": 4, "eos_token_id": 5}
-    odd["_sliding_window_pattern"] = 2
-    fields = {key for key in known if key not in transformers.PreTrainedConfig().to_dict()}
-    assert fields & IGNORED_KEYS <= odd.keys() and not odd.keys() & FIXED_KEYS.keys()
+    if kind.startswith("gemma"):
+        small["layer_types"] = [("sliding_attention", "full_attention")[layer % 2] for layer in range(3)]
+    odd = odd_values(kind, known)
+    assert not odd.keys() & (FIXED_KEYS.keys() | FAMILIES[kind].fixed.keys())
+    config_of({**their_config(kind, **small).to_dict(), **odd})
     one, other = (
         transformers.AutoModelForCausalLM.from_config(their_config(kind, **small, **values)).eval()
-        for values in ({}, {key: value for key, value in odd.items() if key in known})
+        for values in ({}, odd)
     )
     other.load_state_dict(one.state_dict())
-    np.testing.assert_array_equal(logits_of(one), logits_of(other))
+    expected = logits_of(one)
+    np.testing.assert_allclose(logits_of(other), expected, rtol=0, atol=5e-7)  # attention is computed otherwise
+    assert np.abs(expected).max() > 0.05
+
+
+@pytest.mark.parametrize("kind", ["gpt2", *KINDS])
+def test_what_transformers_writes_and_settings_of_generation_are_read(kind, tmp_path):
+    their_config(kind).save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    expected = config_of(written)[1]
+    whole = json.loads(their_config(kind).to_json_string(use_diff=False))
+    generation = transformers.GenerationConfig().to_dict()
+    assert config_of({**whole, **generation})[1] == config_of({**generation, **written})[1] == expected
+    assert generation.keys() - {"transformers_version"} <= IGNORED_KEYS
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,17 @@ def test_a_circuit_is_judged_where_its_file_says(run, micro, tmp_path):
         assert part in printed
 
 
+def test_a_model_that_a_file_names_is_said_before_it_is_loaded(run, micro, tmp_path):
+    value = json.loads((micro / "circuit.json").read_text())
+    value["run"]["source"]["model"] = value["run"]["model"] = "no/such\x1b[2J/folder"
+    (tmp_path / "circuit.json").write_text(json.dumps(value))
+    for command in (["evaluate"], ["test"], ["report", "--out", tmp_path / "page.html"]):
+        code, printed, error = run(*command, tmp_path / "circuit.json")
+        assert code == 1 and printed == "the file names the model no/such\\x1b[2J/folder\n"
+        assert error.count("\n") == 1 and "\x1b" not in error
+    assert not (tmp_path / "page.html").exists()
+
+
 def test_a_foreign_circuit_needs_a_task_and_a_model(run, micro, tmp_path):
     """As EAP-IG writes it: no run record; judged with an ablation in other parts."""
     value = json.loads((micro / "circuit.json").read_text())

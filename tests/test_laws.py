@@ -46,8 +46,8 @@ def test_the_cover_is_small_and_covers_every_pair():
 
 
 def as_parameter(combination):
-    """A combination under its name; those of one model run with the slow tests."""
-    marks = [pytest.mark.slow] if combination[0] == "gpt2-untied-relu" else []
+    """A combination under its name; those of two models run with the long tests."""
+    marks = [pytest.mark.mission] if combination[0] in ("gpt2-untied-relu", "no-norm") else []
     return pytest.param(combination, marks=marks, id="-".join(combination))
 
 

@@ -114,7 +114,10 @@ def reverse_pairs(length):
     )
 
 
-@pytest.mark.parametrize(("length", "zero"), [(3, 11), (4, 11), (5, 9)])
+@pytest.mark.parametrize(
+    ("length", "zero"),
+    [pytest.param(3, 11, marks=pytest.mark.mission), pytest.param(4, 11, marks=pytest.mark.mission), (5, 9)],
+)
 def test_what_reverse_needs_depends_on_reference_and_length(length, zero, x64):
     model, pairs = loaded("tracr-reverse", "float64").model, reverse_pairs(length)
     rule = set(jc.tasks.TASKS["tracr_reverse"].circuit(model.graph))
@@ -128,7 +131,9 @@ def test_what_reverse_needs_depends_on_reference_and_length(length, zero, x64):
     }
 
 
-@pytest.mark.parametrize(("convention", "counts"), [("letters", (5, 3, 5)), ("original", (7, 4, 6))])
+@pytest.mark.parametrize(
+    ("convention", "counts"), [("letters", (5, 3, 5)), pytest.param("original", (7, 4, 6), marks=pytest.mark.mission)]
+)
 @pytest.mark.filterwarnings("ignore:.*prompts do not differ")
 def test_what_proportion_needs_depends_on_reference_and_convention(convention, counts, x64):
     checkpoint = loaded("tracr-proportion", "float64")

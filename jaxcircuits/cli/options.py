@@ -204,7 +204,7 @@ class Recorded(NamedTuple):
     def load(self, change: Callable[[Any], Any] | None = None) -> Loaded:
         """`load` of it. Raises ValueError where the prompts come out as others than those of the record."""
         if self.by_file and self.options.model.removeprefix("bundled ") not in checkpoints.bundled():
-            err.print(f"loading the model that the file names: {self.options.model}", markup=False)
+            out.print(f"the file names the model {self.options.model}", markup=False)
         loaded = load(self.task, self.options, change)
         made = loaded.objective.describe()[SOURCE].get("digest")
         if self.digest and made and self.digest != made:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import ArrayLike
 
+from ..arguments import check_number, checked
 from ..batching import compile_clock
 from ..identity import digest_of, identity_of
 from ..live import LiveEvaluator
@@ -27,9 +28,10 @@ from .predictors import predictor_of
 from .schedule import Walk, all_steps
 from .search import Search
 from .sweep import Sweep
-from .width import WIDTHS, FixedWidth, MeasuredWidth
+from .width import WIDTHS, ExpectedWidth, FixedWidth
 
 
+@checked
 def acdc(objective: Objective, threshold: float, **options: Any) -> ACDCResult:
     """The circuit that ACDC keeps at a threshold.
 
@@ -41,6 +43,7 @@ def acdc(objective: Objective, threshold: float, **options: Any) -> ACDCResult:
     return acdc_sweep(objective, [threshold], **options)[0]
 
 
+@checked
 def acdc_sweep(
     objective: Objective,
     thresholds: Sequence[float],
@@ -67,10 +70,10 @@ def acdc_sweep(
       within a layer ("descending", "ascending", "random" heads; `seed` for both). They change the circuit.
     - `groups`: first try to remove all edges into a head's q, k or v at once, as the original does.
     - `absolute`: compare the size of the increment, so that an edge whose removal helps is kept too.
-    - `width`: trials evaluated in one batch, at most 64; default: whichever is measured to be fastest. The answer
-      does not depend on it, nor on `predictor`, which guesses decisions: "history" (as the sender's last edges
-      fared), "all_removed", scores of all edges (an edge is expected to go if its score is below the threshold), or
-      an earlier result, whose decisions are expected again.
+    - `width`: trials evaluated in one batch, at most 64; default: what the share of guesses that came true makes best,
+      so that two runs agree to the last bit. The decisions do not depend on it, nor on `predictor`, which guesses
+      decisions: "history" (as the sender's last edges fared), "all_removed", scores of all edges (an edge is expected
+      to go if its score is below the threshold), or an earlier result, whose decisions are expected again.
     - `evaluator`: `LiveEvaluator` (the default), or `DenseEvaluator`, the slow oracle.
     - `within`: a circuit to search in, such as the best edges by some scores: the others are gone from the outset.
       Fewer trials, and another answer than that of the whole graph.
@@ -81,14 +84,18 @@ def acdc_sweep(
     infinite in a decision, naming its trial, and for a checkpoint that is damaged or another run's; warns of thresholds
     at 0, below it, or within float noise before the first trial, and of decisions within float noise after the last.
     """
-    if not len(thresholds) or not np.isfinite(thresholds).all():
-        raise ValueError(f"threshold: expected finite numbers, got {list(thresholds)}")
+    if not isinstance(thresholds, Sequence) or not len(thresholds):
+        raise ValueError(f"thresholds: expected at least one number, got {thresholds!r:.60}")
+    for threshold in thresholds:
+        check_number("threshold", threshold)
     if width is not None and not 1 <= width <= WIDTHS[-1]:
         raise ValueError(f"width: expected 1 to {WIDTHS[-1]}, got {width}")
     graph = objective.graph
     if within is not None and np.shape(within) != graph.shape:
         raise ValueError(f"within: expected a mask of shape {graph.shape}, got {np.shape(within)}")
-    evaluator = evaluator or LiveEvaluator
+    evaluator = LiveEvaluator if evaluator is None else evaluator
+    if not isinstance(evaluator, type):
+        raise ValueError(f"evaluator: expected LiveEvaluator or DenseEvaluator, got {evaluator!r:.60}")
     steps = all_steps(graph, order=order, head_order=head_order, groups=groups, seed=seed)
     options = {"order": order, "head_order": head_order, "groups": groups, "absolute": absolute, "order_seed": seed}
     options |= {"evaluator": evaluator.__name__, "width": width, **objective.describe()}
@@ -96,7 +103,7 @@ def acdc_sweep(
         within = np.asarray(within, bool) & graph.valid
         options["edges_within"] = int(within.sum())
     first = Search(Walk(steps, within), predictor_of(predictor, graph), sorted(set(thresholds)), absolute)
-    policy = MeasuredWidth() if width is None else FixedWidth(width)
+    policy = ExpectedWidth() if width is None else FixedWidth(width)
     results: dict[float, ACDCResult] = {}
 
     def tell(found: Iterable[ACDCResult]) -> None:
@@ -126,7 +133,7 @@ def acdc_sweep(
                 sweep.reached(milestone=True)
                 continue
             receiver = search.walk.receiver
-            sweep.pending[-1:] = search.round(policy, clock)
+            sweep.pending[-1:] = search.round(policy)
             if on_progress is not None:
                 on_progress(search.progress(sweep.seconds[0]))
             sweep.reached(milestone=search.walk.receiver != receiver)

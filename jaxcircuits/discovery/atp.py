@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from .. import batching
+from ..arguments import checked
 from ..graph import Graph
 from ..objective import Held, Objective
 from ..scores import Scores
@@ -30,6 +31,7 @@ QUERIES_AND_KEYS = ("q", "k")
 """Ports through which a pattern is read, where saturation hides effects."""
 
 
+@checked
 def atp_star(objective: Objective, *, qk_fix: bool = True, grad_drop: bool = True) -> Scores:
     """AtP* of every edge. With neither fix it is EAP; without GradDrop its scores have a sign.
 
@@ -47,6 +49,7 @@ def atp_star(objective: Objective, *, qk_fix: bool = True, grad_drop: bool = Tru
     )
 
 
+@checked
 def atp_nodes(objective: Objective, *, grad_drop: bool = True) -> Float[np.ndarray, " receiver"]:
     """AtP* of every query, key and value of a head and of every MLP, in the order of receivers; `logits` is 0.
 

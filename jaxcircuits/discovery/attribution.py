@@ -16,6 +16,7 @@ They are means over prompts; a score above 0 says that removing the edge raises 
 
 import numpy as np
 
+from ..arguments import checked
 from ..objective import Objective
 from ..scores import Scores
 from .measure import Positions, refuse_flat, scored, spans_of, whole
@@ -24,6 +25,7 @@ POINTS = ("public", "midpoint")
 """Where on the path: k/m for k = 0..m-1 as EAP-IG's public code, or (k + 1/2)/m."""
 
 
+@checked
 def eap(objective: Objective, *, positions: Positions | None = None) -> Scores:
     """Edge attribution patching: `-df/dmask` at ones (Syed et al., 2310.10348), in one backward pass.
 
@@ -36,6 +38,7 @@ def eap(objective: Objective, *, positions: Positions | None = None) -> Scores:
     return scored(objective, "eap", lambda: -objective.clean_gradient(spans=spans), passes=(1, 1), positions=named)
 
 
+@checked
 def clean_corrupted(objective: Objective, *, positions: Positions | None = None) -> Scores:
     """EAP at the clean and at the corrupt prompt, averaged; the labels are the clean prompt's at both.
 
@@ -52,6 +55,7 @@ def clean_corrupted(objective: Objective, *, positions: Positions | None = None)
     )
 
 
+@checked
 def eap_ig_inputs(
     objective: Objective, *, steps: int = 5, points: str = "public", positions: Positions | None = None
 ) -> Scores:
@@ -79,6 +83,7 @@ def eap_ig_inputs(
     )
 
 
+@checked
 def eap_ig_activations(objective: Objective, *, steps: int = 5, positions: Positions | None = None) -> Scores:
     """EAP with integrated gradients over activations (Hanna et al., 2403.17806), as its public code does it.
 
@@ -102,6 +107,7 @@ def eap_ig_activations(objective: Objective, *, steps: int = 5, positions: Posit
     )
 
 
+@checked
 def mask_ig(objective: Objective, *, steps: int = 10, positions: Positions | None = None) -> Scores:
     """Integrated gradients of `f` itself on the straight way from no edges to all of them, at midpoints.
 

@@ -18,6 +18,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from ..arguments import checked
 from ..graph import Graph
 from ..objective import Objective
 from ..types import Mask
@@ -84,6 +85,11 @@ class EdgePruning(eqx.Module):
         return metric + penalty, {**seen, "target": ramped * self.sparsity}
 
 
+MOST_SPARSITY = 1.5
+"""The largest target: beyond 1 no share of edges is, yet it presses harder; authors go to 1.1."""
+
+
+@checked
 def edge_pruning(
     objective: Objective,
     sparsity: float = 0.95,
@@ -124,6 +130,11 @@ def edge_pruning(
     for name, value in positive.items():
         if value is not None and value <= 0:
             raise ValueError(f"{name}: expected a number above 0, got {value}")
+    for name, share in (("sparsity", sparsity), ("node_sparsity", node_sparsity)):
+        if share is not None and share > MOST_SPARSITY:
+            raise ValueError(f"{name}: expected a share of at most {MOST_SPARSITY}, got {share}")
+    if decay < 0:
+        raise ValueError(f"decay: expected a number of at least 0, got {decay}")
     if not 1 <= ramp <= steps or not 1 <= warm_up < steps:
         raise ValueError(f"ramp and warm_up: expected 1 to {steps} steps, warm_up fewer; got {ramp} and {warm_up}")
     learner = EdgePruning(sparsity, node_sparsity, steps, ramp, warm_up, rate, multiplier_rate, decay)

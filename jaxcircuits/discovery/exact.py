@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .. import batching
+from ..arguments import checked
 from ..identity import identity_of
 from ..objective import Objective
 from ..references import sender_values
@@ -32,6 +33,7 @@ class _CleanRun(eqx.Module):
     change: Float[Array, "batch sender position width"]
 
 
+@checked
 def exact(
     objective: Objective,
     *,
@@ -61,6 +63,7 @@ def exact(
     return scored(objective, "exact", values, passes=(count + 2, 0), positions=named, width=width)
 
 
+@checked
 def exact_nodes(objective: Objective, *, width: int = 8) -> Float[np.ndarray, " sender"]:
     """What the loss rises by when all edges out of a node are removed, for every sender.
 

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from ..arguments import checked
 from ..graph import Graph
 from ..nodes import NodeObjective, edge_scores
 from ..objective import Objective
@@ -15,6 +16,7 @@ from ..scores import Scores
 from .measure import refuse_flat, scored, whole
 
 
+@checked
 def hisp(objective: Objective) -> Scores:
     """Head importance score for pruning (Michel et al. 1905.10650, section 4.1, as ACDC 2304.14997 compares with it).
 
@@ -36,6 +38,7 @@ def hisp(objective: Objective) -> Scores:
     return _scores(nodes, "hisp", values, passes=(1, 1), signed=False)
 
 
+@checked
 def node_attribution(objective: Objective) -> Scores:
     """Attribution patching of nodes: `<x_ref - x, df/dx>` at the whole model, `-df/dz` at ones, mean over prompts.
 
@@ -50,6 +53,7 @@ def node_attribution(objective: Objective) -> Scores:
     return _scores(nodes, "node-attribution", values, passes=(1, 1), signed=True)
 
 
+@checked
 def node_ig(objective: Objective, *, steps: int = 10) -> Scores:
     """Integrated gradients of nodes: the mean of `-df/dz` over masks `z = (k + 1/2) / steps` of all nodes.
 

@@ -18,11 +18,13 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .. import batching
+from ..arguments import checked
 from ..objective import Objective
 from ..scores import Scores
 from .measure import scored
 
 
+@checked
 def information_flow_routes(objective: Objective) -> Scores:
     """The share of each sender in what each receiver reads, in two forward passes (writers, readers).
 

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from ..arguments import check_count
 from ..finite import check_finite
 from ..graph import Graph
 from ..identity import digest_of, identity_of
@@ -117,8 +118,7 @@ def learn(
     infinity, naming the step and what it saw.
     """
     for name, value in (("steps", steps), ("batch", batch), ("chunk", chunk)):
-        if value < 1:
-            raise ValueError(f"{name}: expected at least 1, got {value}")
+        check_count(name, value, 1)
     state = _started(learner, objective, steps, seed)
     with contextlib.ExitStack() as stack:
         kept, ahead = None, chunk

@@ -20,6 +20,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray
 
+from ..arguments import checked
 from ..finite import check_finite
 from ..graph import Graph
 from ..objective import Objective
@@ -87,6 +88,7 @@ class OptimalAblation(eqx.Module):
         return loss, {"loss": loss}
 
 
+@checked
 def optimal_ablation(
     objective: Objective,
     masks: ArrayLike | None = None,

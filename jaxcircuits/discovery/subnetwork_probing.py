@@ -18,6 +18,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from ..arguments import checked
 from ..graph import Graph
 from ..nodes import NodeObjective, edge_scores
 from ..objective import Objective
@@ -53,6 +54,7 @@ class SubnetworkProbing(eqx.Module):
         return loss, {"metric": metric, "loss": loss, "sparsity": 1 - kept}
 
 
+@checked
 def subnetwork_probing(
     objective: Objective,
     strength: float = 1.0,

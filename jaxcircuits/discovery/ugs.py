@@ -23,6 +23,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from ..arguments import checked
 from ..objective import Objective
 from ..types import Mask
 from .learning import LearntMask, State, first_order, learn, result_of
@@ -71,6 +72,7 @@ def masks_at(u: Float[Array, "circuit sender receiver"], theta: Mask) -> Float[A
     return z + jnp.where((z > 0) & (z < 1), (theta - jax.lax.stop_gradient(theta))[None], 0)
 
 
+@checked
 def ugs(
     objective: Objective,
     strength: float = 1e-3,

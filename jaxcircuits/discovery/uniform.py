@@ -2,11 +2,13 @@
 
 import numpy as np
 
+from ..arguments import checked
 from ..objective import Objective
 from ..scores import Scores
 from .measure import scored
 
 
+@checked
 def random_scores(objective: Objective, *, seed: int = 0) -> Scores:
     """Uniform scores in [0, 1), from a seed.
 

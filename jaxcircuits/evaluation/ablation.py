@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
+from ..arguments import checked
 from ..circuit import Circuit
 from ..finite import check_finite
 from ..graph import Graph
@@ -190,6 +191,7 @@ class Ablated:
         return {**self.record, "ablation": {**self.record["ablation"], **dataclasses.asdict(self.ablation)}}
 
 
+@checked
 def ablated(
     objective: Objective | Ablated,
     *,

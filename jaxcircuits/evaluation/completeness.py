@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ..arguments import checked
 from ..circuit import Circuit
 from ..objective import Objective
 from .ablation import Ablated, Masks, ablated, masks_of
@@ -46,6 +47,7 @@ class Completeness(Record):
     run: dict[str, Any]
 
 
+@checked
 def completeness(
     objective: Objective | Ablated, circuit: Circuit, *, random: int = 20, share: float = 0.5, seed: int = 0
 ) -> Completeness:

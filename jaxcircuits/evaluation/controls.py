@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ..arguments import checked
 from ..circuit import Circuit
 from ..objective import Objective
 from ..scores import Scores
@@ -75,6 +76,7 @@ class ResetControl(Record):
     shared_edges: int | None
 
 
+@checked
 def random_control(
     objective: Objective | Ablated, circuit: Circuit, *, count: int = 100, seed: int = 0, kind: str = "walks"
 ) -> RandomControl:
@@ -94,6 +96,7 @@ def random_control(
     return RandomControl(value, losses, as_faithful, count, int(mask.sum()), kind, seed)
 
 
+@checked
 def random_curve(
     objective: Objective | Ablated, curve: FaithfulnessCurve, *, count: int = 10, seed: int = 0, kind: str = "walks"
 ) -> RandomCurve:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ..arguments import checked
 from ..circuit import Circuit
 from ..identity import identity_of
 from ..objective import Objective
@@ -35,6 +36,7 @@ class Evaluation(Record):
     run: dict[str, Any]
 
 
+@checked
 def evaluate(
     objective: Objective | Ablated,
     circuit: Circuit,

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Float
 
+from ..arguments import checked
 from ..circuit import RANKS, Circuit
 from ..objective import Objective
 from ..scores import Scores
@@ -68,6 +69,7 @@ class FaithfulnessCurve(Record):
     run: dict[str, Any]
 
 
+@checked
 def faithfulness(objective: Objective | Ablated, circuit: Circuit | np.ndarray) -> Faithfulness:
     """F of one circuit, or of a mask [sender, receiver].
 
@@ -94,6 +96,7 @@ def faithfulness_many(
     return tuple(_faithfulness(mask, losses, (empty, full), noise) for mask, losses in zip(masks, each, strict=True))
 
 
+@checked
 def faithfulness_curve(
     objective: Objective | Ablated, scores: Scores | Circuit, *, shares: Sequence[float] = MIB_SHARES
 ) -> FaithfulnessCurve:

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .. import batching
+from ..arguments import checked
 from ..circuit import Circuit
 from ..files import read_json, write_json
 from ..graph import Graph
@@ -66,6 +67,7 @@ class Inspection:
         for number, (texts, pattern) in enumerate(zip(self.tokens, self.patterns, strict=True)):
             _check_array(f"patterns of prompt {number}", pattern, (heads, len(texts), len(texts)))
 
+    @checked
     def save(self, path: str | os.PathLike) -> None:
         """Writes JSON, whole or not at all; patterns with four decimals."""
         fields = {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
@@ -73,6 +75,7 @@ class Inspection:
         write_json(path, {"format": FORMAT, **fields}, indent=None)
 
     @classmethod
+    @checked
     def load(cls, path: str | os.PathLike) -> "Inspection":
         """Reads what `save` wrote. Raises ValueError for anything else."""
         value = read_json(path, "inspection file")
@@ -85,6 +88,7 @@ class Inspection:
             raise ValueError(f"{path}: {error}") from None
 
 
+@checked
 def inspect_circuit(
     objective: Objective, circuit: Circuit, tokenizer: Any = None, *, prompts: int = 8, effects: bool = True
 ) -> Inspection:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Bool, Int
 
+from ..arguments import checked
 from ..graph import Graph
 from ..types import EdgeBools
 
@@ -20,6 +21,7 @@ RESTARTS = 1000
 Walk = list[tuple[int, int]]
 
 
+@checked
 def random_circuits(
     graph: Graph, edges: int, count: int, *, seed: int = 0, kind: str = "walks"
 ) -> Bool[np.ndarray, "circuit sender receiver"]:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Float
 
+from ..arguments import checked
 from ..files import plain, read_json, write_json
 
 FORMAT = "jaxcircuits-evaluation/1"
@@ -28,6 +29,7 @@ class Record:
         write_json(path, self.to_json())
 
 
+@checked
 def read_record(path: str | os.PathLike) -> dict[str, Any]:
     """A saved record as JSON's types. Raises ValueError for a file that holds none."""
     value = read_json(path, "record")

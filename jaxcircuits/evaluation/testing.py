@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ..arguments import checked
 from ..circuit import Circuit
 from ..objective import Objective
 from ..types import EdgeBools
@@ -38,6 +39,7 @@ class HypothesisTests(Record):
         raise ValueError(f"test: expected one of {', '.join(o.name for o in self.outcomes)}, got {name!r}")
 
 
+@checked
 def hypothesis_tests(
     objective: Objective | Ablated,
     circuit: Circuit,

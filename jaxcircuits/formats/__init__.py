@@ -26,6 +26,7 @@ from ..models import (
 )
 from . import decoders
 from .gpt2 import gpt2_table
+from .ignored import IGNORED_KEYS
 from .table import Entry, check_fixed, fill
 from .transformer_lens import transformer_lens_config, transformer_lens_table
 
@@ -105,25 +106,6 @@ FAMILIES = {
     "gemma3_text": dataclasses.replace(GEMMA_3, fixed=GEMMA_3.fixed | {"attn_logit_softcapping": (None,)}),
 }
 
-# Keys of a Hugging Face config.json that do not change the logits of an evaluation.
-IGNORED_KEYS = frozenset(
-    """architectures model_type transformers_version torch_dtype dtype n_ctx use_cache initializer_range
-    attn_pdrop embd_pdrop resid_pdrop attention_dropout hidden_dropout classifier_dropout attention_probs_dropout_prob
-    hidden_dropout_prob summary_type summary_use_proj summary_activation summary_first_dropout
-    summary_proj_to_labels task_specific_params bos_token_id eos_token_id pad_token_id sep_token_id
-    decoder_start_token_id reorder_and_upcast_attn _name_or_path name_or_path gradient_checkpointing id2label
-    label2id num_labels problem_type finetuning_task output_attentions output_hidden_states output_past
-    return_dict predict_special_tokens _num_labels chunk_size_feed_forward tokenizer_class prefix
-    pretraining_tp is_llama_config transformers.js_config cache_implementation _sliding_window_pattern
-    tie_last_hidden_states attn_implementation _attn_implementation _attn_implementation_autoset _commit_hash
-    max_length min_length do_sample early_stopping num_beams temperature top_k top_p typical_p repetition_penalty
-    length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids num_return_sequences output_scores
-    return_dict_in_generate forced_bos_token_id forced_eos_token_id remove_invalid_values
-    exponential_decay_length_penalty suppress_tokens begin_suppress_tokens epsilon_cutoff eta_cutoff
-    encoder_repetition_penalty num_assistant_tokens num_assistant_tokens_schedule assistant_confidence_threshold
-    assistant_lookbehind target_lookbehind num_beam_groups diversity_penalty
-    """.split()
-)
 # Keys that this library supports at one value only, whatever the family.
 FIXED_KEYS: dict[str, tuple[Any, ...]] = {
     "add_cross_attention": (False,),

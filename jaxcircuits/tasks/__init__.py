@@ -25,6 +25,6 @@ TASKS: dict[str, Task] = {file.TASK.name: file.TASK for file in _FILES}
 
 def by_name(name: str) -> Task:
     """The task of a name. Raises ValueError for an unknown one."""
-    if name not in TASKS:
+    if not isinstance(name, str) or name not in TASKS:
         raise ValueError(f"unknown task {name!r}: expected one of {', '.join(TASKS)}, or a .npz, .jsonl or .csv file")
     return TASKS[name]

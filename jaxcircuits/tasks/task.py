@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ..arguments import checked
 from ..data import PromptPairs, encode_after
 from ..framing import framed
 from ..graph import Graph
@@ -33,6 +34,7 @@ class Task:
     bos: bool | None = None
     words: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
 
+    @checked
     def generate(
         self, tokenizer: Any = None, *, bos: bool | None = None, template: str | None = None, **options: Any
     ) -> PromptPairs:
@@ -46,7 +48,7 @@ class Task:
         bos = self.bos if bos is None and template is None else bos
         if bos and getattr(tokenizer, "bos_token_id", None) is None:
             raise ValueError("these prompts begin with a BOS token, which the tokenizer does not have; pass bos=False")
-        pairs = self.make(tokenizer, **options)
+        pairs = checked(self.make)(tokenizer, **options)
         return pairs if tokenizer is None else framed(pairs, tokenizer, bos=bos, template=template)
 
     def left_out(self, tokenizer: Any) -> dict[str, tuple[str, ...]]:
