@@ -77,7 +77,7 @@ def _is_record(kind: type) -> bool:
 
 def _is_of(name: str, value: Any, kind: type) -> bool:
     if getattr(value, "shape", None) == () and kind in (int, float, bool):
-        value = value[()] if isinstance(value, np.ndarray | np.generic) else np.asarray(value)[()]
+        value = np.asarray(value)[()]
     if kind is int:
         return is_count(value, 0 if name == "seed" else -(1 << 63))
     if kind is float:

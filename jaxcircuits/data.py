@@ -323,7 +323,7 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
     text = read_text(path, "task file", encoding="utf-8-sig")
     try:
         if path.suffix == ".csv":
-            reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+            reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, restkey="beyond the columns")
             if (twice := repeated(reader.fieldnames or ())) is not None:
                 raise ValueError(f"it has two columns {twice!r}: keep one of them")
             return list(reader)

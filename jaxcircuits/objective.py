@@ -26,7 +26,7 @@ from .metrics import Labels, Metric
 from .models import Held as Held
 from .references import REFERENCES, name_of, reference_values, sender_values
 from .run import SOURCE, digest
-from .types import Mask, Model, PositionedMask
+from .types import Mask, MaskLike, Model, PositionedMask
 
 
 class Objective(eqx.Module):
@@ -85,7 +85,7 @@ class Objective(eqx.Module):
         names, and NaN or infinity in a weight, the clean run, the reference or the metric; MemoryError if not even one
         prompt fits.
         """
-        if not isinstance(model, eqx.Module) or not hasattr(model, "residual"):
+        if not hasattr(model, "residual"):
             raise ValueError(f"model: expected a model, as `load(...).model`, got a {type(model).__name__}")
         pairs.check_against(model.vocab_size, model.max_positions)
         self.metric = metrics.by_name(metric)
@@ -131,19 +131,19 @@ class Objective(eqx.Module):
     def num_prompts(self) -> int:
         return self.clean.shape[0]
 
-    def __call__(self, mask: ArrayLike) -> Float[Array, ""]:
+    def __call__(self, mask: MaskLike) -> Float[Array, ""]:
         """The circuit's loss, mean over the prompts. Raises ValueError for a mask of another shape."""
         return _mean(self, self._cast(mask, positioned=True))
 
-    def per_example(self, mask: ArrayLike) -> Float[Array, " batch"]:
+    def per_example(self, mask: MaskLike) -> Float[Array, " batch"]:
         """The circuit's loss on each prompt."""
         return _per_example(self, self._cast(mask, positioned=True))
 
-    def many(self, masks: ArrayLike, width: int = 8) -> Float[Array, " circuit"]:
+    def many(self, masks: MaskLike, width: int = 8) -> Float[Array, " circuit"]:
         """The losses of many circuits [circuit, sender, receiver, *position], `width` of them at a time."""
         return _many(self, *self._cast_many(masks, width))
 
-    def per_example_many(self, masks: ArrayLike, width: int = 8) -> Float[Array, "circuit batch"]:
+    def per_example_many(self, masks: MaskLike, width: int = 8) -> Float[Array, "circuit batch"]:
         """`many`, one number a prompt."""
         return _per_example_many(self, *self._cast_many(masks, width))
 
@@ -153,7 +153,7 @@ class Objective(eqx.Module):
         masks = self._placed(np.zeros((width, *self.graph.shape), bool))
         return batching.memory_needed(_many, self, masks, self._rounded(width))
 
-    def gradient(self, mask: ArrayLike, *, spans: ArrayLike | None = None) -> Float[Array, "*span sender receiver"]:
+    def gradient(self, mask: MaskLike, *, spans: ArrayLike | None = None) -> Float[Array, "*span sender receiver"]:
         """`df/dmask` at any mask, 0 where there is no edge; at ones it is minus EAP (2310.10348).
 
         As `<z_s - ref_s, df/dx_r>` (sender's difference, gradient at what the receiver reads), which needs one
@@ -163,7 +163,7 @@ class Objective(eqx.Module):
         """
         return _value_and_gradient(self, self._cast(mask), self._cast_spans(spans))[1]
 
-    def value_and_gradient(self, mask: ArrayLike) -> tuple[Float[Array, ""], Mask]:
+    def value_and_gradient(self, mask: MaskLike) -> tuple[Float[Array, ""], Mask]:
         """`objective(mask)` and `objective.gradient(mask)` from one forward and one backward pass."""
         return _value_and_gradient(self, self._cast(mask), None)
 
@@ -300,7 +300,7 @@ class Objective(eqx.Module):
     def _placed(self, x: ArrayLike) -> Array:
         return x if isinstance(x, jax.Array) else place(x, self.mesh)
 
-    def _cast(self, mask: ArrayLike, *, positioned: bool = False) -> PositionedMask:
+    def _cast(self, mask: MaskLike, *, positioned: bool = False) -> PositionedMask:
         mask = self._placed(mask_of(mask, self.graph))
         if mask.shape != self.graph.shape and not (positioned and mask.shape == self._positioned_shape):
             raise ValueError(f"mask: expected shape {self.graph.shape} (senders, receivers), got {mask.shape}")
@@ -310,10 +310,10 @@ class Objective(eqx.Module):
     def _positioned_shape(self) -> tuple[int, int, int]:
         return *self.graph.shape, self.clean.shape[1]
 
-    def _cast_many(self, masks: ArrayLike, width: int) -> tuple[Array, int]:
+    def _cast_many(self, masks: MaskLike, width: int) -> tuple[Array, int]:
         if isinstance(masks, list | tuple):
-            masks = [mask_of(mask, self.graph) for mask in masks]
-            masks = jnp.stack(masks) if any(isinstance(mask, Tracer) for mask in masks) else np.stack(masks)
+            each: list[Any] = [mask_of(mask, self.graph) for mask in masks]
+            masks = jnp.stack(each) if any(isinstance(mask, Tracer) for mask in each) else np.stack(each)
         masks = self._placed(mask_of(masks, self.graph))
         if masks.shape[1:] not in (self.graph.shape, self._positioned_shape):
             raise ValueError(f"masks: expected shape (circuits, *{self.graph.shape}), got {masks.shape}")

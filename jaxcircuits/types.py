@@ -53,3 +53,6 @@ EdgeScores = Float[np.ndarray, "sender receiver"]
 
 Model = Any
 """Any architecture of `jaxcircuits.models`; the interface is stated in `jaxcircuits/models/__init__.py`."""
+
+MaskLike = Any
+"""An array of numbers from 0 to 1, or what has such a `mask`: a circuit, a result of a search."""

@@ -24,6 +24,10 @@ settings.load_profile("shapes are compiled once")
 GOLDEN = Path(__file__).parent / "golden"
 
 
+def pytest_addoption(parser):
+    parser.addoption("--fuzz", type=int, default=0, help="inputs of each reader in test_fuzz.py; 0: a few")
+
+
 @pytest.fixture(autouse=True, scope="module")
 def compiled_programs_go():
     """A process may map only so much memory at once: programs are dropped after each file."""

@@ -40,7 +40,8 @@ def judged(records: Sequence[Part]) -> Part:
             "tests": [] if tests is None else [_test(outcome) for outcome in tests["outcomes"]],
         }
     except (LookupError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"record: {error!r}; expected what `jaxcircuits evaluate` or `test` writes") from None
+        odd = f"{error} is missing" if isinstance(error, KeyError) else f"{error!r}"
+        raise ValueError(f"record: {odd}; expected what `jaxcircuits evaluate` or `test` writes") from None
 
 
 def measures(evaluation: Part) -> list[Part]:

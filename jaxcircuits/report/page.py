@@ -15,7 +15,7 @@ import numpy as np
 from ..circuit import Circuit
 from ..evaluation import Inspection, Record
 from ..files import plain, write_text
-from ..graph import Graph
+from ..graph import Graph, Sender
 from ..scores import Scores
 from .judged import judged
 
@@ -121,7 +121,7 @@ def _graph(graph: Graph) -> dict[str, Any]:
     return {
         "rows": [list(row) for row in graph.rows],
         "beside": [list(row) for row in graph.beside],
-        "nodes": {s.name: {"kind": s.kind, "layer": s.layer, "index": s.index} for s in graph.sender_table},
+        "nodes": {sender.name: _node(graph, sender) for sender in graph.sender_table},
         "embeddings": list(graph.embeddings),
         "senders": list(graph.senders),
         "receivers": list(graph.receivers),
@@ -130,6 +130,13 @@ def _graph(graph: Graph) -> dict[str, Any]:
         "numEdges": graph.num_edges,
         "numNodes": len(graph.nodes),
     }
+
+
+def _node(graph: Graph, sender: Sender) -> dict[str, Any]:
+    """What a node is, for people: `span`, the positions that it is a part at; `isAlone`: its layer has one such."""
+    is_alone = sender.block < 0 or graph.blocks[sender.block].count == 1
+    span = sender.name.removeprefix(sender.node).removeprefix("@")
+    return {"kind": sender.kind, "layer": sender.layer, "index": sender.index, "span": span, "isAlone": is_alone}
 
 
 def _edges_and_circuits(circuits: Sequence[Circuit], inspections: Sequence[Inspection]) -> dict[str, Any]:

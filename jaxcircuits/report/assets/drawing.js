@@ -21,7 +21,8 @@ function layOut(width) {
   const wide = (label) => (cell >= 40 && label.length > 5 ? Math.min(cell * 0.94, 14 + 7 * label.length) : w);
   graph.rows.forEach((names, layer) => {
     names.forEach((name, i) => {
-      const label = isHead(name) ? `${layer}.${graph.nodes[name].index}` : name;
+      const { index, span } = graph.nodes[name];
+      const label = isHead(name) ? `${layer}.${index}${span && `@${span}`}` : name;
       const x = left + cell * (i + 0.5 + (widest - names.length) / 2);
       places.set(name, { x, y: y(layer), w: wide(label), h, label });
     });
@@ -81,7 +82,9 @@ function drawAxes(layout) {
     labels.push(svg("text", { class: "axis", x: 2, y: layout.y(layer), dy: "0.35em" }, text));
     labels.push(svg("line", { class: "row", x1: layout.left, x2: layout.width, y1: layout.y(layer), y2: layout.y(layer) }));
   }
-  const columns = hasHeads ? graph.rows[0].map((_, head) => `${layout.cell >= 44 ? "head " : ""}${head}`) : [];
+  const number = (name) => graph.nodes[name].index;
+  const heads = graph.rows[0].map((name, i, row) => (i && number(name) === number(row[i - 1]) ? "" : `${number(name)}`));
+  const columns = heads.map((head) => (hasHeads && head ? `${layout.cell >= 44 ? "head " : ""}${head}` : ""));
   if (graph.beside.some((names) => names.length)) columns.push("MLP");
   const topLine = 14;
   columns.forEach((text, i) =>

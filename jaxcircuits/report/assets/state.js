@@ -80,10 +80,12 @@ const counted = (value, word) => `${count(value)} ${word}${value === 1 ? "" : "s
 const arrow = (edge) => `${edge.sender} → ${edge.receiver}`;
 const describeNode = (name) => {
   if (name === "logits") return "the model's output";
-  const { kind, layer, index } = graph.nodes[name];
-  if (kind === "embedding") return hasHeads ? "the token and position embeddings" : "an input";
-  if (kind === "head") return `attention head ${index} of layer ${layer}`;
-  return `${kind === "mlp" ? "MLP" : kind} of layer ${layer}`;
+  const { kind, layer, index, isAlone, span } = graph.nodes[name];
+  const at = span === "rest" ? " at the other tokens" : span ? ` at tokens ${span.replace(":", " to before ")}` : "";
+  if (kind === "embedding") return (hasHeads ? "the token and position embeddings" : "an input") + at;
+  if (kind === "block") return `layer ${layer}${at}`;
+  const what = { head: "attention head", mlp: "MLP", neurons: "neurons" }[kind] ?? kind;
+  return `${what}${isAlone ? "" : ` ${index}`} of layer ${layer}${at}`;
 };
 const spread = (effects) => `${signed(Math.min(...effects))} to ${signed(Math.max(...effects))}`;
 
