@@ -23,12 +23,13 @@ def by_hand(model, tokens, last):
     return shares
 
 
-@pytest.mark.parametrize("model, kind", [("gpt2", "lengths"), ("attention-only", "last")])
+@pytest.mark.parametrize("model, kind", [("gpt2", "lengths"), ("attention-only", "last"), ("gpt2", "positions")])
 def test_scores_are_the_formula(model, kind, x64):
     model, pairs = micro_model(model, dtype=jnp.float64), micro_pairs(batch=3, kind=kind)
+    last_scored = pairs.length - 1 if pairs.positions is None else [max(np.flatnonzero(row)) for row in pairs.positions]
     scores = jc.information_flow_routes(jc.Objective(model, pairs, "kl", microbatch=2))
     expected = np.mean(
-        [by_hand(model, jnp.asarray(tokens), last - 1) for tokens, last in zip(pairs.clean, pairs.length, strict=True)],
+        [by_hand(model, jnp.asarray(tokens), last) for tokens, last in zip(pairs.clean, last_scored, strict=True)],
         axis=0,
     )
     np.testing.assert_allclose(scores.values, expected, rtol=1e-9, atol=1e-14)
