@@ -21,19 +21,22 @@ CANDIDATES, PROMPTS = "candidates", "prompts"
 
 
 def chunked_vmap(f: Callable[[Any], Any], xs: Any, size: int) -> Any:
-    """`jax.vmap(f)(xs)`, computed `size` rows at a time.
+    """`jax.vmap(f)(xs)`, computed at most `size` rows at a time, so that `f` is traced once.
 
-    Rows are padded to a multiple of `size` with copies of the first, so that `f` is traced once. A chunk takes every
-    n-th row, so that rows spread over devices stay where they are.
+    Chunks are even. Where no number of chunks below twice the least divides the rows, they are padded with copies of
+    the first. A chunk takes every n-th row, so that rows spread over devices stay where they are.
     """
     rows = jax.tree.leaves(xs)[0].shape[0]
     if rows <= size:
         return jax.vmap(f)(xs)
-    chunks = -(-rows // size)
+    least = -(-rows // size)
+    chunks = next((count for count in range(least, 2 * least) if rows % count == 0), least)
+    size = -(-rows // chunks)
 
     def split(x):
-        padding = jnp.broadcast_to(x[:1], (chunks * size - rows, *x.shape[1:]))
-        return jnp.concatenate([x, padding]).reshape(size, chunks, *x.shape[1:]).swapaxes(0, 1)
+        if padding := chunks * size - rows:
+            x = jnp.concatenate([x, jnp.broadcast_to(x[:1], (padding, *x.shape[1:]))])
+        return x.reshape(size, chunks, *x.shape[1:]).swapaxes(0, 1)
 
     ys = jax.lax.map(jax.vmap(f), jax.tree.map(split, xs))
     return jax.tree.map(lambda y: y.swapaxes(0, 1).reshape(chunks * size, *y.shape[2:])[:rows], ys)
@@ -71,16 +74,18 @@ def largest_that_fits(needed: Callable[[int], int], size: int) -> int:
 
 
 def memory_limit() -> int:
-    """Bytes that the default device can hold; on CPU the free memory, within the container's limit."""
+    """Bytes that the default device can hold; on CPU the largest power of two within the machine's and the container's.
+
+    Not what is free now: how many prompts are computed at once shows in the last bits of the answers.
+    """
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"]
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limit = Path("/sys/fs/cgroup/memory.max")
     if limit.is_file() and (text := limit.read_text().strip()).isdigit():
-        used = Path("/sys/fs/cgroup/memory.current")
-        free = min(free, int(text) - (int(used.read_text()) if used.is_file() else 0))
-    return max(free, 1 << 28)
+        total = min(total, int(text))
+    return 1 << (max(total, 1 << 28).bit_length() - 1)
 
 
 # --- devices -----------------------------------------------------------------------------------

@@ -54,6 +54,8 @@ def contents_of(value: Any) -> Contents:
         raise ValueError("expected a circuit: a JSON object with 'cfg' and 'edges'")
     if value.get("format", FORMAT) != FORMAT:
         raise ValueError(f"format {value['format']!r} is not known; this version reads {FORMAT!r}")
+    if part := next((key for key in value if key.startswith("neurons")), None):
+        raise ValueError(f"{part!r}: a circuit of single neurons cannot be read; give one at the level of edges")
     cfg, nodes, edges, run = value["cfg"], value.get("nodes"), value["edges"], value.get("run", {})
     d_model = cfg.get("d_model", 0)
     if not is_count(d_model):
@@ -74,6 +76,7 @@ def contents_of(value: Any) -> Contents:
             f"edges: expected all {graph.num_edges} of the graph{recorded}; the file lists {len(edges)}, "
             f"{mask.sum()} of them kept: it was cut, save the circuit again"
         )
+    _check_ends(graph, mask, nodes or {})
     return Contents(graph, mask, scores, run, d_model)
 
 
@@ -165,11 +168,30 @@ def _check_nodes(nodes: Any) -> None:
     for name, node in (nodes or {}).items():
         if not isinstance(node, bool | dict):
             raise ValueError(f"node {name}: expected an object with 'in_graph' true or false, got {node!r:.60}")
-        if isinstance(node, dict) and (part := next((key for key in node if key.startswith("neurons")), None)):
+        if isinstance(node, dict) and (part := _neurons(node)) is not None:
             raise ValueError(
                 f"node {name} has {part!r}: a circuit of single neurons cannot be read, as nodes are whole here; "
                 "give one at the level of edges"
             )
+
+
+def _neurons(node: dict[str, Any]) -> str | None:
+    """The entry that chooses or scores some of a node's neurons; None where it is whole."""
+    whole = node.get("neurons")
+    if whole is not None and not (isinstance(whole, list) and whole and all(neuron is True for neuron in whole)):
+        return "neurons"
+    return next((key for key in node if key.startswith("neurons") and key != "neurons" and node[key] is not None), None)
+
+
+def _check_ends(graph: Graph, mask: EdgeBools, nodes: dict[str, Any]) -> None:
+    """Raises ValueError for a kept edge of a node that is said not to be in the circuit."""
+    is_in = {name: node if isinstance(node, bool) else node.get("in_graph") for name, node in nodes.items()}
+    left_out = {name for name, kept in is_in.items() if kept is False}
+    for sender, receiver in np.argwhere(mask) if left_out else ():
+        name, readers = graph.senders[sender], graph.owners(receiver)
+        if name in left_out or left_out.issuperset(readers):
+            out = name if name in left_out else readers[0]
+            raise ValueError(f"nodes: {out} is not in the circuit, but edge {graph.edge_name(sender, receiver)} is")
 
 
 def _edge(name: str, edge: Any) -> tuple[bool, float]:

@@ -138,6 +138,13 @@ FIRST = "input->a0.h0<q>"
         (damaged("nodes", "a0.h1"), "nodes: expected the 5 nodes that cfg states, got more or less: 'a0.h1'"),
         (damaged("nodes", "m0", to=[True]), "node m0: expected an object"),
         (damaged("nodes", "m0", to={"in_graph": True, "neurons": [True, False]}), "m0 has 'neurons': .*single neurons"),
+        (damaged("nodes", "m0", to={"in_graph": True, "neurons_scores": [0.5]}), "m0 has 'neurons_scores': .*single"),
+        (damaged("nodes", "m0", to={"in_graph": True, "neurons": []}), "m0 has 'neurons': .*single neurons"),
+        (damaged("neurons", to=[[True]]), "'neurons': a circuit of single neurons cannot be read"),
+        (
+            damaged("nodes", "a0.h0", to={"in_graph": False}),
+            "nodes: a0.h0 is not in the circuit, but edge .*a0.h0.* is",
+        ),
         (damaged("nodes", to=["m0"]), "nodes: expected a JSON object"),
         (damaged("cfg", "n_heads", to=2147483648), "as many heads as the file lists, got 1 x 2147483648 with 5 nodes"),
         (damaged("cfg", "n_layers", to=10**30), "expected whole numbers n_layers"),
@@ -338,6 +345,19 @@ def test_a_saved_circuit_can_be_selected_from(tmp_path):
     circuit = jc.Circuit.select(jc.Circuit.load(tmp_path / "scores.json"), edges=9)
     assert circuit.edges == jc.Circuit.select(scores, edges=9).edges and circuit.d_model == 8
     assert circuit.run["method"] == "made up"
+
+
+def test_whole_neurons_are_the_node(tmp_path):
+    """As EAP-IG writes them where it chose edges: none, or all of them."""
+    value = eap_ig_json()
+    (tmp_path / "c.json").write_text(json.dumps(value))
+    plain = jc.Circuit.load(tmp_path / "c.json")
+    for neurons in (None, [True, True]):
+        for node in value["nodes"].values():
+            node |= {"neurons": neurons, "neurons_scores": None}
+        (tmp_path / "c.json").write_text(json.dumps(value))
+        read = jc.Circuit.load(tmp_path / "c.json")
+        assert read.graph == plain.graph and (read.mask == plain.mask).all() and (read.scores == plain.scores).all()
 
 
 def test_what_select_refuses():

@@ -113,3 +113,13 @@ def test_what_a_file_says_does_not_reach_the_terminal_as_orders(run, tmp_path):
         text = (tmp_path / f"c.{ending}").read_text()
         assert text.replace("\n", "").isprintable()
     assert "metric | \\\\x9b31m |" in (tmp_path / "c.md").read_text()
+
+
+def test_a_record_with_parts_of_its_cost_is_shown(run, tmp_path):
+    graph = jc.Graph.transformer(1, 2)
+    cost = {"evaluations": 5, "evaluations_wasted": 1, "device_calls": 3, "seconds": 1.5, "threshold": "inf"}
+    for record, said in ((cost, False), ({**cost, "seconds_compiling": "nan"}, True)):
+        jc.Circuit(graph, graph.valid, np.zeros(graph.shape), record).save(tmp_path / "c.json")
+        code, printed, error = run("show", tmp_path / "c.json")
+        assert code == 0 and error == "" and printed.startswith("threshold inf\n")
+        assert ("1.5 s (nan s compiling)" in printed) == said

@@ -368,6 +368,11 @@ def test_what_transformers_writes_and_settings_of_generation_are_read(kind, tmp_
     [
         ("llama", {"rope_interleaved": True}, "rope_interleaved = True is not supported; expected False"),
         ("llama", {"rotary_pct": 0.5}, "unknown key 'rotary_pct'"),
+        ("llama", {"rms_norm_eps": 0.0}, "rms_norm_eps = 0.0 is not supported; expected a number above 0"),
+        ("qwen2", {"rope_theta": -1}, "rope_theta = -1 is not supported; expected a number above 0"),
+        ("gemma2", {"final_logit_softcapping": 0}, "final_logit_softcapping = 0 is not supported"),
+        ("gpt_neox", {"rotary_pct": 1e308}, "partial_rotary_factor = 1e.308 is not supported; .* above 0, at most 1"),
+        ("gpt_neox", {"layer_norm_eps": -1e-5}, "layer_norm_eps = -1e-05 is not supported"),
         ("llama", {"rope_scaling": {"type": "longrope", "factor": 2.0}}, "rope_type 'longrope'"),
         ("llama", {"rope_scaling": {"type": "linear", "factor": 0.5}}, "factor: expected at least 1, got 0.5"),
         ("llama", {"rope_scaling": {"type": "linear"}}, "misses factor"),

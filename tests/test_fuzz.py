@@ -190,7 +190,7 @@ def stop(*_):
 
 
 QUICK = {
-    **{"circuit": 300, "circuit of groups": 200, "circuit of units": 200, "AutoCircuit": 300, "JSON": 1000},
+    **{"circuit": 600, "circuit of groups": 200, "circuit of units": 200, "AutoCircuit": 300, "JSON": 1000},
     **{"rows": 300, "table": 300, "prompts": 300, "arrays": 1000, "YAML": 500, "evaluation": 300},
     **{"inspection": 300, "config": 500, "weights": 30, "index": 30, "flax": 30, "tokenizer": 20, "settings": 10},
     **{f"config of {kind}": 500 for kind in FAMILY_CONFIGS},
@@ -244,7 +244,7 @@ def test_nothing_but_a_refusal_leaves_a_reader(name, readers, tmp_path, pytestco
     assert count / 20 < refused <= count
 
 
-@pytest.mark.slow
+@pytest.mark.mission
 @pytest.mark.parametrize("name", QUICK)
 def test_nothing_but_a_refusal_leaves_a_reader_of_more_inputs(name, readers, tmp_path, capsys):
     refused = fuzz(name, readers, tmp_path, 2000, seed=1)

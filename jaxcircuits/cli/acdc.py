@@ -47,7 +47,7 @@ class SearchOptions(NamedTuple):
     within: Annotated[
         Path | None, typer.Option(help="search only among the edges of this circuit file, e.g. of `prune`")
     ] = None
-    batch: Annotated[int | None, typer.Option(help="candidates evaluated at once; default: the fastest measured")] = (
+    batch: Annotated[int | None, typer.Option(help="candidates evaluated at once; default: what suits the guesses")] = (
         None
     )
 

@@ -49,7 +49,7 @@ def print_circuit(circuit: Circuit) -> None:
     head += [f"{run['prompts']} prompts"] if "prompts" in run else []
     head += [str(run[key]) for key in ("method", "metric", "reference") if key in run]
     head += [run["units"]] if "units" in run else []
-    head += [f"threshold {run['threshold']:g}"] if "threshold" in run else []
+    head += [f"threshold {float(run['threshold']):g}"] if "threshold" in run else []
     head += [f"{key} {value}" for key, value in run.get("selection", {}).items()]
     if head:
         out.print(" ".join(", ".join(head).split()), markup=False)
@@ -65,8 +65,9 @@ def print_circuit(circuit: Circuit) -> None:
     if {"metric_full", "metric_final"} <= run.keys():
         before, after = float(run["metric_full"]), float(run["metric_final"])
         out.print(f"{run.get('metric', 'metric')}: {before:.6g} whole model, {after:.6g} circuit", markup=False)
-    if {"evaluations", "evaluations_wasted", "device_calls", "seconds"} <= run.keys():
+    if {"evaluations", "evaluations_wasted", "device_calls", "seconds", "seconds_compiling"} <= run.keys():
+        seconds, compiling = float(run["seconds"]), float(run["seconds_compiling"])
         out.print(
             f"{run['evaluations']} evaluations (and {run['evaluations_wasted']} behind wrong guesses) in "
-            f"{run['device_calls']} device calls, {run['seconds']:.1f} s ({run['seconds_compiling']:.1f} s compiling)"
+            f"{run['device_calls']} device calls, {seconds:.1f} s ({compiling:.1f} s compiling)"
         )

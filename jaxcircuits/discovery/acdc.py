@@ -28,7 +28,7 @@ from .predictors import predictor_of
 from .schedule import Walk, all_steps
 from .search import Search
 from .sweep import Sweep
-from .width import WIDTHS, FixedWidth, MeasuredWidth
+from .width import WIDTHS, ExpectedWidth, FixedWidth
 
 
 @checked
@@ -70,10 +70,10 @@ def acdc_sweep(
       within a layer ("descending", "ascending", "random" heads; `seed` for both). They change the circuit.
     - `groups`: first try to remove all edges into a head's q, k or v at once, as the original does.
     - `absolute`: compare the size of the increment, so that an edge whose removal helps is kept too.
-    - `width`: trials evaluated in one batch, at most 64; default: whichever is measured to be fastest. The answer
-      does not depend on it, nor on `predictor`, which guesses decisions: "history" (as the sender's last edges
-      fared), "all_removed", scores of all edges (an edge is expected to go if its score is below the threshold), or
-      an earlier result, whose decisions are expected again.
+    - `width`: trials evaluated in one batch, at most 64; default: what the share of guesses that came true makes best,
+      so that two runs agree to the last bit. The decisions do not depend on it, nor on `predictor`, which guesses
+      decisions: "history" (as the sender's last edges fared), "all_removed", scores of all edges (an edge is expected
+      to go if its score is below the threshold), or an earlier result, whose decisions are expected again.
     - `evaluator`: `LiveEvaluator` (the default), or `DenseEvaluator`, the slow oracle.
     - `within`: a circuit to search in, such as the best edges by some scores: the others are gone from the outset.
       Fewer trials, and another answer than that of the whole graph.
@@ -103,7 +103,7 @@ def acdc_sweep(
         within = np.asarray(within, bool) & graph.valid
         options["edges_within"] = int(within.sum())
     first = Search(Walk(steps, within), predictor_of(predictor, graph), sorted(set(thresholds)), absolute)
-    policy = MeasuredWidth() if width is None else FixedWidth(width)
+    policy = ExpectedWidth() if width is None else FixedWidth(width)
     results: dict[float, ACDCResult] = {}
 
     def tell(found: Iterable[ACDCResult]) -> None:
@@ -133,7 +133,7 @@ def acdc_sweep(
                 sweep.reached(milestone=True)
                 continue
             receiver = search.walk.receiver
-            sweep.pending[-1:] = search.round(policy, clock)
+            sweep.pending[-1:] = search.round(policy)
             if on_progress is not None:
                 on_progress(search.progress(sweep.seconds[0]))
             sweep.reached(milestone=search.walk.receiver != receiver)

@@ -2,19 +2,20 @@
 
 import dataclasses
 import math
-import time
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 
-from ..batching import CompileClock
 from ..finite import check_finite
 from .acdc_result import ACDCResult, Decision, Progress, scores_of
 from .evaluators import Evaluator
 from .predictors import Predictor
 from .schedule import Step, Walk
-from .width import FixedWidth, MeasuredWidth, bucket
+from .width import ExpectedWidth, FixedWidth, bucket
+
+MEMORY = 0.02
+"""Weight of the last guess in the share of those that came true."""
 
 
 class Search:
@@ -29,6 +30,7 @@ class Search:
         self.current = math.nan  # the metric of the circuit so far
         self.thresholds, self.absolute = list(thresholds), absolute
         self.decisions: list[Decision] = []
+        self.right = 0.9  # share of the guesses that came true, running mean
         self.wasted = 0
         self.calls: dict[int, int] = {}  # of each width
         self.memory = 0  # bytes of the largest chain, before this process
@@ -47,7 +49,7 @@ class Search:
         copy = Search(self.walk.fork(), self.predictor.fork(), thresholds, self.absolute)
         copy._evaluator = None if self._evaluator is None else self._evaluator.fork()
         copy.decisions, copy.wasted, copy.calls = list(self.decisions), self.wasted, dict(self.calls)
-        copy.current, copy.memory = self.current, self.memory
+        copy.current, copy.memory, copy.right = self.current, self.memory, self.right
         return copy
 
     def guess(self, step: Step) -> bool:
@@ -56,34 +58,36 @@ class Search:
     def increment(self, before: float, after: float) -> float:
         return abs(after - before) if self.absolute else after - before
 
-    def round(self, policy: "FixedWidth | MeasuredWidth", clock: CompileClock) -> "list[Search]":
+    def round(self, policy: FixedWidth | ExpectedWidth) -> "list[Search]":
         """One chain: this search, and those that go on for the thresholds that now disagree."""
         self.saved = None
-        ahead = policy.next()
+        ahead = policy.next(self.right)
         steps, guesses = self.walk.upcoming(self.guess, ahead)
-        began, compilations = time.perf_counter(), clock.compilations
-        metrics, width = self.evaluate(steps, guesses, policy, bucket(ahead))
+        metrics = self.evaluate(steps, guesses, policy, bucket(ahead))
+        right = self.right
         accepted, others = self.decide(steps, guesses, metrics)
-        seconds = time.perf_counter() - began if clock.compilations == compilations else None
         was_right = accepted == len(steps) and self.decisions[-1].removed == guesses[accepted - 1]
-        policy.record(width, accepted - (not was_right), accepted, seconds)
+        for ahead in range(accepted):
+            right += MEMORY * ((ahead < accepted - (not was_right)) - right)
+        for search in (self, *others):
+            search.right = right
         return [self, *others]
 
     def evaluate(
-        self, steps: list[Step], guesses: list[bool], policy: "FixedWidth | MeasuredWidth", width: int
-    ) -> tuple[list[float], int]:
+        self, steps: list[Step], guesses: list[bool], policy: FixedWidth | ExpectedWidth, width: int
+    ) -> list[float]:
         """The chain's metrics, padded to `width`; where the memory does not do, of a shorter chain."""
         while True:
             try:
                 metrics = self.evaluator.chain([step.edges for step in steps], guesses[: len(steps)], width)
                 self.calls[width] = self.calls.get(width, 0) + 1
-                return metrics.tolist(), width
+                return metrics.tolist()
             except (MemoryError, jax.errors.JaxRuntimeError) as error:
                 is_full = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
                 if not is_full or width == 1:
                     raise
                 policy.limit(width)
-                width = bucket(policy.next())
+                width = bucket(policy.next(self.right))
                 del steps[width:]
 
     def decide(self, steps: list[Step], guesses: list[bool], metrics: list[float]) -> "tuple[int, list[Search]]":
@@ -132,6 +136,7 @@ class Search:
         return {
             "thresholds": self.thresholds,
             "decisions": [list(dataclasses.astuple(decision)) for decision in self.decisions],
+            "right": self.right,
             "wasted": self.wasted,
             "calls": sorted(self.calls.items()),
             "memory": self.memory_planned,
@@ -141,7 +146,7 @@ class Search:
         """A fork of this one, at the beginning, that has come to what a record says."""
         search = self.fork(record["thresholds"])
         search.replay(record["decisions"])
-        search.wasted, search.memory = record["wasted"], record["memory"]
+        search.right, search.wasted, search.memory = record["right"], record["wasted"], record["memory"]
         search.calls = {width: count for width, count in record["calls"]}
         return search
 

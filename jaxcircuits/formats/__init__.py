@@ -27,7 +27,7 @@ from ..models import (
 from . import decoders
 from .gpt2 import gpt2_table
 from .ignored import IGNORED_KEYS
-from .table import Entry, check_fixed, fill
+from .table import Entry, check_fixed, check_positive, fill
 from .transformer_lens import transformer_lens_config, transformer_lens_table
 
 
@@ -182,6 +182,7 @@ def config_of(values: Any) -> tuple[Family, Any]:
     if unknown := [key for key in values if key not in fields and key not in IGNORED_KEYS and key not in fixed]:
         raise ValueError(f"unknown key {unknown[0]!r}; its effect on the model is not known, so it is refused")
     check_fixed(values, fixed)
+    check_positive(family.config, values)
     return family, fill(family.config, values)
 
 

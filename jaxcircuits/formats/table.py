@@ -1,6 +1,7 @@
 """What a table of tensors is made of, and how the values of a config are checked."""
 
 import dataclasses
+import math
 import types
 import typing
 from typing import Any
@@ -63,6 +64,21 @@ def check_size(name: str, value: int) -> None:
     most = MOST_LAYERS if name in LAYERS else MOST
     if abs(value) > most:
         raise ValueError(f"{name} = {value} is not supported; expected at most {most:,}")
+
+
+SHARES = ("partial_rotary_factor",)
+"""Numbers of a config that are at most 1."""
+
+
+def check_positive(config: type, values: dict[str, Any]) -> None:
+    """Raises ValueError for a number that is none of a model: not above 0, or of `SHARES` above 1."""
+    for name, kind in typing.get_type_hints(config).items():
+        value = values.get(name)
+        if float in (kind, *typing.get_args(kind)) and type(value) in (int, float):
+            most = 1 if name in SHARES else math.inf
+            if not 0 < value <= most:
+                expected = "a number above 0" + (f", at most {most}" if name in SHARES else "")
+                raise ValueError(f"{name} = {value!r} is not supported; expected {expected}")
 
 
 def is_int(wanted: Any) -> bool:

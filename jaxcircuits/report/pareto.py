@@ -27,7 +27,9 @@ def plot_pareto(circuits: Sequence[Circuit], path: str | os.PathLike) -> None:
     axes.scatter(*zip(*points, strict=True), color="tab:blue")
     for circuit in circuits:
         place = circuit.num_edges, float(circuit.run["metric_final"])
-        axes.annotate(f"{circuit.run.get('threshold', 0):g}", place, textcoords="offset points", xytext=(4, 4), size=7)
+        axes.annotate(
+            f"{float(circuit.run.get('threshold', 0)):g}", place, textcoords="offset points", xytext=(4, 4), size=7
+        )
     axes.set_xlabel(f"edges of {circuits[0].graph.num_edges}")
     axes.set_ylabel(str(circuits[0].run.get("metric", "metric")))
     axes.set_xscale("symlog", linthresh=1)
