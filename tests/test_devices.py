@@ -14,7 +14,7 @@ from conftest import micro_model, micro_pairs
 import jaxcircuits as jc
 
 SCRIPT = Path(__file__).with_name("several_devices.py")
-SECONDS = 400  # a process whose peer died hangs for about 100
+SECONDS = 900  # on a busy machine; a process whose peer died hangs for about 100
 
 
 def start(*arguments):
@@ -28,6 +28,7 @@ def reports(*processes):
     finally:
         for process in processes:
             process.kill()
+            process.communicate()
     for process, (_, errors) in zip(processes, outputs, strict=True):
         assert process.returncode == 0, errors[-3000:]
     return [json.loads(text.split("REPORT")[1]) for text, _ in outputs]

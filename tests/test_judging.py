@@ -206,6 +206,22 @@ def test_every_number_of_the_five_tests_by_hand(granularity, set, spread_out):
     assert tuple(record.of("minimality").details["edges"]) == graph.names_of(mask)
 
 
+def test_a_circuit_that_matters_is_missed_more_than_random_ones(spread_out):
+    """Partial necessity on the edges of the steepest slopes: random circuits are removed, not run."""
+    objective, loss = spread_out
+    valid, slopes = objective.graph.valid, np.abs(objective.gradient(objective.full_mask()))
+    own = valid & (slopes >= np.sort(slopes, axis=None)[-5])
+    drawn = jc.random_circuits(objective.graph, 5, 12, seed=4)
+    model = loss(valid)
+    distance, others, alone = (
+        [np.mean((loss(mask) - model) ** 2) for mask in masks] for masks in ([valid & ~own], valid & ~drawn, drawn)
+    )
+    circuit = jc.Circuit(objective.graph, own, np.zeros(objective.graph.shape), {})
+    wins = jc.hypothesis_tests(objective, circuit, random=12, seed=4).of("partial necessity").details["wins"]
+    assert counted(12 - wins, others, distance[0]) and not counted(12 - wins, alone, distance[0])
+    assert wins > 0
+
+
 @pytest.mark.parametrize("granularity, set", WAYS)
 def test_every_knock_out_by_hand(granularity, set, spread_out):
     """`m(C - K)` and `m(M - K)`, C all that runs: a node with all edges out of it, and random parts of what runs."""
