@@ -114,7 +114,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     """Markdown."""
     names = "program", "compiles", "processor_s", "peak_gib", "fits", "copies", "loops", "collectives", "flags"
     lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
-    cells = [[str(row.get(name) or "-") if name != "fits" else str(row.get(name)) for name in names] for row in rows]
+    cells = [["-" if row.get(name) in (None, {}, []) else str(row[name]) for name in names] for row in rows]
     return "\n".join(lines + [f"| {' | '.join(line)} |" for line in cells])
 
 

@@ -57,3 +57,23 @@ def test_a_program_compiles_for_a_tpu_that_is_not_there(name, devices, aot, obje
     if name in ("fill", "commit", "run_chain"):
         assert not row["collectives_in_loops"], row
     assert devices > 1 or not row["collectives"], row
+
+
+def test_collectives_are_found_where_a_loop_runs_them(aot):
+    """Also where its body calls another computation, and not where no loop leads."""
+    text = """HloModule m
+%called (x: f32[2]) -> f32[2] {
+  %r = f32[2] all-reduce(%x), to_apply=%add
+}
+%body (x: f32[2]) -> f32[2] {
+  ROOT %y = f32[2] call(%x), to_apply=%called
+}
+ENTRY %main (x: f32[2]) -> f32[2] {
+  %g = f32[4] all-gather(%x)
+  %w = f32[2] while(%x), condition=%cond, body=%body
+  %c = f64[2] custom-call(%w), custom_call_target="xla_python_cpu_callback"
+}
+"""
+    row = aot[0].read(text)
+    assert row["collectives"] == {"all-reduce": 1, "all-gather": 1} and row["collectives_in_loops"] == {"all-reduce": 1}
+    assert row["flags"] == ["f64", "xla_python_cpu_callback"] and row["loops"] == 1
