@@ -133,16 +133,16 @@ def fill(place: tuple[Objective, Units, Constants, tuple[AnyArray, AnyArray], An
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=4)
 def run_chain(
-    rest: Rest, fixed: list[Array], current: Current, program: Int[Array, " number"], changes: Values
+    rest: Rest, fixed: list[Array], current: Current, numbers: Int[Array, " number"], changes: Values
 ) -> tuple[Float[Array, " candidate"], Values, Values]:
     """The metric of every candidate, every changed unit's changes, and the difference that each step removes.
 
-    - `rest`, `fixed`: objective, units and constants, `batching.flattened` once. `program`: in one array.
+    - `rest`, `fixed`: objective, units and constants, `batching.flattened` once. `numbers`: the program, in one array.
 
     Changes [slot * width, candidate, ...] are written over the given ones; only what was written is read.
     """
     objective, units, constants = rest.with_arrays(fixed)
-    program = _unpacked(program, units, changes)
+    program = _unpacked(numbers, units, changes)
     with jax.default_matmul_precision(objective.model.precision):
         chain = _Chain(objective, units, current, program, _removed(objective, constants, program))
         first, last = program.count_everywhere, program.count
@@ -285,7 +285,7 @@ def commit(
     objective, units, _ = rest.with_arrays(fixed)
     program = _unpacked(program, units, changes)
 
-    def at(touched: Array) -> Array:
+    def at(touched: AnyArray) -> Array:
         return program.removed_at(touched)[row][None]
 
     def moved(x: Array, sources: tuple[AnyArray, AnyArray], touched: AnyArray, is_scored: bool) -> Array:
@@ -358,7 +358,7 @@ def _sum_of(x: Array, sources: Int[AnyArray, " source"], count: Int[AnyArray, ""
 
 
 def _minus(
-    x: Array, at: Callable[[Array], Array], touched: Int[AnyArray, ""], removed: Float[Array, "candidate ..."]
+    x: Array, at: Callable[[AnyArray], Array], touched: Int[AnyArray, ""], removed: Float[Array, "candidate ..."]
 ) -> Array:
     """X minus the differences that the candidates remove at this receiver, if the chain touches it."""
 

@@ -1,8 +1,9 @@
 """A chain of candidates as data: what `chains.py` runs and `live.py` writes."""
 
+import dataclasses
 import math
-from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
@@ -13,7 +14,9 @@ AnyArray = Array | np.ndarray
 """What the host makes stays NumPy: a compiled function hands it to every device."""
 
 
-class Program(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Program:
     """A chain as data: which differences each candidate removes where, and the units to recompute, in order.
 
     - `removals[j, :removal_counts[j]]`: the senders that step j removes, at receiver `receivers[j]`: numbered from 1 on
@@ -41,7 +44,7 @@ class Program(NamedTuple):
     logits_count: Int[AnyArray, ""]
     logits_touched: Int[AnyArray, ""]
 
-    def removed_at(self, touched: Int[Array, ""]) -> Bool[Array, "candidate candidate"]:
+    def removed_at(self, touched: Int[AnyArray, ""]) -> Bool[Array, "candidate candidate"]:
         """Which steps (columns) each candidate removes at a touched receiver."""
         index = jnp.arange(len(self.receivers), dtype=jnp.int32)
         is_before = (self.guesses > 0)[None] & (index[:, None] > index[None])
