@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +42,48 @@ def chunked_vmap(f: Callable[[Any], Any], xs: Any, size: int) -> Any:
     return jax.tree.map(lambda y: y.swapaxes(0, 1).reshape(chunks * size, *y.shape[2:])[:rows], ys)
 
 
+# --- arguments ---------------------------------------------------------------------------------
+
+
+class Rest:
+    """What a pytree is besides its arrays, as one value that is hashed once."""
+
+    def __init__(self, structure: Any, leaves: tuple[Any, ...]):
+        self.structure, self.leaves = structure, leaves
+        self._hash = hash((structure, leaves))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (
+            isinstance(other, Rest) and (self.structure, self.leaves) == (other.structure, other.leaves)
+        )
+
+    def with_arrays(self, arrays: Sequence[Any]) -> Any:
+        """The pytree."""
+        given = iter(arrays)
+        return jax.tree.unflatten(self.structure, [next(given) if leaf is _ARRAY else leaf for leaf in self.leaves])
+
+
+_ARRAY = object()
+
+
+def flattened(tree: Any) -> tuple[Rest, list[Any]]:
+    """A pytree that many calls of a compiled function take: all but the arrays, to be static, and the arrays."""
+    leaves, structure = jax.tree.flatten(tree)
+    is_array = [eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves]
+    rest = tuple(_ARRAY if array else leaf for leaf, array in zip(leaves, is_array, strict=True))
+    return Rest(structure, rest), [leaf for leaf, array in zip(leaves, is_array, strict=True) if array]
+
+
 # --- memory ------------------------------------------------------------------------------------
 
 
 def memory_needed(jitted: Any, *inputs: Any) -> int:
     """Bytes a device that a compiled function takes for results and on the way; calling it then compiles nothing."""
-    plan = jitted.lower(*inputs).compile().compiled.memory_analysis()
+    compiled = jitted.lower(*inputs).compile()
+    plan = getattr(compiled, "compiled", compiled).memory_analysis()
     return plan.temp_size_in_bytes + plan.output_size_in_bytes
 
 

@@ -8,6 +8,8 @@ it needs only there too; so such nodes never feed one that is computed everywher
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -16,20 +18,20 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from . import batching, metrics
-from .batching import CANDIDATES, PROMPTS, constrain
+from .batching import CANDIDATES, PROMPTS, Rest, constrain
 from .kinds import Kind, Units
 from .models import runs
 from .objective import Objective
-from .programs import AnyArray, Program
+from .programs import AnyArray, Program, unpacked
 from .references import sender_values
 from .types import Mask
 
 
 class Values(eqx.Module):
-    """A quantity at every position, and the same at the scored positions."""
+    """A quantity at every position, and the same at the scored positions of all prompts, in rows."""
 
     everywhere: Float[Array, "*rows batch position width"]
-    scored: Float[Array, "*rows batch scored width"]
+    scored: Float[Array, "*rows row width"]
 
     def part(self, is_scored: bool) -> Array:
         return self.scored if is_scored else self.everywhere
@@ -55,14 +57,14 @@ class Current(eqx.Module):
 
     inputs: Values
     outputs: Values
-    logits: Float[Array, "batch scored width"]
+    logits: Float[Array, "row width"]
 
 
 # --- the circuit so far ------------------------------------------------------------------------
 
 
 @eqx.filter_jit
-def first_run(objective: Objective, mask: Mask | None) -> tuple[Constants, Float[Array, "batch scored width"]]:
+def first_run(objective: Objective, mask: Mask | None) -> tuple[Constants, Float[Array, "row width"]]:
     """Everything that the circuit `mask` (None: all edges) fixes, and its input of `logits` where it is scored."""
     model, graph = objective.model, objective.graph
     written = sender_values(model, objective.clean, objective.microbatch)
@@ -87,7 +89,7 @@ def first_run(objective: Objective, mask: Mask | None) -> tuple[Constants, Float
 
 
 @eqx.filter_jit
-def empty(objective: Objective, units: Units, logits: Float[Array, "batch scored width"], slots: int) -> Current:
+def empty(objective: Objective, units: Units, logits: Float[Array, "row width"], slots: int) -> Current:
     """No unit in any slot; the clean input of `logits`."""
     inputs = _zeros(objective, (slots, units.num_places), (None, None))
     return Current(inputs, _zeros(objective, (slots * units.width,), (None,)), logits)
@@ -129,15 +131,18 @@ def fill(place: tuple[Objective, Units, Constants, tuple[AnyArray, AnyArray], An
 # --- a chain -----------------------------------------------------------------------------------
 
 
-@eqx.filter_jit(donate="all-except-first")
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=4)
 def run_chain(
-    inputs: tuple[Objective, Units, Constants, Current, Program], changes: Values
+    rest: Rest, fixed: list[Array], current: Current, numbers: Int[Array, " number"], changes: Values
 ) -> tuple[Float[Array, " candidate"], Values, Values]:
     """The metric of every candidate, every changed unit's changes, and the difference that each step removes.
 
+    - `rest`, `fixed`: objective, units and constants, `batching.flattened` once. `numbers`: the program, in one array.
+
     Changes [slot * width, candidate, ...] are written over the given ones; only what was written is read.
     """
-    objective, units, constants, current, program = inputs
+    objective, units, constants = rest.with_arrays(fixed)
+    program = _unpacked(numbers, units, changes)
     with jax.default_matmul_precision(objective.model.precision):
         chain = _Chain(objective, units, current, program, _removed(objective, constants, program))
         first, last = program.count_everywhere, program.count
@@ -145,6 +150,11 @@ def run_chain(
         changes = jax.lax.fori_loop(first, last, lambda n, changes: chain.compute_scored(n, changes), changes)
         logits = chain.logits(changes)
     return score(objective, logits), changes, chain.removed
+
+
+def _unpacked(program: Int[Array, " number"], units: Units, changes: Values) -> Program:
+    rows, candidates = changes.scored.shape[:2]
+    return unpacked(program, units, rows // units.width, candidates)
 
 
 def _removed(objective: Objective, constants: Constants, program: Program) -> Values:
@@ -181,22 +191,22 @@ class _Chain(eqx.Module):
         scored = jax.lax.dynamic_update_slice_in_dim(changes.scored, new, self._first(n), 0)
         return Values(changes.everywhere, scored)
 
-    def logits(self, changes: Values) -> Float[Array, "candidate batch scored width"]:
+    def logits(self, changes: Values) -> Float[Array, "candidate row width"]:
         """What `logits` reads."""
         x = self._for_all(self.current.logits)
         x = _sum_of(x, self.program.logits_sources, self.program.logits_count, lambda s: changes.scored[s])
-        return _minus(x, self.program.at, self.program.logits_touched, self.removed.scored)
+        return _minus(x, self.program.removed_at, self.program.logits_touched, self.removed.scored)
 
     def _first(self, n: Int[Array, ""]) -> Int[Array, ""]:
         return self.program.slot[n] * self.units.width
 
-    def _before(self, n: Int[Array, ""], is_scored: bool) -> Float[Array, "row 1 batch _ width"]:
+    def _before(self, n: Int[Array, ""], is_scored: bool) -> Float[Array, "sender 1 *values width"]:
         outputs = self.current.outputs.part(is_scored)
         return jax.lax.dynamic_slice_in_dim(outputs, self._first(n), self.units.width)[:, None]
 
     def _output(
         self, n: Int[Array, ""], changes: Values, is_scored: bool
-    ) -> Float[Array, "row candidate batch _ width"]:
+    ) -> Float[Array, "sender candidate *values width"]:
         """What instruction n's unit writes for each candidate; rows that its kind does not have are 0."""
         kinds = [functools.partial(self._unit, kind, n, changes, is_scored) for kind in self.units.kinds]
         return jax.lax.switch(self.program.kind[n], kinds)
@@ -213,6 +223,7 @@ class _Chain(eqx.Module):
         write = lambda ys, at: runs.unit_rows(model, nodes, layer, at, node, ys)  # noqa: E731
         own = 1 if joint else 0  # the axis of candidates, then that of prompts
         out = jax.vmap(jax.vmap(write, (own, 0), 1), (own, None), 1)(tuple(ys), at)
+        out = out.reshape(*out.shape[:2], -1, out.shape[-1]) if is_scored else out
         return jnp.pad(out, [(0, self.units.width - len(out))] + [(0, 0)] * (out.ndim - 1))
 
     def _at(self, is_scored: bool) -> Int[Array, "batch _"]:
@@ -227,7 +238,7 @@ class _Chain(eqx.Module):
         part = is_scored and port.is_local
         index = jnp.asarray(np.array(inputs, np.int32))[self.program.node[n]]
         read = functools.partial(self.objective.model.read, port.name, self.program.layer[n], index)
-        run, at = jax.vmap(read), self._at(part)
+        run, at = (lambda x, at: jax.vmap(read)(self._by_prompt(x, part), at)), self._at(part)
         every = jax.vmap(run, (0, None))
         if len(kind.ports) == 1:
             return every(self._read(n, c, changes, part), at)
@@ -246,7 +257,7 @@ class _Chain(eqx.Module):
         def one(receiver):
             index, c = receiver
             read = functools.partial(self.objective.model.read, port.name, self.program.layer[n], index)
-            return jax.vmap(jax.vmap(read), (0, None))(self._read(n, c, changes, part), at)
+            return jax.vmap(jax.vmap(read), (0, None))(self._by_prompt(self._read(n, c, changes, part), part), at)
 
         receivers = np.array([range(port.count), places], np.int32)
         return jax.lax.map(one, (jnp.asarray(receivers[0]), jnp.asarray(receivers[1])))[np.array(inputs)]
@@ -256,17 +267,26 @@ class _Chain(eqx.Module):
         x = self._for_all(self.current.inputs.part(is_scored)[self.program.slot[n], c])
         sources = self.program.sources[n, c], self.program.counts[n, c]
         x = _sum_of(x, *sources, lambda source: changes.part(is_scored)[source])
-        return _minus(x, self.program.at, self.program.touched[n, c], self.removed.part(is_scored))
+        return _minus(x, self.program.removed_at, self.program.touched[n, c], self.removed.part(is_scored))
+
+    def _by_prompt(self, x: Float[Array, "..."], is_scored: bool) -> Float[Array, "*candidate batch _ width"]:
+        """The scored positions, in rows, or every position: of each prompt."""
+        return x.reshape(*x.shape[:-2], *self.objective.scored.shape, x.shape[-1]) if is_scored else x
 
     def _for_all(self, x: Array) -> Array:
         return jnp.broadcast_to(x[None], (self.program.removals.shape[0], *x.shape))
 
 
-@eqx.filter_jit(donate="all-except-first")
-def commit(inputs: tuple[Objective, Units, Program, Values, Values, AnyArray], current: Current) -> Current:
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=6)
+def commit(
+    rest: Rest, fixed: list[Array], program: Any, changes: Values, removed: Values, row: AnyArray, current: Current
+) -> Current:
     """The current values after one candidate (a row) of a chain; `current` is updated in place."""
-    objective, units, program, changes, removed, row = inputs
-    at = program.at[:, row][:, None]
+    objective, units, _ = rest.with_arrays(fixed)
+    program = _unpacked(program, units, changes)
+
+    def at(touched: AnyArray) -> Array:
+        return program.removed_at(touched)[row][None]
 
     def moved(x: Array, sources: tuple[AnyArray, AnyArray], touched: AnyArray, is_scored: bool) -> Array:
         x = _sum_of(x[None], *sources, lambda source: changes.part(is_scored)[source, row][None])
@@ -307,17 +327,18 @@ def _zeros(objective: Objective, rows: tuple[int, ...], axes: tuple[str | None, 
     """Zeros of shape `rows`, which are sharded along `axes`."""
     reference, scored = objective.reference, objective.scored
 
-    def part(positions: int):
-        zeros = jnp.zeros((*rows, reference.shape[1], positions, reference.shape[3]), reference.dtype)
+    def part(*values: int):
+        zeros = jnp.zeros((*rows, *values, reference.shape[3]), reference.dtype)
         return constrain(zeros, objective.mesh, *axes, PROMPTS)
 
-    return Values(part(reference.shape[2]), part(scored.shape[1]))
+    return Values(part(*reference.shape[1:3]), part(scored.size))
 
 
-def _at_scored(objective: Objective, x: Float[Array, "*rows batch position width"]) -> Float[Array, "..."]:
-    """The scored positions of every prompt."""
+def _at_scored(objective: Objective, x: Float[Array, "*rows batch position width"]) -> Float[Array, "*rows row width"]:
+    """The scored positions of all prompts, in rows."""
     index = objective.scored.reshape((1,) * (x.ndim - 3) + (*objective.scored.shape, 1))
-    return jnp.take_along_axis(x, index, axis=-2)
+    x = jnp.take_along_axis(x, index, axis=-2)
+    return x.reshape(*x.shape[:-3], -1, x.shape[-1])
 
 
 def _put(values: Values, index: tuple[Array | int, ...], new: Values) -> Values:
@@ -336,17 +357,19 @@ def _sum_of(x: Array, sources: Int[AnyArray, " source"], count: Int[AnyArray, ""
     return jax.lax.fori_loop(0, count, lambda e, x: x + change(sources[e]), x)
 
 
-def _minus(x: Array, at: AnyArray, touched: Int[AnyArray, ""], removed: Float[Array, "candidate ..."]) -> Array:
+def _minus(
+    x: Array, at: Callable[[AnyArray], Array], touched: Int[AnyArray, ""], removed: Float[Array, "candidate ..."]
+) -> Array:
     """X minus the differences that the candidates remove at this receiver, if the chain touches it."""
 
     def subtract(_, x):
-        return x - jnp.einsum("ij,j...->i...", at[touched], removed)
+        return x - jnp.einsum("ij,j...->i...", at(touched).astype(x.dtype), removed)
 
     return jax.lax.fori_loop(0, jnp.minimum(touched, 1), subtract, x)
 
 
 @eqx.filter_jit
-def score(objective: Objective, x: Float[Array, "candidate batch scored width"]) -> Float[Array, " candidate"]:
+def score(objective: Objective, x: Float[Array, "candidate row width"]) -> Float[Array, " candidate"]:
     """The metric of each candidate's input of `logits`; only the logits that the metric reads are computed."""
     model, labels = objective.model, objective.labels
     few = objective.metric in metrics.READS_ANSWERS_ONLY

@@ -21,20 +21,27 @@ def expand(
     """
     if mask.shape != coarse.shape:
         raise ValueError(f"mask: expected shape {coarse.shape}, that of the coarse graph, got {mask.shape}")
-    rows = np.array([_whole(sender, coarse) for sender in fine.sender_table])
+    rows = np.array([_whole(sender, fine, coarse) for sender in fine.sender_table])
     columns = np.array([_column(column, fine, coarse, rows) for column in range(len(fine.receivers))])
     inside = ~coarse.valid[rows[:, None], columns[None]]
     return fine.valid & (mask[rows[:, None], columns[None]] | inside)
 
 
-def _whole(sender: Sender, coarse: Graph) -> int:
+def _whole(sender: Sender, fine: Graph, coarse: Graph) -> int:
     """The row of the coarse node that a fine one is, or is a part of."""
+    if sender.layer < 0 and len(fine.embeddings) % len(coarse.embeddings) == 0:
+        return sender.index * len(coarse.embeddings) // len(fine.embeddings)
     for row, node in enumerate(coarse.sender_table):
-        if node.layer != sender.layer or node.name not in (node.node, sender.name):  # other parts of positions
-            continue
-        if node.kind == sender.kind and node.node == sender.node or sender.kind in PARTS.get(node.kind, ()):
+        is_there = node.layer == sender.layer and _span(node) in ("", _span(sender))
+        is_same = node.kind == sender.kind and node.node == sender.node
+        if is_there and (is_same or sender.kind in PARTS.get(node.kind, ())):
             return row
     raise ValueError(f"expand: expected units of which those of the circuit are made, got {sender.name}, part of none")
+
+
+def _span(sender: Sender) -> str:
+    """The positions that a node is a part at; all of them: nothing."""
+    return sender.name.removeprefix(sender.node)
 
 
 def _column(column: int, fine: Graph, coarse: Graph, rows: np.ndarray) -> int:

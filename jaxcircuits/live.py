@@ -24,7 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
 
 from . import batching, chains, programs
 from .batching import place
@@ -50,6 +50,7 @@ class LiveEvaluator:
         self.units = Units(self.graph)
         self.slots: dict[int, int] = {}  # unit -> slot
         self.reads_everywhere: dict[int, bool] = {}  # unit -> is its output read at every position
+        self.rest, self.fixed = batching.flattened((objective, self.units, self.constants))  # of every call
         self.current = chains.empty(objective, self.units, logits, SLOTS[0])
         self.memory: dict[tuple[int, ...], int] = {}  # (slots, width) -> bytes of the compiled chain
         self._chain: _Chain | None = None  # the last one; its arrays are written over by the next
@@ -81,11 +82,11 @@ class LiveEvaluator:
         changes, self._chain = self._chain.changes if self._chain else None, None
         if changes is None or changes.scored.shape[:2] != (shape[0] * self.units.width, width) or self._is_shared:
             changes = chains.empty_changes(self.objective, self.units, *shape)
-        inputs = self.objective, self.units, self.constants, self.current, program
+        inputs = self.rest, self.fixed, self.current, program, changes
         if shape not in self.memory:
-            self.memory[shape] = batching.memory_needed(chains.run_chain, inputs, changes)
+            self.memory[shape] = batching.memory_needed(chains.run_chain, *inputs)
             batching.check_fits(self.memory[shape], f"a chain of {width}")
-        values, changes, removed = chains.run_chain(inputs, changes)
+        values, changes, removed = chains.run_chain(*inputs)
         self._chain, self._is_shared = _Chain(list(steps), program, changes, removed), False
         return np.asarray(values)[: len(steps)]
 
@@ -96,8 +97,8 @@ class LiveEvaluator:
         if not any(removed):
             return
         row = max(index for index, is_removed in enumerate(removed) if is_removed)
-        inputs = self.objective, self.units, last.program, last.changes, last.removed, np.array(row, np.int32)
-        self.current = chains.commit(inputs, self.current)
+        chain = last.program, last.changes, last.removed, np.int32(row)
+        self.current = chains.commit(self.rest, self.fixed, *chain, self.current)
         for edges, is_removed in zip(last.steps, removed, strict=False):
             if is_removed:
                 self.mask[edges[:, 0], edges[:, 1]] = False
@@ -167,15 +168,17 @@ class LiveEvaluator:
 
     def _program(
         self, steps: Sequence[Edges], guesses: Sequence[bool], after: EdgeBools, touched: Sequence[int], width: int
-    ) -> programs.Program:
-        dtype, size = np.dtype(self.objective.model.dtype), self.units.width
-        program: Any = programs.empty_program(self.units, self._num_slots, width, dtype)
+    ) -> Array:
+        """In one array, on the devices."""
+        size, shape = self.units.width, (self.units, self._num_slots, width)
+        numbers = programs.empty_program(*shape)
+        program: Any = programs.unpacked(numbers, *shape)
         index = {column: number + 1 for number, column in enumerate(touched)}
         for number, (edges, is_removed) in enumerate(zip(steps, guesses, strict=True)):
             present = edges[self.mask[edges[:, 0], edges[:, 1]]]
             program.removals[number, : len(present)] = present[:, 0]
             program.removal_counts[number] = len(present)
-            program.at[index[int(edges[0, 1])], number if not is_removed else slice(number, None), number] = 1
+            program.receivers[number], program.guesses[number] = index[int(edges[0, 1])], is_removed
         count = 0
         changed, places = [], []  # senders, and where their changes are
         for unit in sorted(self.slots, key=lambda unit: (not self.reads_everywhere[unit], unit)):
@@ -193,7 +196,7 @@ class LiveEvaluator:
         into_logits = np.array(places, np.int32)[after[changed, last]]
         program.logits_sources[: len(into_logits)] = into_logits
         program.logits_count[...], program.logits_touched[...] = len(into_logits), index.get(last, 0)
-        return program
+        return place(numbers, self.objective.mesh)
 
     def _instruct(self, program: Any, n: int, number: int, sources: Sequence[Any], touched: list[int]) -> None:
         """Instruction n: recompute this unit."""
@@ -215,6 +218,6 @@ class _Chain:
     """What `commit` needs of the last chain."""
 
     steps: list[Edges]
-    program: programs.Program
+    program: Array
     changes: chains.Values
     removed: chains.Values

@@ -1,8 +1,12 @@
 """A chain of candidates as data: what `chains.py` runs and `live.py` writes."""
 
-import equinox as eqx
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Int
 
 from .kinds import Units
 
@@ -10,20 +14,23 @@ AnyArray = Array | np.ndarray
 """What the host makes stays NumPy: a compiled function hands it to every device."""
 
 
-class Program(eqx.Module):
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Program:
     """A chain as data: which differences each candidate removes where, and the units to recompute, in order.
 
-    - `removals[j, :removal_counts[j]]`: the senders that step j removes. `at`: for each receiver touched by the
-      chain (0: none), which steps candidate i removes there.
+    - `removals[j, :removal_counts[j]]`: the senders that step j removes, at receiver `receivers[j]`: numbered from 1 on
+      among those that the chain touches. `guesses[j]`: whether later candidates remove them too.
     - `count` instructions, the first `count_everywhere` of which compute every position: a unit by its `kind`, `layer`
       and number `node` in the layer, whose values are in a `slot`.
     - `sources[n, c, :counts[n, c]]`: the changed senders kept into the input at place c of instruction n's unit, each
-      as slot * width + its number in its unit; `touched[n, c]`: its row of `at`.
+      as slot * width + its number in its unit; `touched[n, c]`: its number among `receivers`, 0 if not touched.
     """
 
     removals: Int[AnyArray, "candidate sender"]
     removal_counts: Int[AnyArray, " candidate"]
-    at: Float[AnyArray, "touched candidate candidate"]
+    receivers: Int[AnyArray, " candidate"]
+    guesses: Int[AnyArray, " candidate"]
     count_everywhere: Int[AnyArray, ""]
     count: Int[AnyArray, ""]
     kind: Int[AnyArray, " slot"]
@@ -37,25 +44,37 @@ class Program(eqx.Module):
     logits_count: Int[AnyArray, ""]
     logits_touched: Int[AnyArray, ""]
 
+    def removed_at(self, touched: Int[AnyArray, ""]) -> Bool[Array, "candidate candidate"]:
+        """Which steps (columns) each candidate removes at a touched receiver."""
+        index = jnp.arange(len(self.receivers), dtype=jnp.int32)
+        is_before = (self.guesses > 0)[None] & (index[:, None] > index[None])
+        return ((index[:, None] == index[None]) | is_before) & (self.receivers == touched)[None]
 
-def empty_program(units: Units, slots: int, candidates: int, dtype: np.dtype) -> Program:
-    """A program that changes nothing, as NumPy arrays to be filled."""
-    kind, layer, node, slot = np.zeros((4, slots), np.int32)
-    counts, touched = np.zeros((2, slots, units.num_places), np.int32)
-    return Program(
-        removals=np.zeros((candidates, units.graph.shape[0]), np.int32),
-        removal_counts=np.zeros(candidates, np.int32),
-        at=np.zeros((candidates + 1, candidates, candidates), dtype),
-        count_everywhere=np.zeros((), np.int32),
-        count=np.zeros((), np.int32),
-        kind=kind,
-        layer=layer,
-        node=node,
-        slot=slot,
-        sources=np.zeros((slots, units.num_places, slots * units.width), np.int32),
-        counts=counts,
-        touched=touched,
-        logits_sources=np.zeros(slots * units.width, np.int32),
-        logits_count=np.zeros((), np.int32),
-        logits_touched=np.zeros((), np.int32),
+
+def empty_program(units: Units, slots: int, candidates: int) -> Int[np.ndarray, " number"]:
+    """A program that changes nothing, in one array, which goes to the devices at once."""
+    return np.zeros(sum(math.prod(shape) for shape in _shapes(units, slots, candidates)), np.int32)
+
+
+def unpacked(numbers: Int[AnyArray, " number"], units: Units, slots: int, candidates: int) -> Program:
+    """The parts of a program in one array; of NumPy's they are views, to be filled."""
+    fields, first = [], 0
+    for shape in _shapes(units, slots, candidates):
+        size = math.prod(shape)
+        fields.append(numbers[first : first + size].reshape(shape))
+        first += size
+    return Program(*fields)
+
+
+def _shapes(units: Units, slots: int, candidates: int) -> tuple[tuple[int, ...], ...]:
+    sources, places = slots * units.width, units.num_places
+    return (
+        (candidates, units.graph.shape[0]),
+        *[(candidates,)] * 3,
+        *[()] * 2,
+        *[(slots,)] * 4,
+        (slots, places, sources),
+        *[(slots, places)] * 2,
+        (sources,),
+        *[()] * 2,
     )

@@ -50,6 +50,8 @@ class SparseEvaluator:
         self.base = _base(objective)
         self.alone = _alone(objective)
         stacks = enumerate(objective.graph.layout.stacks)
+        (platform,) = {device.platform for device in objective.clean.devices()}
+        self.at_once = POSITIONS_AT_ONCE.get(platform, MANY)
         each = [(n, m, row) for n, stack in stacks for row in range(stack.layers) for m in range(len(stack.moments))]
         self.places = each  # of each moment: its stack, which of the stack's moments it is, the layer in the stack
 
@@ -79,7 +81,8 @@ class SparseEvaluator:
         kind, moment, layer = self.planner.units.kinds[step.kind], np.int32(step.moment), np.array(step.layer, np.int32)
         stack, number, row = self.places[step.moment]
         alone = jax.tree.map(lambda x: x[:, row], self.alone[stack][number])
-        return _write_units((self.objective, kind, self.base[moment], layer, _traced(step), alone), rows)
+        inputs = self.objective, kind, self.base[moment], layer, _traced(step), alone, self.at_once
+        return _write_units(inputs, rows)
 
 
 def _traced(step: Step) -> Step:
@@ -121,9 +124,9 @@ def _first_rows(objective: Objective, embeddings: Int[Array, " embedding"], scor
 
 
 @eqx.filter_jit(donate="all-except-first")
-def _write_units(inputs: tuple[Objective, Kind, Array, AnyArray, Step, Computed], rows: Rows) -> Rows:
-    """The rows with what each unit of the step writes, minus the reference."""
-    objective, kind, base, layer, step, alone = inputs
+def _write_units(inputs: tuple[Objective, Kind, Array, AnyArray, Step, Computed, int], rows: Rows) -> Rows:
+    """The rows with what each unit of the step writes, minus the reference; so many positions at once."""
+    objective, kind, base, layer, step, alone, at_once = inputs
     model, nodes = objective.model, kind.nodes
     receivers = [
         (port, jnp.asarray(np.array(indices, np.int32)), own)
@@ -148,7 +151,7 @@ def _write_units(inputs: tuple[Objective, Kind, Array, AnyArray, Step, Computed]
             return jax.vmap(partial(model.read, receivers[number][0].name, layer, index))(value(i), at)[None]
 
         shape, size = jax.eval_shape(one, jnp.int32(0)).shape[1:], reads.units.size
-        return _each(one, reads.used, jnp.zeros((size, *shape), base.dtype), 0, size)
+        return _each(one, reads.used, jnp.zeros((size, *shape), base.dtype), 0, (size, at_once))
 
     def value_of(number: int, unit: Array) -> Array:
         place = step.inputs[number, unit]
@@ -174,7 +177,7 @@ def _write_units(inputs: tuple[Objective, Kind, Array, AnyArray, Step, Computed]
 
     with jax.default_matmul_precision(model.precision):
         changed = [computed(number) for number in range(len(receivers))]  # all are read before any is written
-        return _write(objective, step, kind.width, rows, written)
+        return _write(objective, step, kind.width, rows, written, at_once)
 
 
 def _positions(objective: Objective, everywhere: bool) -> Int[Array, "batch _"]:
@@ -211,7 +214,9 @@ def _reader(
     return value
 
 
-def _write(objective: Objective, step: Step, width: int, rows: Rows, written: Callable[[Array], Array]) -> Rows:
+def _write(
+    objective: Objective, step: Step, width: int, rows: Rows, written: Callable[[Array], Array], at_once: int
+) -> Rows:
     """The rows with what each unit of the step writes, minus the reference."""
 
     def one(unit: Array) -> Rows:
@@ -223,17 +228,18 @@ def _write(objective: Objective, step: Step, width: int, rows: Rows, written: Ca
 
     first = Rows(step.rows[0], step.rows[1] if step.is_wide else None)
     into = rows if step.is_wide else Rows(rows.scored, None)
-    into = _each(one, step.used, into, first, step.senders.size)
+    into = _each(one, step.used, into, first, (step.senders.size, at_once))
     return into if step.is_wide else Rows(into.scored, rows.wide)
 
 
-def _each(one: Callable[[Array], Any], count: ArrayLike, into: Any, first: Any, size: int) -> Any:
-    """`into` with the rows of `one(i)` behind each other from `first` on, for every i below `count`, up to `size`.
+def _each(one: Callable[[Array], Any], count: ArrayLike, into: Any, first: Any, sizes: tuple[int, int]) -> Any:
+    """`into` with the rows of `one(i)` behind each other from `first` on, for every i below `count`.
 
-    `one` gives [row, batch, position, ...] for each leaf; POSITIONS_AT_ONCE says how many are computed at once.
+    `one` gives [row, batch, position, ...] for each leaf. `sizes`: the most that `count` can be, and how many positions
+    are computed at once.
     """
+    size, limit = sizes
     width, batch, positions = jax.tree.leaves(jax.eval_shape(one, jnp.int32(0)))[-1].shape[:3]
-    limit = POSITIONS_AT_ONCE.get(jax.default_backend(), MANY)
     at_once = min(size, 1 << max(0, (limit // (width * batch * positions)).bit_length() - 1))  # both are powers of two
 
     def some(i: Array) -> Any:

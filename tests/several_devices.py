@@ -36,7 +36,7 @@ def collectives(objective):
 
     def spy(jitted, *inputs):
         if jitted is chains.run_chain:
-            text = jitted.lower(*inputs).compile().compiled.as_text()
+            text = jitted.lower(*inputs).compile().as_text()
             for shape in re.findall(r"= \w(\d+)\[([\d,]*)\]\S* (?:all-|collective-|reduce-scatter)", text):
                 seen.append(int(shape[0]) // 8 * int(np.prod([int(n) for n in shape[1].split(",") if n])))
         return compiled(jitted, *inputs)

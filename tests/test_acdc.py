@@ -374,7 +374,7 @@ def test_what_it_refuses():
         jc.acdc(objective, 0.1, predictor=np.zeros((2, 2)))
     with pytest.raises(ValueError, match="predictor: expected one of history"):
         jc.acdc(objective, 0.1, predictor="oracle")
-    with pytest.raises(ValueError, match="finite"):
+    with pytest.raises(ValueError, match="thresholds: expected at least one number"):
         jc.acdc_sweep(objective, [])
     with pytest.raises(ValueError, match="order: expected one of last_first"):
         jc.acdc(objective, 0.1, order="shuffle")

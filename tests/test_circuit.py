@@ -142,8 +142,8 @@ FIRST = "input->a0.h0<q>"
         (damaged("nodes", "m0", to={"in_graph": True, "neurons": []}), "m0 has 'neurons': .*single neurons"),
         (damaged("neurons", to=[[True]]), "'neurons': a circuit of single neurons cannot be read"),
         (
-            damaged("nodes", "a0.h0", to={"in_graph": False}),
-            "nodes: a0.h0 is not in the circuit, but edge .*a0.h0.* is",
+            damaged("nodes", "a0.h1", to={"in_graph": False}),
+            "nodes: a0.h1 is not in the circuit, but edge .*a0.h1.* is",
         ),
         (damaged("nodes", to=["m0"]), "nodes: expected a JSON object"),
         (damaged("cfg", "n_heads", to=2147483648), "as many heads as the file lists, got 1 x 2147483648 with 5 nodes"),

@@ -290,7 +290,7 @@ def test_exact_patching_goes_on_to_the_same_bits(tmp_path, stops):
     objective = jc.Objective(micro_model("gpt2"), micro_pairs(), "logit_diff")
     for number, options in enumerate(({"width": 4}, {"width": 4, "positions": [(0, 2), (3, 6)]})):
         whole = jc.exact(objective, **options)
-        found, parts = in_parts(stops, 9, lambda options=options: jc.exact(objective, **options, checkpoint=tmp_path))
+        found, parts = in_parts(stops, 3, lambda options=options: jc.exact(objective, **options, checkpoint=tmp_path))
         np.testing.assert_array_equal(found.values, whole.values)
         assert parts > 2
         with pytest.raises(ValueError, match="width was 4, now 3"):

@@ -50,7 +50,7 @@ def objective_of(name, units):
 
 
 CASES = [
-    pytest.param(name, *units, marks=[pytest.mark.slow] * (name in ("post-norm-windows", "shortformer")))
+    pytest.param(name, *units, marks=[pytest.mark.slow] * (name not in ("grouped", "gpt2")))
     for name in MODELS
     for units in FINER
     if name != "shortformer" or "neurons" not in units[1]
@@ -68,7 +68,8 @@ def test_a_circuit_of_coarse_units_is_one_of_fine_ones(name, coarse, fine, x64):
     assert len(set(np.round(losses[0], 6))) == 4
 
 
-ENGINES = [("grouped", "unsplit"), ("gpt2", "blocks"), ("gpt2", "neurons:3"), ("gpt2", "split 0:2,3:5")]
+ENGINES = [("grouped", "unsplit"), ("gpt2", "neurons:3")]
+ENGINES += [pytest.param("gpt2", units, marks=pytest.mark.mission) for units in ("blocks", "split 0:2,3:5")]
 SLOW = [("grouped", "layers"), ("grouped", "ungrouped"), ("parallel", "layers"), ("gpt2", "neurons@0")]
 SLOW += [("post-norm", units) for units in ("neurons:3", "unsplit", "layers", "split 0:3,3:6")]
 

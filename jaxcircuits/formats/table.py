@@ -73,7 +73,7 @@ SHARES = ("partial_rotary_factor",)
 def check_positive(config: type, values: dict[str, Any]) -> None:
     """Raises ValueError for a number that is none of a model: not above 0, or of `SHARES` above 1."""
     for name, kind in typing.get_type_hints(config).items():
-        value = values.get(name)
+        value: Any = values.get(name)
         if float in (kind, *typing.get_args(kind)) and type(value) in (int, float):
             most = 1 if name in SHARES else math.inf
             if not 0 < value <= most:

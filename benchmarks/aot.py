@@ -1,0 +1,152 @@
+"""Compiles every program for chips that are not there, and says what the compiler says of them.
+
+    pip install -e '.[aot]'     # libtpu; for h100 also jax-cuda12-plugin, jax-cuda12-pjrt, nvidia-cuda-nvcc-cu12
+    python benchmarks/aot.py [--chip v5e|v5p|v6e|h100] [--devices N] [--size small] [--prompts 100] [--only REGEX]
+
+One JSON line a program, then a table: whether it compiles, processor seconds, memory beside the chip's, matrix
+products and copies in the text, collectives (in loops or not), red flags (float64, host callbacks). No number of it is
+measured on a chip.
+"""
+
+import argparse
+import collections
+import os
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+for name, value in {
+    "JAX_PLATFORMS": "cpu",  # libtpu only compiles
+    "TPU_SKIP_MDS_QUERY": "1",  # it looks for no metadata server
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # else a second process fails on a lock file
+}.items():
+    os.environ.setdefault(name, value)
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+from aot_programs import Program, abstract_objective, axes_of, programs  # noqa: E402
+from common import SIZES, emit  # noqa: E402
+from jax.experimental import topologies  # noqa: E402
+from jax.sharding import AxisType, Mesh, SingleDeviceSharding  # noqa: E402
+
+from jaxcircuits import batching  # noqa: E402
+from jaxcircuits.batching import CANDIDATES, PROMPTS  # noqa: E402
+
+CHIPS = {"v5e": ("v5e:2x2", 16), "v5p": ("v5p:2x2x1", 95), "v6e": ("v6e:2x2", 32), "h100": (None, 80)}
+"""The topology that a chip is part of, and its memory in GiB."""
+
+COLLECTIVE = re.compile(r" (all-\w+|reduce-scatter|collective-\w+)(?:-start)?\(")
+
+
+def topology_of(chip: str) -> Any:
+    """Raises RuntimeError where the compiler for the chip is not installed."""
+    name, _ = CHIPS[chip]
+    if name is None:
+        target = (Path(__file__).parent / "h100.txtpb").read_text()
+        return topologies.get_topology_desc("", "cuda", target_config=target, topology="1x1x1")
+    return topologies.get_topology_desc(name, "tpu")
+
+
+def mesh_of(topology: Any, devices: int, prompts: int) -> Mesh | None:
+    """As `jaxcircuits.device_mesh` makes it; None for one device."""
+    if devices == 1:
+        return None
+    along = int(np.gcd(devices, prompts))
+    grid = np.array(topology.devices[:devices]).reshape(devices // along, along)
+    return Mesh(grid, (CANDIDATES, PROMPTS), axis_types=(AxisType.Auto,) * 2)
+
+
+def compiled(program: Program, topology: Any, mesh: Mesh | None) -> tuple[Any, float]:
+    """The compiled program and the processor seconds that it took."""
+
+    def place(path: str, leaf: Any) -> Any:
+        alone = SingleDeviceSharding(topology.devices[0])
+        sharding = alone if mesh is None else batching.sharding(mesh, leaf.shape, *axes_of(path))
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    start = time.process_time()
+    return program.lowered(place).compile(), time.process_time() - start
+
+
+def in_loops(text: str) -> list[str]:
+    """The collectives of the computations that loops run, or that these call."""
+    bodies = {name: body for name, body in re.findall(r"^%?([\w.\-]+) [^\n]*\{\n(.*?)^\}", text, re.M | re.S)}
+    seen: set[str] = set()
+    todo = re.findall(r"(?:body|condition)=%?([\w.\-]+)", text)
+    while todo:
+        if (name := todo.pop()) not in seen:
+            seen.add(name)
+            todo += [called for called in re.findall(r"%([\w.\-]+)", bodies.get(name, "")) if called in bodies]
+    return [match for name in seen for match in COLLECTIVE.findall(bodies.get(name, ""))]
+
+
+def read(text: str) -> dict[str, Any]:
+    """What a program's text shows."""
+    flags = ["f64"] if re.search(r"\bf64\[", text) else []
+    flags += [target for target in set(re.findall(r'custom_call_target="([^"]+)"', text)) if "callback" in target]
+    return {
+        "instructions": len(re.findall(r"^\s+\S+ = ", text, re.M)),
+        "copies": len(re.findall(r" copy\(", text)),
+        "loops": len(re.findall(r" while\(", text)),
+        "collectives": dict(collections.Counter(COLLECTIVE.findall(text))),
+        "collectives_in_loops": dict(collections.Counter(in_loops(text))),
+        "flags": flags,
+    }
+
+
+def row_of(name: str, program: Program, topology: Any, mesh: Mesh | None, gib: float) -> dict[str, Any]:
+    """What the compiler says of a program."""
+    try:
+        made, seconds = compiled(program, topology, mesh)
+    except jax.errors.JaxRuntimeError as error:
+        return {"program": name, "compiles": False, "error": str(error)[:300]}
+    plan = made.memory_analysis()
+    sizes = plan.argument_size_in_bytes, plan.output_size_in_bytes, plan.temp_size_in_bytes, -plan.alias_size_in_bytes
+    peak = sum(sizes) / 2**30
+    row = {"program": name, "compiles": True, "processor_s": round(seconds, 1), "peak_gib": round(peak, 2)}
+    return {**row, "fits": peak < 0.97 * gib, **read(made.as_text())}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown."""
+    names = "program", "compiles", "processor_s", "peak_gib", "fits", "copies", "loops", "collectives", "flags"
+    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+    cells = [["-" if row.get(name) in (None, {}, []) else str(row[name]) for name in names] for row in rows]
+    return "\n".join(lines + [f"| {' | '.join(line)} |" for line in cells])
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--chip", choices=CHIPS, default="v5e")
+    parser.add_argument("--devices", type=int, default=1)
+    parser.add_argument("--size", choices=SIZES, default="small")
+    parser.add_argument("--prompts", type=int, default=100)
+    parser.add_argument("--length", type=int, default=16)
+    parser.add_argument("--microbatch", type=int, default=10)
+    parser.add_argument("--metric", default="kl")
+    parser.add_argument("--slots", type=int, default=16)
+    parser.add_argument("--width", type=int, default=16)
+    parser.add_argument("--only", default="", help="programs whose names match")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parsed()
+    topology = topology_of(options.chip)
+    mesh = mesh_of(topology, options.devices, options.prompts)
+    shape = options.prompts, options.length, options.metric, options.microbatch
+    made = programs(abstract_objective(SIZES[options.size], *shape), options.slots, options.width, mesh)
+    emit(**vars(options), device=topology.devices[0].device_kind, jax=jax.__version__)
+    rows = []
+    for name, program in made.items():
+        if re.search(options.only, name):
+            rows.append(row_of(name, program, topology, mesh, CHIPS[options.chip][1]))
+            emit(**rows[-1])
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
