@@ -10,7 +10,7 @@ from conftest import MICRO
 from test_engines import FAMILIES
 
 import jaxcircuits as jc
-from jaxcircuits import models
+from jaxcircuits import layout, models
 
 MODELS = FAMILIES | {name: (models.GPT2, MICRO[name]) for name in ("gpt2", "shortformer")}
 FINER = [
@@ -137,10 +137,43 @@ def test_units_that_a_model_has_not_are_refused(units, said):
         jc.with_units(models.GPT2.random(MICRO["gpt2"], jax.random.key(0)), units)
 
 
+class Uneven(models.GPT2):
+    """Two heads in the first layer, one in the second."""
+
+    @property
+    def layout(self):
+        stacks = (layout.Stack(1, (layout.heads(count), layout.mlp())) for count in (2, 1))
+        return layout.Layout(("input",), tuple(stacks))
+
+
+@pytest.mark.parametrize("units", ["ungrouped", "unsplit", "layers", "neurons:2"])
+def test_units_of_layers_that_differ_are_refused(units):
+    with pytest.raises(ValueError, match=f"units: {units}: layers whose nodes differ"):
+        jc.with_units(Uneven.random(MICRO["gpt2"], jax.random.key(0)), units)
+
+
+def test_neurons_of_a_model_of_another_make_are_refused():
+    class Mine(models.AbstractModel):
+        model: models.AbstractModel
+        layout = vocab_size = max_positions = dtype = property(lambda self: self.model.layout)
+        embeddings = read = write = constant = unembed = None
+
+    with pytest.raises(ValueError, match="expected a model of jaxcircuits with MLPs, got a Mine"):
+        jc.with_units(Mine(models.GPT2.random(MICRO["gpt2"], jax.random.key(0))), "neurons:2")
+
+
+def test_a_fix_of_queries_that_nodes_have_not_is_not_recorded():
+    model = models.GPT2.random(MICRO["gpt2"], jax.random.key(0))
+    for units, fixed in (("split", True), ("unsplit", False)):
+        objective = jc.Objective(jc.with_units(model, units), make_pairs(), "logit_diff")
+        assert jc.atp_star(objective, grad_drop=False).run["qk_fix"] is fixed
+
+
 def test_units_of_units_of_gates_and_without_mlps_are_refused():
     model = models.GPT2.random(MICRO["gpt2"], jax.random.key(0))
-    with pytest.raises(ValueError, match="got one as layers: take its `model`"):
-        jc.with_units(jc.with_units(model, "layers"), "split")
+    for given, said in ((["layers"], "layers"), (["split", "0:2"], "split in spans 0:2")):
+        with pytest.raises(ValueError, match=f"got one as {said}: take its `model`"):
+            jc.with_units(jc.with_units(model, *given), "split")
     with pytest.raises(ValueError, match="has no MLPs"):
         jc.with_units(models.GPT2.random(MICRO["attention-only"], jax.random.key(0)), "neurons:2")
     with pytest.raises(ValueError, match="no others than its own"):

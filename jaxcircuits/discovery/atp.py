@@ -35,6 +35,8 @@ QUERIES_AND_KEYS = ("q", "k")
 def atp_star(objective: Objective, *, qk_fix: bool = True, grad_drop: bool = True) -> Scores:
     """AtP* of every edge. With neither fix it is EAP; without GradDrop its scores have a sign.
 
+    Nodes that read once (unsplit heads, layers) have no queries and keys that could be fixed; the record says so.
+
     Raises ValueError where the gradient at the clean run is zero (KL), and for GradDrop on a single layer.
     """
     drops = _drops(objective, "atp-star", grad_drop)
@@ -44,7 +46,7 @@ def atp_star(objective: Objective, *, qk_fix: bool = True, grad_drop: bool = Tru
         lambda: _edges(objective, drops, qk_fix),
         passes=(len(drops) + 2, len(drops)),
         signed=not grad_drop,
-        qk_fix=qk_fix,
+        qk_fix=qk_fix and bool(_ports(objective.graph, QUERIES_AND_KEYS)),
         grad_drop=grad_drop,
     )
 

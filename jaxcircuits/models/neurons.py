@@ -5,10 +5,12 @@ from typing import Any
 import equinox as eqx
 from jaxtyping import Array, Float
 
-from ..layout import Layout, Moment, Nodes, Port, Stack
+from ..layout import Layout, Nodes, Port, Stack
 from . import parts
+from .decoder import Decoder
+from .gpt2 import GPT2
 from .model import AbstractModel, Index, Indices, Positions
-from .regrouped import Regrouped, alone
+from .regrouped import Ports, Regrouped, changed_moment
 
 
 class Neurons(Regrouped):
@@ -30,27 +32,22 @@ class Neurons(Regrouped):
                 here = 1 if first <= self.only < first + stack.layers else 0
                 parts_of = [(before, False), (here, True), (stack.layers - before - here, False)]
             for layers, is_grouped in parts_of:
-                moments = tuple(map(self._moment, stack.moments)) if is_grouped else stack.moments
+                moments = tuple(changed_moment(m, self._group) for m in stack.moments) if is_grouped else stack.moments
                 stacks += [Stack(layers, moments)] if layers else []
             first += stack.layers
         return Layout(own.embeddings, tuple(stacks))
 
-    def _moment(self, moment: Moment) -> Moment:
-        ports, every = [], []
-        for nodes, own in alone(moment):
-            if nodes.kind == "mlp":
-                ports.append(Port("neurons", self.groups, True, NEURONS))
-                inputs, joint = (("neurons", tuple(range(self.groups))),), self._norm is not None
-                nodes = Nodes("neurons", self.groups, inputs, NEURONS, joint)
-            else:
-                ports += own.ports
-            every.append(nodes)
-        return Moment(tuple(ports), tuple(every))
+    def _group(self, nodes: Nodes, ports: Ports) -> tuple[Ports, Nodes]:
+        if nodes.kind != "mlp":
+            return ports, nodes
+        inputs = (("neurons", tuple(range(self.groups))),)
+        own = Nodes("neurons", self.groups, inputs, NEURONS, is_joint=self._norm is not None)
+        return (Port("neurons", self.groups, True, NEURONS),), own
 
     @property
     def _norm(self) -> Any:
         """What the groups meet in, if they do."""
-        return getattr(blocks_of(self.model), "mlp_post_norm", None)
+        return getattr(_blocks(self.model), "mlp_post_norm", None)
 
     def read(
         self, port: str, layer: Index, index: Index, x: Float[Array, "at width"], at: Positions
@@ -58,7 +55,7 @@ class Neurons(Regrouped):
         """What a group's neurons write, before a norm that they meet in."""
         if port != "neurons":
             return self.model.read(port, layer, index, x, at)
-        block = parts.of_layer(blocks_of(self.model), layer)
+        block = parts.of_layer(_blocks(self.model), layer)
         return block.mlp.part(index, self.groups)(parts.normed(block.mlp_norm, x))
 
     def write(
@@ -75,8 +72,9 @@ NEURONS = "m{layer}.n{index}"
 
 def num_groups(model: AbstractModel, groups: int | None, layer: int | None) -> int:
     """Raises ValueError for a model without MLPs or without that layer, and for groups that would not be equal."""
-    mlp = getattr(blocks_of(model), "mlp", None)
-    if not isinstance(mlp, (parts.MLP, parts.GatedMLP)):
+    if not isinstance(model, (GPT2, Decoder)):
+        raise ValueError(f"units: neurons: expected a model of jaxcircuits with MLPs, got a {type(model).__name__}")
+    if (mlp := model.blocks.mlp) is None:
         raise ValueError("units: neurons: this model has no MLPs")
     if layer is not None and layer >= model.layout.num_layers:
         raise ValueError(f"units: neurons: expected a layer below {model.layout.num_layers}, got {layer}")
@@ -86,6 +84,6 @@ def num_groups(model: AbstractModel, groups: int | None, layer: int | None) -> i
     return groups
 
 
-def blocks_of(model: AbstractModel) -> Any:
-    """The parameters of the layers, stacked, of a model that is made of blocks."""
-    return getattr(model, "blocks", None)
+def _blocks(model: Any) -> Any:
+    """The parameters of the layers, stacked."""
+    return model.blocks

@@ -16,9 +16,11 @@ from ..types import Tokens
 from . import runs
 from .model import AbstractModel, Index, Indices, Positions
 
+Ports = tuple[Port, ...]
+
 
 class Regrouped(AbstractModel):
-    """A model as other units than its architecture's."""
+    """A model as other units than its architecture's; what a subclass does not say is the model's own."""
 
     model: AbstractModel
     chosen: str = eqx.field(static=True)
@@ -26,6 +28,14 @@ class Regrouped(AbstractModel):
     @property
     def units_name(self) -> str:
         return self.chosen
+
+    @property
+    def layout(self) -> Layout:
+        return changed(self.model.layout, self._group)
+
+    def _group(self, nodes: Nodes, ports: Ports) -> tuple[Ports, Nodes]:
+        """Of a group of nodes and the ports that they read through: what they are as these units."""
+        return ports, nodes
 
     @property
     def vocab_size(self) -> int:
@@ -61,6 +71,12 @@ class Regrouped(AbstractModel):
         """The model's own."""
         return self.model.unembed(residual, columns)
 
+    def read(
+        self, port: str, layer: Index, index: Index, x: Float[Array, "at width"], at: Positions
+    ) -> Float[Array, "at *features"]:
+        """The model's own."""
+        return self.model.read(port, layer, index, x, at)
+
     def write(
         self, kind: str, layer: Index, index: Indices, ys: tuple[Array, ...], at: Positions
     ) -> Float[Array, "*node at width"]:
@@ -75,65 +91,47 @@ class Regrouped(AbstractModel):
         """The model's own."""
         return self.model.pattern(layer, index, ys)
 
-    @property
-    def _every(self) -> list[tuple[Nodes, Moment]]:
-        """The model's groups of nodes, each alone in a moment; equal ones once."""
-        moments = (moment for stack in self.model.layout.stacks for moment in stack.moments)
-        return list(dict.fromkeys(pair for moment in moments for pair in alone(moment)))
-
     def _nodes_of(self, kind: str) -> tuple[Nodes, Moment]:
-        """The model's nodes of a kind. Their form is that of all layers."""
-        return next(pair for pair in self._every if pair[0].kind == kind)
+        """The model's nodes of a kind, which are alike in all layers."""
+        return next(pair for pair in forms(self.model.layout) if pair[0].kind == kind)
 
 
 class Ungrouped(Regrouped):
     """Every head has a copy of the key and the value input that it shares."""
 
-    @property
-    def layout(self) -> Layout:
-        return changed(self.model.layout, self._moment)
+    def _group(self, nodes: Nodes, ports: Ports) -> tuple[Ports, Nodes]:
+        def own(port: Port) -> Port:
+            names = port.names if port.count == nodes.count else _suffixed(nodes.names, f"<{port.name}>")
+            return dataclasses.replace(port, count=nodes.count, names=names)
 
-    def _moment(self, moment: Moment) -> Moment:
-        ports, every = [], []
-        for nodes, own in alone(moment):
-            each = tuple(range(nodes.count))
-            for port in own.ports:
-                names = port.names if port.count == nodes.count else _suffixed(nodes.names, f"<{port.name}>")
-                ports.append(dataclasses.replace(port, count=nodes.count, names=names))
-            every.append(dataclasses.replace(nodes, inputs=tuple((port, each) for port, _ in nodes.inputs)))
-        return Moment(tuple(ports), tuple(every))
+        each = tuple(range(nodes.count))
+        inputs = tuple((port, each) for port, _ in nodes.inputs)
+        return tuple(map(own, ports)), dataclasses.replace(nodes, inputs=inputs)
 
     def read(
         self, port: str, layer: Index, index: Index, x: Float[Array, "at width"], at: Positions
     ) -> Float[Array, "at *features"]:
         """What the model's receiver computes that the node reads through."""
-        inputs = next(inputs for nodes, _ in self._every for name, inputs in nodes.inputs if name == port)
+        every = (pair for nodes, _ in forms(self.model.layout) for pair in nodes.inputs)
+        inputs = next(inputs for name, inputs in every if name == port)
         return self.model.read(port, layer, _entry(inputs, index), x, at)
 
 
 class Unsplit(Regrouped):
     """A node reads once: its receiver computes what all of the model's do, side by side."""
 
-    @property
-    def layout(self) -> Layout:
-        return changed(self.model.layout, self._moment)
-
-    def _moment(self, moment: Moment) -> Moment:
-        ports, every = [], []
-        for nodes, own in alone(moment):
-            if len(nodes.inputs) == 1:
-                ports += own.ports
-            else:
-                ports.append(Port(nodes.kind, nodes.count, False, nodes.names))
-                nodes = dataclasses.replace(nodes, inputs=((nodes.kind, tuple(range(nodes.count))),))
-            every.append(nodes)
-        return Moment(tuple(ports), tuple(every))
+    def _group(self, nodes: Nodes, ports: Ports) -> tuple[Ports, Nodes]:
+        if len(ports) == 1:
+            return ports, nodes
+        inputs = ((nodes.kind, tuple(range(nodes.count))),)
+        return (Port(nodes.kind, nodes.count, False, nodes.names),), dataclasses.replace(nodes, inputs=inputs)
 
     def read(
         self, port: str, layer: Index, index: Index, x: Float[Array, "at width"], at: Positions
     ) -> Float[Array, "at features"]:
         """What all receivers of a node compute."""
-        nodes = next((nodes for nodes, _ in self._every if nodes.kind == port and len(nodes.inputs) > 1), None)
+        every = (nodes for nodes, _ in forms(self.model.layout))
+        nodes = next((nodes for nodes in every if nodes.kind == port and len(nodes.inputs) > 1), None)
         if nodes is None:
             return self.model.read(port, layer, index, x, at)
         each = [self.model.read(name, layer, _entry(inputs, index), x, at) for name, inputs in nodes.inputs]
@@ -165,20 +163,8 @@ class Unsplit(Regrouped):
 class Layers(Regrouped):
     """All heads of a layer are one node, which is computed where it reads, as an MLP is."""
 
-    @property
-    def layout(self) -> Layout:
-        return changed(self.model.layout, self._moment)
-
-    def _moment(self, moment: Moment) -> Moment:
-        ports, every = [], []
-        for nodes, own in alone(moment):
-            if nodes.kind == "head":
-                ports.append(Port("attention", 1, False, ATTENTION))
-                nodes = Nodes("attention", 1, (("attention", (0,)),), ATTENTION)
-            else:
-                ports += own.ports
-            every.append(nodes)
-        return Moment(tuple(ports), tuple(every))
+    def _group(self, nodes: Nodes, ports: Ports) -> tuple[Ports, Nodes]:
+        return _one("attention", ATTENTION) if nodes.kind == "head" else (ports, nodes)
 
     def read(
         self, port: str, layer: Index, index: Index, x: Float[Array, "at width"], at: Positions
@@ -211,8 +197,8 @@ class Blocks(Regrouped):
         return Layout(own.embeddings, tuple(Stack(stack.layers, (self._block(stack.moments),)) for stack in own.stacks))
 
     def _block(self, moments: tuple[Moment, ...]) -> Moment:
-        port = f"block{self._forms.index(moments) or ''}"
-        return Moment((Port(port, 1, False, BLOCK),), (Nodes("block", 1, ((port, (0,)),), BLOCK),))
+        ports, nodes = _one("block", BLOCK, f"block{self._forms.index(moments) or ''}")
+        return Moment(ports, (nodes,))
 
     @property
     def _forms(self) -> list[tuple[Moment, ...]]:
@@ -249,13 +235,31 @@ class Blocks(Regrouped):
 BLOCK = "b{layer}"
 
 
-def changed(layout: Layout, change: Callable[[Moment], Moment]) -> Layout:
-    """A layout whose moments are others."""
-    stacks = (Stack(stack.layers, tuple(map(change, stack.moments))) for stack in layout.stacks)
+def changed(layout: Layout, group: Callable[[Nodes, Ports], tuple[Ports, Nodes]]) -> Layout:
+    """A layout whose groups of nodes are others."""
+    stacks = (Stack(stack.layers, tuple(changed_moment(m, group) for m in stack.moments)) for stack in layout.stacks)
     return Layout(layout.embeddings, tuple(stacks))
 
 
-def alone(moment: Moment) -> Iterator[tuple[Nodes, Moment]]:
+def changed_moment(moment: Moment, group: Callable[[Nodes, Ports], tuple[Ports, Nodes]]) -> Moment:
+    """A moment whose groups of nodes are others."""
+    ports, nodes = zip(*(group(nodes, own.ports) for nodes, own in _alone(moment)), strict=True)
+    return Moment(sum(ports, ()), nodes)
+
+
+def _one(kind: str, name: str, port: str | None = None) -> tuple[Ports, Nodes]:
+    """One node a layer, which is computed where it reads and needs what it reads at every position."""
+    port = port or kind
+    return (Port(port, 1, False, name),), Nodes(kind, 1, ((port, (0,)),), name)
+
+
+def forms(layout: Layout) -> list[tuple[Nodes, Moment]]:
+    """The groups of nodes of all layers, each alone in a moment; equal ones once."""
+    moments = (moment for stack in layout.stacks for moment in stack.moments)
+    return list(dict.fromkeys(pair for moment in moments for pair in _alone(moment)))
+
+
+def _alone(moment: Moment) -> Iterator[tuple[Nodes, Moment]]:
     """Each group of nodes of a moment, and the moment that it alone would be."""
     ports = {port.name: port for port in moment.ports}
     for nodes in moment.nodes:

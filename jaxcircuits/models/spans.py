@@ -5,11 +5,10 @@ import dataclasses
 import equinox as eqx
 from jaxtyping import Array, Float
 
-from ..layout import Layout, Moment, Span, part_names
+from ..layout import Layout, Nodes, Span, part_names
 from ..types import Tokens
 from . import runs
-from .model import Index, Positions
-from .regrouped import Regrouped, changed
+from .regrouped import Ports, Regrouped
 
 
 class Spanned(Regrouped):
@@ -26,22 +25,16 @@ class Spanned(Regrouped):
 
     @property
     def layout(self) -> Layout:
-        own = changed(self.model.layout, self._moment)
+        own = super().layout
         return own._replace(embeddings=part_names(own.embeddings, self.spans))
 
-    def _moment(self, moment: Moment) -> Moment:
-        return Moment(moment.ports, tuple(dataclasses.replace(nodes, spans=self.spans) for nodes in moment.nodes))
+    def _group(self, nodes: Nodes, ports: Ports) -> tuple[Ports, Nodes]:
+        return ports, dataclasses.replace(nodes, spans=self.spans)
 
     def embeddings(self, tokens: Tokens) -> Float[Array, "embedding position width"]:
         """The model's, in each span."""
         rows = self.model.embeddings(tokens)
         return runs.in_spans(rows, self.spans, runs.positions_of(rows))
-
-    def read(
-        self, port: str, layer: Index, index: Index, x: Float[Array, "at width"], at: Positions
-    ) -> Float[Array, "at *features"]:
-        """The model's own."""
-        return self.model.read(port, layer, index, x, at)
 
 
 def spans_of(text: str) -> tuple[tuple[int, int], ...]:

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from ..layout import MOST_ENTRIES, counts
 from .model import AbstractModel
 from .neurons import Neurons, num_groups
-from .regrouped import Blocks, Layers, Regrouped, Ungrouped, Unsplit
+from .regrouped import Blocks, Layers, Regrouped, Ungrouped, Unsplit, forms
 from .spans import Spanned, checked_spans, spans_of
 
 SPLIT = "split"
@@ -56,13 +56,15 @@ def _of_nodes(model: AbstractModel, units: str) -> AbstractModel:
             f"got {units!r}"
         )
     if isinstance(model, Regrouped):
-        raise ValueError(
-            f"units: expected a model as its architecture says, got one as {model.units_name}: take its `model`"
-        )
+        given = model.units_name if model.spans_text is None else f"{model.units_name} in spans {model.spans_text}"
+        raise ValueError(f"units: expected a model as its architecture says, got one as {given}: take its `model`")
     if name == SPLIT:
         return model
     if model.layout.neighbours_only:
         raise ValueError(f"units: a network of units has no others than its own, got {units!r}")
+    ports = [port.name for _, own in forms(model.layout) for port in own.ports]
+    if name != "blocks" and len(set(ports)) < len(ports):
+        raise ValueError(f"units: {units}: layers whose nodes differ (in number, inputs or names) have no others")
     if name in SIMPLE:
         made = SIMPLE[name](model, units, precision=model.precision)
     else:
