@@ -4,6 +4,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from .graph import Graph, Sender
+from .layout import Span, part_names
 
 PARTS = {"attention": ("head",), "mlp": ("neurons",), "block": ("attention", "head", "mlp", "neurons")}
 """Of which kinds of nodes in its layer a node of a kind is made."""
@@ -29,14 +30,17 @@ def expand(
 
 def _whole(sender: Sender, fine: Graph, coarse: Graph) -> int:
     """The row of the coarse node that a fine one is, or is a part of."""
-    if sender.layer < 0 and len(fine.embeddings) % len(coarse.embeddings) == 0:
-        return sender.index * len(coarse.embeddings) // len(fine.embeddings)
     for row, node in enumerate(coarse.sender_table):
         is_there = node.layer == sender.layer and _span(node) in ("", _span(sender))
-        is_same = node.kind == sender.kind and node.node == sender.node
+        is_same = node.kind == sender.kind and sender.node in (node.node, *part_names((node.node,), _spans(fine)))
         if is_there and (is_same or sender.kind in PARTS.get(node.kind, ())):
             return row
     raise ValueError(f"expand: expected units of which those of the circuit are made, got {sender.name}, part of none")
+
+
+def _spans(graph: Graph) -> tuple[Span, ...]:
+    """What its embeddings are divided over, as all nodes are."""
+    return graph.blocks[0].spans
 
 
 def _span(sender: Sender) -> str:

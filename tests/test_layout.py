@@ -56,7 +56,7 @@ MAY_IMPORT = {
     "discovery": BASE
     | {"npz", "graph", "scores", "objective", "references", "nodes", "metrics", "batching", "live"}
     | KEEPS,
-    "expand": BASE | {"graph"},
+    "expand": BASE | {"graph", "layout"},
     "circuit_file": BASE | {"graph", "layout"},
     "circuit": BASE | {"graph", "scores", "notebook", "circuit_file", "run"},
     "interchange": BASE | {"graph", "scores", "circuit"},

@@ -255,3 +255,9 @@ def test_heads_of_spans_show_their_patterns(run, tmp_path):
     code, _, said = run("report", file, "--out", tmp_path / "page.html")
     assert code == 0, said
     assert run("evaluate", file, "--random", 2)[0] == 0
+
+
+def test_other_embeddings_are_no_parts_of_one():
+    one, two = jc.Graph.transformer(2, 2), jc.Graph.transformer(2, 2, embeddings=("tok", "pos"))
+    with pytest.raises(ValueError, match="got tok, part of none"):
+        jc.expand(one.valid, one, two)
