@@ -204,7 +204,7 @@ class _Asked:
             return None
 
 
-def _method_of(circuit: Circuit, checkpoint: Path | None) -> Callable[[Objective], Any] | None:
+def _method_of(circuit: Circuit, checkpoint: Path | None = None) -> Callable[[Objective], Any] | None:
     """The method that found a circuit, with its hyperparameters, if its record names one; kept in a folder within."""
     run, name = circuit.run, circuit.run.get("method")
     kept = {} if checkpoint is None else {"checkpoint": checkpoint / "reset"}
