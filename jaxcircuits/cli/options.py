@@ -61,7 +61,9 @@ def read_config(ctx: Context, path: Path | None) -> Path | None:
     if unknown := [str(name) for name in values if str(name).replace("-", "_") not in names]:
         known = ", ".join(sorted(name for name in names if name not in ("config", "help")))
         raise ValueError(f"--config: {path} has unknown names {', '.join(unknown)}; expected some of {known}")
-    ctx.default_map = {names[str(name).replace("-", "_")]: _as_typed(value) for name, value in values.items()}
+    several = {param.name for param in ctx.command.params if getattr(param, "multiple", False) or param.nargs == -1}
+    named = {names[str(name).replace("-", "_")]: value for name, value in values.items()}
+    ctx.default_map = {name: _as_typed(value, name in several) for name, value in named.items()}
     return path
 
 
@@ -71,13 +73,19 @@ def _spellings(param: Any) -> set[str]:
     return options or {str(param.name)}
 
 
-def _as_typed(value: Any) -> Any:
-    """A value as it would be typed: lists joined by commas; `options` of a method as NAME=VALUE."""
+def _as_typed(value: Any, several: bool) -> Any:
+    """A value as it would be typed: lists joined by commas, or `several` values; a table as NAME=VALUE."""
     if isinstance(value, dict):
-        return [f"{name}={json.dumps(entry) if isinstance(entry, bool) else entry}" for name, entry in value.items()]
+        return [f"{name}={_typed(entry)}" for name, entry in value.items()]
     if isinstance(value, list):
-        return ",".join(map(str, value))
-    return value
+        return [_typed(entry) for entry in value] if several else ",".join(map(_typed, value))
+    if value is None:
+        return None
+    return [_typed(value)] if several else _typed(value)
+
+
+def _typed(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, bool) else str(value)
 
 
 def config_of(ctx: Context) -> dict[str, Any]:
@@ -276,10 +284,10 @@ def span_of(text: str) -> tuple[int, int]:
     return int(first), int(end) if colon else int(first) + 1
 
 
-def check_writable(**outputs: Path | None) -> None:
-    """Raises ValueError, before anything is computed, for result files that could not be written or are the same.
+def check_writable(*inputs: str | Path | None, **outputs: Path | None) -> None:
+    """Raises ValueError, before anything is computed, for result files that could not be written or would be lost.
 
-    - `outputs`: the file that each option names.
+    - `inputs`: what the command reads, where that are files. `outputs`: the file that each option names.
     """
     named = {option: path for option, path in outputs.items() if path is not None}
     for option, path in named.items():
@@ -287,6 +295,8 @@ def check_writable(**outputs: Path | None) -> None:
             check_can_write(path)
         except ValueError as error:
             raise ValueError(f"--{option}: {error}") from None
+        if path.exists() and any(Path(read).is_file() and path.samefile(read) for read in inputs if read is not None):
+            raise ValueError(f"--{option}: expected another file than {path}, which is read: it would be lost")
     if len({path.resolve() for path in named.values()}) < len(named):
         options = " and ".join(f"--{option}" for option in named)
         raise ValueError(f"{options}: expected different files, got {' and '.join(map(str, named.values()))}")
