@@ -1,7 +1,9 @@
-"""What of an objective determines the answer of a run, by names: a run that goes on must be of the same."""
+"""What of an objective determines the answer of a run: for its record, and so that a run goes on with the same."""
 
 import hashlib
+import platform
 import re
+from importlib import metadata
 from typing import Any
 
 import equinox as eqx
@@ -9,10 +11,52 @@ import jax
 import numpy as np
 
 from . import metrics
-from .run import digest
+from .run import SOURCE, digest
 
 RECORDED = ("reference", "average", "prompts", "dtype", "precision", "device", "mesh")
 PACKAGES = ("jaxcircuits", "jax")
+
+
+def description(objective: Any) -> dict[str, Any]:
+    """What determines the values of an `Objective`, for the record of a result."""
+    device = jax.devices()[0]
+    count = 1 if objective.mesh is None else objective.mesh.size
+    return {
+        SOURCE: {} if objective.mesh is not None else {"digest": _digest_of_prompts(objective)},
+        "metric": objective.metric_name,
+        "reference": objective.reference_name,
+        "ablation": {
+            "granularity": "edge",
+            "component": "all",
+            "value": objective.reference_name,
+            "reference_data": {"resample": "corrupt prompts, pairwise", "mean": "corrupt prompts, mean"}.get(
+                objective.reference_name, objective.reference_name
+            ),
+            "reference_size": objective.num_prompts,
+            "positions": "all",
+            "direction": "ablate",
+            "set": "circuit",
+        },
+        "average": objective.average,
+        "prompts": objective.num_prompts,
+        "microbatch": objective.microbatch,
+        "dtype": str(np.dtype(objective.model.dtype)),
+        "precision": objective.model.precision,
+        **({} if objective.model.units_name == "split" else {"units": objective.model.units_name}),
+        **({} if objective.model.spans_text is None else {"spans": objective.model.spans_text}),
+        "device": f"{count} x {device.platform} {device.device_kind}",
+        "mesh": None if objective.mesh is None else dict(objective.mesh.shape),
+        "versions": {
+            "python": platform.python_version(),
+            **{package: metadata.version(package) for package in ("jaxcircuits", "jax", "equinox", "numpy")},
+        },
+    }
+
+
+def _digest_of_prompts(objective: Any) -> str:
+    """Of the prompts and labels, not of what a model makes of them."""
+    labels = objective.labels.answer, objective.labels.wrong, objective.labels.year
+    return digest((objective.clean, objective.scored, *(label for label in labels if label is not None)))
 
 
 def identity_of(objective: Any) -> dict[str, Any]:

@@ -14,17 +14,16 @@ from ..discovery import Progress as ACDCProgress
 from ..discovery.schedule import HEAD_ORDERS, NAME_ORDERS
 from ..files import write_text
 from ..report import plot_pareto
+from .config import Context, config_of
 from .lists import print_circuit
 from .options import (
     Checkpoint,
     Config,
-    Context,
     Loaded,
     PromptOptions,
     TaskName,
     check_fillable,
     check_writable,
-    config_of,
     err,
     load,
     numbers_of,

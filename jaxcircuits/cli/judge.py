@@ -24,15 +24,14 @@ from ..evaluation.ablation import CHOICES
 from ..models.reset import reset_network
 from ..objective import Objective
 from ..run import extended
+from .config import Context, config_of
 from .options import (
     Cache,
     Checkpoint,
     Config,
-    Context,
     Devices,
     check_fillable,
     check_writable,
-    config_of,
     err,
     out,
     recorded,

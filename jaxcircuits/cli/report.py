@@ -14,7 +14,8 @@ from ..objective import Objective
 from ..report import plot, to_dot, to_markdown, write_page
 from ..report.page import check_judgements
 from ..run import Source
-from .options import Config, Context, check_writable, out, recorded, warnings_as_lines
+from .config import Context
+from .options import Config, check_writable, out, recorded, warnings_as_lines
 
 PICTURES = (".png", ".svg", ".pdf")
 TEXTS = {".dot": to_dot, ".md": to_markdown}

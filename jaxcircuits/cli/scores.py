@@ -8,16 +8,15 @@ import typer
 
 from ..circuit import RANKS, Circuit
 from ..discovery import methods
+from .config import Context, config_of
 from .lists import print_circuit
 from .options import (
     Checkpoint,
     Config,
-    Context,
     PromptOptions,
     TaskName,
     check_fillable,
     check_writable,
-    config_of,
     load,
     out,
     span_of,
