@@ -77,7 +77,13 @@ def test_a_command_that_does_not_stop_is_stopped():
 
 
 def test_a_signal_with_a_handler_of_its_own_ends_nothing():
-    lines = ["import signal", "signal.signal(signal.SIGUSR1, lambda *_: None)", "ready()", "time.sleep(1.5)", "return 0"]
+    lines = [
+        "import signal",
+        "signal.signal(signal.SIGUSR1, lambda *_: None)",
+        "ready()",
+        "time.sleep(1.5)",
+        "return 0",
+    ]
     process = stand_in(lines, grace=0.3)
     process.send_signal(signal.SIGUSR1)
     assert process.communicate(timeout=30) == ("", "") and process.returncode == 0
