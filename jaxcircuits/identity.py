@@ -74,7 +74,7 @@ def identity_of(objective: Any) -> dict[str, Any]:
     return {
         "model": f"{digest_of(inner.model)}-{_structure(inner.model)}",
         "data": digest_of((inner.clean, inner.inside, inner.scored, inner.weights, labels)),
-        "metric": _metric(inner.metric),
+        "metric": _metric(inner),
         "reference values": digest_of(inner.reference),
         **{name: record[name] for name in RECORDED},
         "versions": {name: record["versions"][name] for name in PACKAGES},
@@ -88,14 +88,19 @@ def digest_of(tree: Any) -> str:
 
 def _structure(tree: Any) -> str:
     """Of all that is not an array, such as a model's configuration."""
-    text = repr(jax.tree.structure(tree)) + repr([x for x in jax.tree.leaves(tree) if not eqx.is_array(x)])
-    return hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", text).encode()).hexdigest()[:8]
+    return _of_text(repr(jax.tree.structure(tree)) + repr([x for x in jax.tree.leaves(tree) if not eqx.is_array(x)]))
 
 
-def _metric(metric: Any) -> str:
-    """Its name; of a user's, also what its code and its constants are."""
-    name = metrics.name_of(metric)
-    code = getattr(metric, "__code__", None)
-    if metric in metrics.METRICS.values() or code is None:
+def _metric(objective: Any) -> str:
+    """Its name; of a user's, also what it computes, and from which constants."""
+    metric, name = objective.metric, metrics.name_of(objective.metric)
+    if any(metric is known for known in metrics.METRICS.values()):
         return name
-    return f"{name}-{hashlib.sha256(code.co_code + repr(code.co_consts).encode()).hexdigest()[:8]}"
+    at_one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[2:], x.dtype), objective.labels)
+    traced = jax.make_jaxpr(metric)(at_one.full, at_one)
+    return f"{name}-{_of_text(str(traced.jaxpr))}-{digest(traced.consts)}"
+
+
+def _of_text(text: str) -> str:
+    """Its digest, whatever the places of objects in memory are."""
+    return hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", text).encode()).hexdigest()[:8]

@@ -64,7 +64,7 @@ def discover(
     out_file: Annotated[Path | None, typer.Option("--out", help="write the circuit to this JSON file")] = None,
 ) -> None:
     """Finds a circuit with ACDC and prints it."""
-    check_writable(out=out_file, report=report)
+    check_writable(task, search.within, out=out_file, report=report)
     check_fillable(checkpoint=checkpoint)
     check_page(report)
     [circuit], loaded = _run(ctx, task, [threshold], prompts, search, checkpoint)
@@ -89,7 +89,7 @@ def sweep(
     out_folder: Annotated[Path | None, typer.Option("--out", help="write circuits, table and plot here")] = None,
 ) -> None:
     """Finds the circuits of several thresholds, sharing the work, and prints a table."""
-    check_writable(report=report)
+    check_writable(task, search.within, report=report)
     check_page(report)
     chosen = numbers_of(thresholds)
     check_fillable(out=out_folder, checkpoint=checkpoint)

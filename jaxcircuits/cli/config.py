@@ -31,7 +31,9 @@ def read_config(ctx: Context, path: Path | None) -> Path | None:
     if unknown := [str(name) for name in values if str(name).replace("-", "_") not in names]:
         known = ", ".join(sorted(name for name in names if name not in ("config", "help")))
         raise ValueError(f"--config: {path} has unknown names {', '.join(unknown)}; expected some of {known}")
-    ctx.default_map = {names[str(name).replace("-", "_")]: _as_typed(value) for name, value in values.items()}
+    several = {param.name for param in ctx.command.params if getattr(param, "multiple", False) or param.nargs == -1}
+    named = {names[str(name).replace("-", "_")]: value for name, value in values.items()}
+    ctx.default_map = {name: _as_typed(value, name in several) for name, value in named.items()}
     return path
 
 
@@ -41,13 +43,19 @@ def _spellings(param: Any) -> set[str]:
     return options or {str(param.name)}
 
 
-def _as_typed(value: Any) -> Any:
-    """A value as it would be typed: lists joined by commas; `options` of a method as NAME=VALUE."""
+def _as_typed(value: Any, several: bool) -> Any:
+    """A value as it would be typed: lists joined by commas, or `several` values; a table as NAME=VALUE."""
     if isinstance(value, dict):
-        return [f"{name}={json.dumps(entry) if isinstance(entry, bool) else entry}" for name, entry in value.items()]
+        return [f"{name}={_typed(entry)}" for name, entry in value.items()]
     if isinstance(value, list):
-        return ",".join(map(str, value))
-    return value
+        return [_typed(entry) for entry in value] if several else ",".join(map(_typed, value))
+    if value is None:
+        return None
+    return [_typed(value)] if several else _typed(value)
+
+
+def _typed(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, bool) else str(value)
 
 
 def config_of(ctx: Context) -> dict[str, Any]:

@@ -228,10 +228,10 @@ def span_of(text: str) -> tuple[int, int]:
     return int(first), int(end) if colon else int(first) + 1
 
 
-def check_writable(**outputs: Path | None) -> None:
-    """Raises ValueError, before anything is computed, for result files that could not be written or are the same.
+def check_writable(*inputs: str | Path | None, **outputs: Path | None) -> None:
+    """Raises ValueError, before anything is computed, for result files that could not be written or would be lost.
 
-    - `outputs`: the file that each option names.
+    - `inputs`: what the command reads, where that are files. `outputs`: the file that each option names.
     """
     named = {option: path for option, path in outputs.items() if path is not None}
     for option, path in named.items():
@@ -239,6 +239,8 @@ def check_writable(**outputs: Path | None) -> None:
             check_can_write(path)
         except ValueError as error:
             raise ValueError(f"--{option}: {error}") from None
+        if path.exists() and any(Path(read).is_file() and path.samefile(read) for read in inputs if read is not None):
+            raise ValueError(f"--{option}: expected another file than {path}, which is read: it would be lost")
     if len({path.resolve() for path in named.values()}) < len(named):
         options = " and ".join(f"--{option}" for option in named)
         raise ValueError(f"{options}: expected different files, got {' and '.join(map(str, named.values()))}")
