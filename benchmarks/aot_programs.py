@@ -17,7 +17,7 @@ from jax import export
 from jax.sharding import Mesh
 
 import jaxcircuits as jc
-from jaxcircuits import batching, chains, objective, references, sparse
+from jaxcircuits import batching, chains, gradients, losses, references, sparse
 from jaxcircuits import programs as instructions
 from jaxcircuits.batching import CANDIDATES, PROMPTS
 from jaxcircuits.kinds import Units
@@ -85,15 +85,15 @@ def programs(of: jc.Objective, slots: int, width: int, mesh: Mesh | None = None)
     points = {"held": _shape((5, of.graph.shape[0]), bool), "alphas": _shape((5,))}
     return {
         "sender_values": Program(lambda o: _raw(references.sender_values)(o.model, o.clean, microbatch), {"o": spread}),
-        "per_example": Program(_raw(objective._per_example), {"objective": spread, "mask": mask}),
+        "per_example": Program(_raw(losses.per_example), {"objective": spread, "mask": mask}),
         "many": Program(
-            functools.partial(_raw(objective._many), width=8),
+            functools.partial(_raw(losses.many), width=8),
             {"objective": spread, "masks": _shape((8, *of.graph.shape), bool)},
         ),
-        "gradient": Program(_without_spans(objective._value_and_gradient), {"objective": spread, "mask": mask}),
-        "clean_gradient": Program(_without_spans(objective._clean_gradient), {"objective": spread}),
+        "gradient": Program(_without_spans(gradients.value_and_gradient), {"objective": spread, "mask": mask}),
+        "clean_gradient": Program(_without_spans(gradients.clean_gradient), {"objective": spread}),
         "eap_ig_inputs_5": Program(
-            lambda o, held, alphas: _raw(objective._displacement_gradient)(o, (held, alphas), None),
+            lambda o, held, alphas: _raw(gradients.displacement_gradient)(o, (held, alphas), None),
             {"o": spread, **points},
         ),
         **_of_chains(of, spread, slots, width),

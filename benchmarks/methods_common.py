@@ -15,7 +15,7 @@ import jaxcircuits as jc
 from jaxcircuits.batching import memory_needed
 from jaxcircuits.discovery.edge_pruning import EdgePruning
 from jaxcircuits.discovery.learning import learn
-from jaxcircuits.objective import _value_and_gradient
+from jaxcircuits.gradients import value_and_gradient
 
 TURNS, POINTS = 5, 5
 TOLERANCE = 1e-9
@@ -29,7 +29,7 @@ def shape_and_memory(objective: jc.Objective, before: float, after: float | None
     """The prompts, and the memory as the header says."""
     after = peak() if after is None else after
     held = sum(leaf.nbytes for leaf in jax.tree.leaves(objective) if eqx.is_array(leaf))
-    taken = memory_needed(_value_and_gradient, objective, objective.full_mask(), None)
+    taken = memory_needed(value_and_gradient, objective, objective.full_mask(), None)
     return {
         "metric": objective.metric_name,
         "prompts": list(objective.clean.shape),

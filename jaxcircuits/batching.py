@@ -16,6 +16,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, ArrayLike
 
+from .files import check_can_fill
+
 CANDIDATES, PROMPTS = "candidates", "prompts"
 """The axes of a device mesh."""
 
@@ -192,7 +194,12 @@ def from_first_process(value: int) -> int:
 
 
 def use_compilation_cache(folder: str | os.PathLike) -> None:
-    """Keeps every compiled program in a folder, so that a later process compiles nothing again; off by default."""
+    """Keeps every compiled program in a folder, so that a later process compiles nothing again; off by default.
+
+    Raises ValueError for a folder that cannot be filled.
+    """
+    if os.fspath(folder):  # an empty name turns it off
+        check_can_fill(folder)
     jax.config.update("jax_compilation_cache_dir", os.fspath(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -18,29 +18,16 @@ from jaxtyping import DTypeLike
 
 from .arguments import checked
 from .finite import check_finite
-from .formats import (
-    CONVERSION_OF_MODEL,
-    CONVERSION_OF_STATE,
-    Family,
-    Format,
-    config_json,
-    family_of,
-    format_of,
-    read_format,
-)
+from .formats import Family, Format, config_json, family_of, format_of, read_format
 from .formats.table import Entry
 from .gguf_names import GGUFTensors, is_gguf
 from .graph import Graph
-from .models import GATES, GPT2, Regrouped, gpt2_folding, with_units
+from .models import GPT2, Regrouped, gpt2_folding, with_units
+from .sources import BIASES, BUILT, NORMS, find, of_source
+from .sources import bundled as bundled
 from .tensors import PICKLES, WEIGHT_FILES, Tensors, empty, open_tensors
 from .tokenizer import has_tokenizer, load_tokenizer
 from .types import Model
-
-BUILT = {f"gate-{name}": build for name, build in GATES.items()}
-"""Bundled models that are built, not read from files."""
-
-NORMS, BIASES = ", layer norms folded", ", value biases folded"
-"""What a source says of a model that was changed as it was loaded."""
 
 UNEMBEDDINGS = "lm_head.weight", "embed_out.weight"
 """Names of what is left out where it is the token embedding, and may be stored nevertheless."""
@@ -107,7 +94,7 @@ def load(
         raise ValueError(f"expected a floating dtype such as float32, got {dtype}")
     name = os.fspath(name)
     if not Path(name).exists():
-        name, said = _of_source(name)
+        name, said = of_source(name)
         revision = revision or said["revision"]
         fold_layer_norms, fold_value_biases = fold_layer_norms or said[NORMS], fold_value_biases or said[BIASES]
     if name in BUILT:
@@ -115,7 +102,7 @@ def load(
             raise ValueError(f"{name} has neither layer norms nor value biases that could be folded")
         model = jax.tree.map(lambda leaf: leaf.astype(dtype), BUILT[name]())
         return Checkpoint(with_units(model, units, spans), f"bundled {name}", None)
-    files, source = _find(name, revision)
+    files, source = find(name, revision)
     model = _read(*_open(files), dtype)
     if (fold_layer_norms or fold_value_biases) and not isinstance(model, GPT2):
         raise ValueError(
@@ -126,33 +113,6 @@ def load(
     if fold_value_biases:
         model, source = gpt2_folding.fold_value_biases(model), source + BIASES
     return Checkpoint(with_units(model, units, spans), source, files)
-
-
-def _of_source(source: str) -> tuple[str, dict[str, Any]]:
-    """The name in a checkpoint's `source`, and what it says besides."""
-    said: dict[str, Any] = {"revision": None}
-    for folded in (BIASES, NORMS):
-        said[folded] = source.endswith(folded)
-        source = source.removesuffix(folded)
-    name = source.removeprefix("bundled ")
-    if source.startswith("hub "):
-        name, _, revision = source.removeprefix("hub ").partition(" at ")
-        said["revision"] = revision or None
-    return name, said
-
-
-def _find(name: str, revision: str | None) -> tuple[Path, str]:
-    """The folder or GGUF file of a name, and what to call it in records."""
-    if name in bundled():
-        return _bundled_folder() / name, f"bundled {name}"
-    if Path(name).is_dir() or is_gguf(name):
-        return Path(name), name
-    if Path(name).exists():
-        expected = "the folder of a model (config.json and model.safetensors), or a file that ends in .gguf"
-        raise ValueError(f"{name} is a file: expected {expected}")
-    if name.lower().endswith(".gguf"):
-        raise ValueError(f"no file {name}")
-    return _download(name, revision), f"hub {name}" + (f" at {revision}" if revision else "")
 
 
 def _open(files: Path) -> tuple[Format, Tensors]:
@@ -172,12 +132,6 @@ def _refuse(folder: Path, form: Format) -> NoReturn:
             f"torch installed: {form.conversion.format(folder=folder, file=pickles[0])}"
         )
     raise ValueError(f"{folder} has no weights: expected one of {', '.join(WEIGHT_FILES)}")
-
-
-def bundled() -> tuple[str, ...]:
-    """Names of the models that come with the package."""
-    folders = sorted(path.parent.name for path in _bundled_folder().glob("*/config.json"))
-    return (*folders, *BUILT)
 
 
 def save(model: Model, folder: str | os.PathLike, tokenizer: Any = None) -> None:
@@ -277,37 +231,3 @@ def _names_of(form: Format, stored: set[str]) -> Iterator[tuple[str, Entry, int 
             yield from ((entry.name.format(layer), entry, layer) for layer in range(form.num_layers))
         else:
             yield (embedding if entry is form.entries[0] else entry.name), entry, None
-
-
-def _bundled_folder() -> Path:
-    """`weights/`: beside this file in a wheel, one level up in a checkout."""
-    package = Path(__file__).parent
-    return package / "weights" if (package / "weights").is_dir() else package.parent / "weights"
-
-
-def _download(name: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
-
-    patterns, folder = ["*.json", "merges.txt", "vocab.txt", "*.model"], ""
-    try:
-        for weights in ("*.safetensors", "flax_model.msgpack"):
-            folder = snapshot_download(
-                name, revision=revision, allow_patterns=[*patterns, weights], ignore_patterns=["*/*"]
-            )
-            if any((Path(folder) / file).is_file() for file in WEIGHT_FILES):
-                return Path(folder)
-    except (OSError, ValueError, HfHubHTTPError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(
-            f"{name!r} is no bundled model ({', '.join(bundled())}), no folder, and the hub did not give it: {reason}"
-        ) from None
-    local = name.split("/")[-1]
-    conversion = CONVERSION_OF_MODEL.format(folder=name).replace(f"{name}-safetensors", local)
-    if (config := Path(folder) / "config.json").is_file() and read_format(config).conversion == CONVERSION_OF_STATE:
-        command = CONVERSION_OF_STATE.format(folder=local, file="model_final.pth")
-        conversion = f"hf download {name} --local-dir {local} && {command}"
-    raise ValueError(
-        f"the hub's {name!r} has neither safetensors nor flax weights; convert its pickle once, with torch installed: "
-        f"{conversion} and load that folder"
-    )

@@ -32,7 +32,16 @@ TEXTS = (
     "spans",
 )
 NUMBERS = ("threshold", "metric_full", "metric_final", "seconds", "seconds_compiling")
-COUNTS = ("seed", "prompts", "edges_kept", "groups_kept", "evaluations", "evaluations_wasted", "device_calls")
+COUNTS = (
+    "seed",
+    "order_seed",
+    "prompts",
+    "edges_kept",
+    "groups_kept",
+    "evaluations",
+    "evaluations_wasted",
+    "device_calls",
+)
 FLAGS = ("signed", "groups", "absolute", "bos")
 TABLES = ("config", "selection", "source")
 """Entries of a run's record that programs read, by their kind; every other one is for people, and may be anything."""

@@ -1,8 +1,6 @@
 """`PromptPairs`: clean and corrupt prompts with their answers, checked before anything is computed."""
 
-import csv
 import dataclasses
-import io
 import os
 import warnings
 from collections.abc import Sequence
@@ -13,13 +11,10 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from .arguments import checked
-from .files import is_text, parse_json, read_text, repeated
 from .finite import check_finite
 from .framing import framed
 from .npz import read_arrays, write_arrays
-
-PADDING = -1
-SENTENCEPIECE_SPACE = "\u2581"
+from .texts import PADDING, read_rows, tokens_of
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -143,7 +138,7 @@ class PromptPairs:
             raise ValueError(f"{path}: expected a task file ending in .npz, .jsonl or .csv")
         if tokenizer is None:
             raise ValueError(f"{path} holds text: reading it needs the model's tokenizer")
-        return framed(from_text(_read_rows(path), tokenizer), tokenizer, bos=bos, template=template)
+        return framed(from_text(read_rows(path), tokenizer), tokenizer, bos=bos, template=template)
 
     def inside(self) -> Bool[np.ndarray, "batch position"]:
         """True where a prompt has a token, False where it is padded."""
@@ -212,86 +207,8 @@ class PromptPairs:
 
 
 def from_text(rows: Sequence[dict[str, Any]], tokenizer: Any) -> PromptPairs:
-    """`PromptPairs` of texts: dicts with `clean`, `corrupt` and optionally `answer`, `wrong` (text or lists).
-
-    Prompts of different lengths are padded on the right. Raises ValueError, naming the row, for a clean and a
-    corrupt prompt of different lengths, for unknown tokens, and for answers that are not one token.
-    """
-    if not isinstance(rows, Sequence) or not all(isinstance(row, dict) for row in rows):
-        raise ValueError(f"rows: expected a list of dicts, one a prompt, got {rows!r:.60}")
-    if not rows:
-        raise ValueError("no prompts: expected at least one row")
-    clean, corrupt = [], []
-    answers: dict[str, list[list[int]]] = {"answer": [], "wrong": []}
-    for number, row in enumerate(rows):
-        missing = {"clean", "corrupt"} - row.keys()
-        unknown = row.keys() - {"clean", "corrupt", "answer", "wrong"}
-        if missing or unknown:
-            problem = f"misses {sorted(missing)}" if missing else f"has unknown fields {sorted(map(str, unknown))}"
-            raise ValueError(f"row {number} {problem}; expected clean, corrupt and optionally answer, wrong")
-        try:
-            clean.append(encode(tokenizer, row["clean"]))
-            corrupt.append(encode(tokenizer, row["corrupt"]))
-            for name, ids in answers.items():
-                if row.get(name) is not None:
-                    texts = row[name] if isinstance(row[name], list) else [row[name]]
-                    ids.append([encode_one(tokenizer, text) for text in texts])
-        except ValueError as error:
-            raise ValueError(f"row {number}: {error}") from None
-        if len(clean[-1]) != len(corrupt[-1]):
-            raise ValueError(
-                f"row {number}: clean has {len(clean[-1])} tokens, corrupt {len(corrupt[-1])}: "
-                "patching compares them token by token, so they must have the same number"
-            )
-    for name, ids in answers.items():
-        if ids and len(ids) != len(rows):
-            raise ValueError(f"{len(ids)} of {len(rows)} rows have {name!r}: expected all or none")
-    return PromptPairs(
-        clean=pad(clean, 0),
-        corrupt=pad(corrupt, 0),
-        length=np.array([len(ids) for ids in clean], np.int32),
-        **{name: pad(ids, PADDING) for name, ids in answers.items() if ids},
-    )
-
-
-def encode(tokenizer: Any, text: object) -> list[int]:
-    """Token ids of a text, nothing added. Raises ValueError for text that the tokenizer does not know."""
-    if not isinstance(text, str) or not text or not is_text(text):
-        raise ValueError(f"expected a text, got {text!r:.60}")
-    ids = tokenizer.encode(text, add_special_tokens=False)
-    unknown = getattr(tokenizer, "unk_token_id", None)
-    if unknown is not None and ids.count(unknown) > text.count(tokenizer.unk_token):
-        words = [word for word in text.split() if unknown in tokenizer.encode(word, add_special_tokens=False)]
-        raise ValueError(f"the model's tokenizer does not know {words[0] if words else text!r} in {text!r}")
-    if not ids:
-        raise ValueError(f"{text!r} has no tokens")
-    return list(ids)
-
-
-def encode_after(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of a text that goes on from another, nothing added, also by a tokenizer that begins with a space."""
-    pieces = tokenizer.tokenize("a") if hasattr(tokenizer, "tokenize") else []
-    if not "".join(pieces).startswith(SENTENCEPIECE_SPACE):
-        return list(tokenizer.encode(text, add_special_tokens=False))
-    before = tokenizer.encode("\n", add_special_tokens=False)
-    return list(tokenizer.encode(f"\n{text}", add_special_tokens=False))[len(before) :]
-
-
-def encode_one(tokenizer: Any, text: object) -> int:
-    """The id of a text that is one token after another text. Raises ValueError for any other."""
-    encode(tokenizer, text)
-    ids = encode_after(tokenizer, str(text))
-    if len(ids) != 1:
-        raise ValueError(f"expected one token, but {text!r} has {len(ids)} (is a leading space missing or too many?)")
-    return ids[0]
-
-
-def pad(rows: Sequence[Sequence[int]], value: int) -> Int[np.ndarray, "row longest"]:
-    """Rows of different lengths as one array, filled up on the right."""
-    padded = np.full((len(rows), max(map(len, rows))), value, np.int32)
-    for row, ids in zip(padded, rows, strict=True):
-        row[: len(ids)] = ids
-    return padded
+    """`PromptPairs` of texts, as `texts.tokens_of` reads them."""
+    return PromptPairs(**tokens_of(rows, tokenizer))
 
 
 def _array(name: str, value: Any) -> np.ndarray:
@@ -317,27 +234,3 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
     if missing := {"clean", "corrupt"} - arrays.keys():
         raise ValueError(f"{path} misses {sorted(missing)}: token ids [batch, position]")
     return arrays
-
-
-def _read_rows(path: Path) -> list[dict[str, Any]]:
-    text = read_text(path, "task file", encoding="utf-8-sig")
-    try:
-        if path.suffix == ".csv":
-            reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, restkey="beyond the columns")
-            if (twice := repeated(reader.fieldnames or ())) is not None:
-                raise ValueError(f"it has two columns {twice!r}: keep one of them")
-            return list(reader)
-        return [_row(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    except (ValueError, csv.Error) as error:
-        raise ValueError(f"{path} is malformed: {error}") from None
-
-
-def _row(number: int, line: str) -> dict[str, Any]:
-    """A line of JSON. Raises ValueError, naming it, for one that is no object."""
-    try:
-        row = parse_json(line)
-    except ValueError as error:
-        raise ValueError(f"line {number}: {error}") from None
-    if not isinstance(row, dict):
-        raise ValueError(f"line {number} is no JSON object")
-    return row

@@ -3,7 +3,8 @@
 import numpy as np
 from jaxtyping import Bool
 
-from .graph import Graph, Sender
+from .axes import Sender
+from .graph import Graph
 from .layout import Span, part_names
 
 PARTS = {"attention": ("head",), "mlp": ("neurons",), "block": ("attention", "head", "mlp", "neurons")}

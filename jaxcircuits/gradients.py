@@ -1,18 +1,22 @@
-"""The gradient of one prompt's loss at every edge: `df/dmask_sr = <z_s - ref_s, df/dx_r>` at three kinds of runs.
+"""The gradient of the loss at every edge: `df/dmask_sr = <z_s - ref_s, df/dx_r>` at three kinds of runs.
 
 `z_s - ref_s` is what sender s writes minus the reference, `df/dx_r` the gradient of the loss at what receiver r reads.
-A prompt is its tokens and the reference; `score` is its loss as a function of what `logits` reads. `jax.vmap` goes
-outside.
+First of one prompt, which is its tokens and the reference (`score`: its loss as a function of what `logits` reads);
+then the mean over the prompts of an `Objective`, compiled.
 
 `spans`: bool as numbers [span, position]; one gradient for the mask of each span of positions; None: of all together.
 """
 
 from collections.abc import Callable
+from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from . import batching
+from .batching import constrain
 from .models import Held
 from .types import Mask, Model, ReceiverValues, SenderValues, Tokens
 
@@ -72,3 +76,36 @@ def _contract(model: Model, delta: SenderValues, slopes: ReceiverValues, spans: 
         if spans is None:
             return jnp.einsum("std,rtd->sr", delta, slopes)
         return jax.lax.map(lambda span: jnp.einsum("std,rtd->sr", delta * span[None, :, None], slopes), spans)
+
+
+@eqx.filter_jit
+def value_and_gradient(objective: Any, mask: Mask, spans: Spans) -> tuple[Float[Array, ""], Array]:
+    """The loss of a circuit, and its gradient."""
+    values, each = _of_each(objective, at_mask, mask, spans)
+    return constrain(values.mean(), objective.mesh), _mean_gradient(objective, each)
+
+
+@eqx.filter_jit
+def clean_gradient(objective: Any, spans: Spans) -> Array:
+    """`at_clean_run`."""
+    return _mean_gradient(objective, _of_each(objective, at_clean_run, spans))
+
+
+@eqx.filter_jit
+def displacement_gradient(objective: Any, points: tuple, spans: Spans) -> Array:
+    """`at_held_runs`."""
+    return _mean_gradient(objective, _of_each(objective, at_held_runs, points, spans))
+
+
+def _of_each(objective: Any, gradient: Callable, *arguments: Any) -> Any:
+    """What a function of `gradients` gives of every prompt."""
+
+    def one(prompt):
+        tokens, reference, *rest = prompt
+        return gradient(objective.model, lambda x: objective._score(x, *rest), (tokens, reference), *arguments)
+
+    return batching.chunked_vmap(one, objective._prompts(), objective.microbatch)
+
+
+def _mean_gradient(objective: Any, each: Float[Array, "batch *span sender receiver"]) -> Array:
+    return constrain(jnp.where(jnp.asarray(objective.graph.valid), each.mean(0), 0), objective.mesh)

@@ -1,4 +1,4 @@
-"""Which sender may feed which receiver: a table of both, names, indices, the valid matrix. NumPy only.
+"""Which sender may feed which receiver: names, indices, the valid matrix. NumPy only.
 
 The residual stream of a transformer is a sum, so its nodes form a graph: every node *sends* its output to
 every later node, and every node *receives* through one or several inputs (a head through q, k and v).
@@ -13,49 +13,9 @@ import numpy as np
 from jaxtyping import Int
 
 from . import layout as layouts
-from .layout import Layout, Names, Nodes
+from .axes import KINDS, Receiver, Sender, tables
+from .layout import Layout, Nodes
 from .types import EdgeBools
-
-EMBEDDING = "embedding"
-"""The kind of the senders before the first layer."""
-
-KINDS = {EMBEDDING: "inputs", "head": "heads", "mlp": "MLPs", "unit": "units"}
-"""What people call nodes of a kind."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Sender:
-    """A node's output: the `index`-th of its `kind` in its layer (-1: before the first), there from `written` on.
-
-    `node` is its node's name, of whose writing this may be one span of positions. `block` counts the layout's groups of
-    equal nodes, in all layers: nodes of one block are computed alike.
-    """
-
-    name: str
-    kind: str
-    layer: int
-    index: int
-    written: int
-    block: int
-    node: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Receiver:
-    """A node's input: the `index`-th of its `port` in its layer, which reads at moment `reads`.
-
-    - `owners`: rows of the senders that it belongs to. `readers`: of those that write something else when it changes:
-      the same, or all that are computed jointly with them. `is_local`: as of a `Port`. None reads through `logits`.
-    """
-
-    name: str
-    port: str
-    layer: int
-    index: int
-    reads: int
-    is_local: bool
-    owners: tuple[int, ...]
-    readers: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,46 +48,18 @@ class Graph:
     # --- senders, receivers, edges -------------------------------------------------------------
 
     @cached_property
-    def _table(self) -> tuple[tuple[Sender, ...], tuple[Receiver, ...]]:
-        senders = [Sender(name, EMBEDDING, -1, i, 0, -1, name) for i, name in enumerate(self.layout.embeddings)]
-        receivers: list[Receiver] = []
-        layer = now = block = 0
-        for stack in self.layout.stacks:
-            for layer in range(layer, layer + stack.layers):  # noqa: B020
-                for moment in stack.moments:
-                    first, owners, readers = len(senders), {}, {}
-                    for nodes in moment.nodes:
-                        rows = range(len(senders), len(senders) + nodes.count * nodes.parts)
-                        for port, inputs in nodes.inputs:
-                            for node, index in enumerate(inputs):
-                                own = rows[node * nodes.parts : (node + 1) * nodes.parts]
-                                owners.setdefault((port, index), []).extend(own)
-                                readers.setdefault((port, index), []).extend(rows if nodes.is_joint else own)
-                        named = _names(nodes.names, layer, nodes.count)
-                        for part, name in enumerate(layouts.part_names(named, nodes.spans)):
-                            node = part // nodes.parts
-                            senders.append(Sender(name, nodes.kind, layer, node, now + 1, block, named[node]))
-                        block += 1
-                    assert first + moment.num_senders == len(senders)
-                    for port in moment.ports:
-                        for i, name in enumerate(_names(port.names, layer, port.count)):
-                            own, all_of_them = owners[port.name, i], sorted(set(readers[port.name, i]))
-                            place = port.name, layer, i, now, port.is_local
-                            receivers.append(Receiver(name, *place, tuple(own), tuple(all_of_them)))
-                    now += 1
-            layer += 1
-        receivers.append(Receiver("logits", "logits", self.layout.num_layers, 0, now, True, (), ()))
-        return tuple(senders), tuple(receivers)
+    def _tables(self) -> tuple[tuple[Sender, ...], tuple[Receiver, ...]]:
+        return tables(self.layout)
 
     @property
     def sender_table(self) -> tuple[Sender, ...]:
         """What each row of a mask is."""
-        return self._table[0]
+        return self._tables[0]
 
     @property
     def receiver_table(self) -> tuple[Receiver, ...]:
         """What each column of a mask is."""
-        return self._table[1]
+        return self._tables[1]
 
     @cached_property
     def senders(self) -> tuple[str, ...]:
@@ -336,12 +268,6 @@ class Graph:
             if (smaller == kept).all():
                 return kept
             kept = smaller
-
-
-def _names(names: Names, layer: int, count: int) -> tuple[str, ...]:
-    if isinstance(names, tuple):
-        return names
-    return tuple(names.format(layer=layer, index=index) for index in range(count))
 
 
 def _look_up(indices: dict[str, int], name: str, kind: str) -> int:

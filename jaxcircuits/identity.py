@@ -1,7 +1,9 @@
-"""What of an objective determines the answer of a run, by names: a run that goes on must be of the same."""
+"""What of an objective determines the answer of a run: for its record, and so that a run goes on with the same."""
 
 import hashlib
+import platform
 import re
+from importlib import metadata
 from typing import Any
 
 import equinox as eqx
@@ -9,10 +11,52 @@ import jax
 import numpy as np
 
 from . import metrics
-from .run import digest
+from .run import SOURCE, digest
 
 RECORDED = ("reference", "average", "prompts", "dtype", "precision", "device", "mesh")
 PACKAGES = ("jaxcircuits", "jax")
+
+
+def description(objective: Any) -> dict[str, Any]:
+    """What determines the values of an `Objective`, for the record of a result."""
+    device = jax.devices()[0]
+    count = 1 if objective.mesh is None else objective.mesh.size
+    return {
+        SOURCE: {} if objective.mesh is not None else {"digest": _digest_of_prompts(objective)},
+        "metric": objective.metric_name,
+        "reference": objective.reference_name,
+        "ablation": {
+            "granularity": "edge",
+            "component": "all",
+            "value": objective.reference_name,
+            "reference_data": {"resample": "corrupt prompts, pairwise", "mean": "corrupt prompts, mean"}.get(
+                objective.reference_name, objective.reference_name
+            ),
+            "reference_size": objective.num_prompts,
+            "positions": "all",
+            "direction": "ablate",
+            "set": "circuit",
+        },
+        "average": objective.average,
+        "prompts": objective.num_prompts,
+        "microbatch": objective.microbatch,
+        "dtype": str(np.dtype(objective.model.dtype)),
+        "precision": objective.model.precision,
+        **({} if objective.model.units_name == "split" else {"units": objective.model.units_name}),
+        **({} if objective.model.spans_text is None else {"spans": objective.model.spans_text}),
+        "device": f"{count} x {device.platform} {device.device_kind}",
+        "mesh": None if objective.mesh is None else dict(objective.mesh.shape),
+        "versions": {
+            "python": platform.python_version(),
+            **{package: metadata.version(package) for package in ("jaxcircuits", "jax", "equinox", "numpy")},
+        },
+    }
+
+
+def _digest_of_prompts(objective: Any) -> str:
+    """Of the prompts and labels, not of what a model makes of them."""
+    labels = (getattr(objective.labels, name) for name in ("answer", "wrong", "year", "target"))
+    return digest((objective.clean, objective.scored, *(label for label in labels if label is not None)))
 
 
 def identity_of(objective: Any) -> dict[str, Any]:
@@ -30,7 +74,7 @@ def identity_of(objective: Any) -> dict[str, Any]:
     return {
         "model": f"{digest_of(inner.model)}-{_structure(inner.model)}",
         "data": digest_of((inner.clean, inner.inside, inner.scored, inner.weights, labels)),
-        "metric": _metric(inner.metric),
+        "metric": _metric(inner),
         "reference values": digest_of(inner.reference),
         **{name: record[name] for name in RECORDED},
         "versions": {name: record["versions"][name] for name in PACKAGES},
@@ -44,14 +88,19 @@ def digest_of(tree: Any) -> str:
 
 def _structure(tree: Any) -> str:
     """Of all that is not an array, such as a model's configuration."""
-    text = repr(jax.tree.structure(tree)) + repr([x for x in jax.tree.leaves(tree) if not eqx.is_array(x)])
-    return hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", text).encode()).hexdigest()[:8]
+    return _of_text(repr(jax.tree.structure(tree)) + repr([x for x in jax.tree.leaves(tree) if not eqx.is_array(x)]))
 
 
-def _metric(metric: Any) -> str:
-    """Its name; of a user's, also what its code and its constants are."""
-    name = metrics.name_of(metric)
-    code = getattr(metric, "__code__", None)
-    if metric in metrics.METRICS.values() or code is None:
+def _metric(objective: Any) -> str:
+    """Its name; of a user's, also what it computes, and from which constants."""
+    metric, name = objective.metric, metrics.name_of(objective.metric)
+    if any(metric is known for known in metrics.METRICS.values()):
         return name
-    return f"{name}-{hashlib.sha256(code.co_code + repr(code.co_consts).encode()).hexdigest()[:8]}"
+    at_one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[2:], x.dtype), objective.labels)
+    traced = jax.make_jaxpr(metric)(at_one.full, at_one)
+    return f"{name}-{_of_text(str(traced.jaxpr))}-{digest(traced.consts)}"
+
+
+def _of_text(text: str) -> str:
+    """Its digest, whatever the places of objects in memory are."""
+    return hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", text).encode()).hexdigest()[:8]

@@ -13,7 +13,10 @@ from .metrics import Labels, Metric
 
 
 def labels_of(pairs: PromptPairs, scored: np.ndarray, logits: jax.ShapeDtypeStruct, mesh: Mesh | None) -> Labels:
-    """Labels at the scored positions, [batch, scored, ...]; `full` still empty. `logits`: those of one prompt."""
+    """Labels at the scored positions, [batch, scored, ...]; `full` still empty. `logits`: those of one prompt.
+
+    Raises ValueError for a target of another size.
+    """
     batch, several = scored.shape
 
     def spread(value: np.ndarray | None) -> Array | None:
@@ -23,9 +26,12 @@ def labels_of(pairs: PromptPairs, scored: np.ndarray, logits: jax.ShapeDtypeStru
             return place(np.take_along_axis(value, scored[..., None], 1), mesh, PROMPTS)
         return place(np.broadcast_to(value[:, None], (batch, several, *value.shape[1:])), mesh, PROMPTS)
 
+    outputs = logits.shape[-1]
+    if pairs.target is not None and pairs.target.shape[-1] != outputs:
+        raise ValueError(f"target: expected {outputs} values, the model's logits, got {pairs.target.shape[-1]}")
     digits = None if pairs.digits is None else np.broadcast_to(pairs.digits, (batch, *pairs.digits.shape))
     return Labels(
-        full=place(np.zeros((batch, several, logits.shape[-1]), np.dtype(logits.dtype)), mesh, PROMPTS),
+        full=place(np.zeros((batch, several, outputs), np.dtype(logits.dtype)), mesh, PROMPTS),
         answer=spread(pairs.answer),
         wrong=spread(pairs.wrong),
         target=None if pairs.target is None else spread(pairs.target.astype(np.dtype(logits.dtype))),

@@ -17,8 +17,9 @@ from jaxtyping import Array, ArrayLike, Float
 from . import batching
 from .arguments import checked
 from .graph import Graph
+from .masks import mask_of
 from .models import NodeValues
-from .objective import Objective, mask_of
+from .objective import Objective
 from .types import EdgeScores, Model, NodeMask
 
 REFERENCES = ("zero", "edges")

@@ -1,9 +1,6 @@
 """The centre: model + prompts + metric + reference values as one function of the mask."""
 
 import dataclasses
-import platform
-from collections.abc import Callable
-from importlib import metadata
 from typing import Any
 
 import equinox as eqx
@@ -12,20 +9,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.sharding import Mesh
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, Shaped
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
-from . import batching, gradients, metrics
+from . import batching, gradients, losses, metrics
 from .arguments import check_count, checked
-from .batching import CANDIDATES, PROMPTS, constrain, place
+from .batching import CANDIDATES, PROMPTS, place
 from .data import PromptPairs
-from .finite import check_finite, check_weights, weights_are_finite
 from .gradients import Spans
 from .graph import Graph
+from .identity import description
 from .labels import check_metric, labels_of
+from .masks import mask_of
 from .metrics import Labels, Metric
 from .models import Held as Held
-from .references import REFERENCES, name_of, reference_values, sender_values
-from .run import SOURCE, digest
+from .objective_checks import check_options, check_padding, check_parts_finite
+from .references import name_of, reference_values
 from .types import Mask, MaskLike, Model, PositionedMask
 
 
@@ -90,9 +88,9 @@ class Objective(eqx.Module):
         pairs.check_against(model.vocab_size, model.max_positions)
         self.metric = metrics.by_name(metric)
         self.metric_name = metrics.name_of(self.metric)
-        _check_options(reference, average, microbatch, mesh, len(pairs))
+        check_options(reference, average, microbatch, mesh, len(pairs))
         for runs in (model, reference):
-            _check_padding(runs, pairs)
+            check_padding(runs, pairs)
         self.mesh, self.average = mesh, average
         self.model = model = batching.place_weights(model, mesh)
         self.reference_name = name_of(reference)
@@ -110,10 +108,10 @@ class Objective(eqx.Module):
         zeros = place(np.zeros(shape, np.dtype(model.dtype)), mesh, None, PROMPTS)
         self.labels, self.reference = labels, zeros
         self.microbatch = microbatch or self._microbatch_that_fits()
-        full = _scored_logits(model, self.clean, self.scored, self.microbatch)
+        full = losses.scored_logits(model, self.clean, self.scored, self.microbatch)
         self.labels = eqx.tree_at(lambda labels: labels.full, labels, full)
         self.reference = reference_values(reference, model, pairs, zeros, size=self.microbatch, mesh=mesh)
-        self._check_finite()
+        check_parts_finite(self)
 
     __hash__ = object.__hash__
     __eq__ = object.__eq__
@@ -133,25 +131,25 @@ class Objective(eqx.Module):
 
     def __call__(self, mask: MaskLike) -> Float[Array, ""]:
         """The circuit's loss, mean over the prompts. Raises ValueError for a mask of another shape."""
-        return _mean(self, self._cast(mask, positioned=True))
+        return losses.mean(self, self._cast(mask, positioned=True))
 
     def per_example(self, mask: MaskLike) -> Float[Array, " batch"]:
         """The circuit's loss on each prompt."""
-        return _per_example(self, self._cast(mask, positioned=True))
+        return losses.per_example(self, self._cast(mask, positioned=True))
 
     def many(self, masks: MaskLike, width: int = 8) -> Float[Array, " circuit"]:
         """The losses of many circuits [circuit, sender, receiver, *position], `width` of them at a time."""
-        return _many(self, *self._cast_many(masks, width))
+        return losses.many(self, *self._cast_many(masks, width))
 
     def per_example_many(self, masks: MaskLike, width: int = 8) -> Float[Array, "circuit batch"]:
         """`many`, one number a prompt."""
-        return _per_example_many(self, *self._cast_many(masks, width))
+        return losses.per_example_many(self, *self._cast_many(masks, width))
 
     def memory_needed(self, width: int) -> int:
         """Bytes that `many` takes for `width` circuits at a time."""
         check_count("width", width, 1)
         masks = self._placed(np.zeros((width, *self.graph.shape), bool))
-        return batching.memory_needed(_many, self, masks, self._rounded(width))
+        return batching.memory_needed(losses.many, self, masks, self._rounded(width))
 
     def gradient(self, mask: MaskLike, *, spans: ArrayLike | None = None) -> Float[Array, "*span sender receiver"]:
         """`df/dmask` at any mask, 0 where there is no edge; at ones it is minus EAP (2310.10348).
@@ -161,11 +159,11 @@ class Objective(eqx.Module):
 
         `spans`: bool [span, position]; one gradient for the mask of each span of positions.
         """
-        return _value_and_gradient(self, self._cast(mask), self._cast_spans(spans))[1]
+        return gradients.value_and_gradient(self, self._cast(mask), self._cast_spans(spans))[1]
 
     def value_and_gradient(self, mask: MaskLike) -> tuple[Float[Array, ""], Mask]:
         """`objective(mask)` and `objective.gradient(mask)` from one forward and one backward pass."""
-        return _value_and_gradient(self, self._cast(mask), None)
+        return gradients.value_and_gradient(self, self._cast(mask), None)
 
     def take(self, rows: ArrayLike) -> "Objective":
         """The same function on some of the prompts, e.g. a batch of them; `rows` may be traced."""
@@ -194,7 +192,7 @@ class Objective(eqx.Module):
 
     def clean_gradient(self, *, spans: ArrayLike | None = None) -> Float[Array, "*span sender receiver"]:
         """`gradient` at ones, at the cost of one forward and one backward pass of the plain model."""
-        return _clean_gradient(self, self._cast_spans(spans))
+        return gradients.clean_gradient(self, self._cast_spans(spans))
 
     def displacement_gradient(
         self, held: ArrayLike, alphas: ArrayLike, *, spans: ArrayLike | None = None
@@ -210,7 +208,7 @@ class Objective(eqx.Module):
             senders = self.graph.shape[0]
             raise ValueError(f"held: expected shape (points, {senders}) with points {alphas.shape}, got {held.shape}")
         points = held.astype(bool), alphas.astype(self.model.dtype)
-        return _displacement_gradient(self, points, self._cast_spans(spans))
+        return gradients.displacement_gradient(self, points, self._cast_spans(spans))
 
     def along(self, alphas: ArrayLike, *, spans: ArrayLike | None = None) -> Float[Array, "*span sender receiver"]:
         """`displacement_gradient` with the embedding held: the path from the corrupt (0) to the clean prompt (1).
@@ -231,60 +229,7 @@ class Objective(eqx.Module):
 
     def describe(self) -> dict[str, Any]:
         """What determines its values, for the record of a result."""
-        device = jax.devices()[0]
-        count = 1 if self.mesh is None else self.mesh.size
-        return {
-            SOURCE: {} if self.mesh is not None else {"digest": self._digest()},
-            "metric": self.metric_name,
-            "reference": self.reference_name,
-            "ablation": {
-                "granularity": "edge",
-                "component": "all",
-                "value": self.reference_name,
-                "reference_data": {"resample": "corrupt prompts, pairwise", "mean": "corrupt prompts, mean"}.get(
-                    self.reference_name, self.reference_name
-                ),
-                "reference_size": self.num_prompts,
-                "positions": "all",
-                "direction": "ablate",
-                "set": "circuit",
-            },
-            "average": self.average,
-            "prompts": self.num_prompts,
-            "microbatch": self.microbatch,
-            "dtype": str(np.dtype(self.model.dtype)),
-            "precision": self.model.precision,
-            **({} if self.model.units_name == "split" else {"units": self.model.units_name}),
-            **({} if self.model.spans_text is None else {"spans": self.model.spans_text}),
-            "device": f"{count} x {device.platform} {device.device_kind}",
-            "mesh": None if self.mesh is None else dict(self.mesh.shape),
-            "versions": {
-                "python": platform.python_version(),
-                **{package: metadata.version(package) for package in ("jaxcircuits", "jax", "equinox", "numpy")},
-            },
-        }
-
-    def _digest(self) -> str:
-        """Of the prompts and labels, not of what a model makes of them."""
-        labels = self.labels.answer, self.labels.wrong, self.labels.year
-        return digest((self.clean, self.scored, *(label for label in labels if label is not None)))
-
-    def _check_finite(self) -> None:
-        """Raises ValueError for NaN or infinity, naming the weight, else where in the runs it arises first.
-
-        Of traced values (`eqx.filter_eval_shape` of the constructor) nothing is known.
-        """
-        if isinstance(self.reference, Tracer):
-            return
-        weights, clean, reference, metric = _finite_parts(self)
-        check_weights(self.model, weights)
-        if not np.asarray(clean).all():
-            written = sender_values(self.model, self.clean, self.microbatch)
-            check_finite("clean run", written, sender=self.graph.senders, prompt=None)
-        check_finite("logits of the clean run", np.where(clean, 0, np.nan), prompt=None)
-        bad = np.where(reference, 0, np.nan)
-        check_finite(f"reference {self.reference_name!r}", bad, sender=self.graph.senders, prompt=None)
-        check_finite(f"metric {self.metric_name} of the whole model", metric, prompt=None)
+        return description(self)
 
     def _microbatch_that_fits(self) -> int:
         """All prompts where their buffers are a small share of the memory; else what a compiled gradient leaves."""
@@ -293,7 +238,7 @@ class Objective(eqx.Module):
 
         def needed(size: int) -> int:
             self.microbatch = size
-            return batching.memory_needed(_value_and_gradient, self, self.full_mask(), None)
+            return batching.memory_needed(gradients.value_and_gradient, self, self.full_mask(), None)
 
         return batching.largest_that_fits(needed, self.num_prompts)
 
@@ -343,139 +288,3 @@ class Objective(eqx.Module):
     def _loss(self, logits: Float[Array, "scored vocab"], weights, labels) -> Float[Array, ""]:
         values = jax.vmap(self.metric)(logits, labels)
         return jnp.sum(jnp.where(weights > 0, values * weights, 0))
-
-
-def _check_options(
-    reference: str | ArrayLike | Model, average: str, microbatch: int | None, mesh: Mesh | None, prompts: int
-) -> None:
-    if average not in ("together", "per_prompt"):
-        raise ValueError(f"average: expected 'together' or 'per_prompt', got {average!r}")
-    if isinstance(reference, str) and reference not in REFERENCES:
-        raise ValueError(f"unknown reference {reference!r}: expected {', '.join(REFERENCES)}, or an array")
-    if microbatch is not None:
-        check_count("microbatch", microbatch, 1)
-    if mesh is not None and getattr(mesh, "axis_names", None) != (CANDIDATES, PROMPTS):
-        raise ValueError(f"mesh: expected the axes {CANDIDATES} and {PROMPTS}, as `device_mesh` has, got {mesh!r:.60}")
-    if mesh is not None and prompts % mesh.shape[PROMPTS]:
-        raise ValueError(f"mesh: expected prompts in multiples of {mesh.shape[PROMPTS]} devices, got {prompts}")
-
-
-def _check_padding(model: Any, pairs: PromptPairs) -> None:
-    """Raises ValueError for padding that a model would read: one whose positions read later ones."""
-    padded = np.flatnonzero(~pairs.inside().all(1))
-    if isinstance(model, eqx.Module) and len(padded) and not getattr(model, "is_causal", False):
-        width, row = pairs.clean.shape[1], padded[0]
-        raise ValueError(
-            f"length: expected {width} tokens in every prompt, got {pairs.inside()[row].sum()} in prompt {row}: "
-            f"positions of this {type(model).__name__} read later ones, and so the padding; make one objective of the "
-            "prompts of each length (a model whose positions do not says so by `is_causal`)"
-        )
-
-
-BEYOND = 1e-3
-"""How far a mask's numbers may lie beyond 0 and 1: slopes there are also taken by a small step to either side."""
-
-
-def mask_of(mask: Any, graph: Graph) -> ArrayLike:
-    """The mask that something is: an array, or that of a circuit.
-
-    Raises ValueError for scores, which choose no edges, for a circuit of another graph, and for values that are no
-    numbers from 0 to 1. Of a traced mask these are not known.
-    """
-    if hasattr(mask, "graph"):
-        if hasattr(mask, "values"):
-            raise ValueError("mask: scores choose no edges; take Circuit.select(scores, edges=...)")
-        if mask.graph != graph:
-            shapes = f"{graph.shape}, got one of {mask.graph.shape}"
-            raise ValueError(f"mask: expected a circuit of the model's graph, {shapes}")
-        mask = mask.mask
-    if isinstance(mask, Tracer):
-        return mask
-    array = np.asarray(mask)
-    if not any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.bool_, jnp.integer, jnp.floating)):
-        raise ValueError(f"mask: expected an array of numbers from 0 to 1, or a circuit, got {mask!r:.60}")
-    check_finite("mask", array)
-    if array.dtype != bool and array.size and not -BEYOND <= array.min() <= array.max() <= 1 + BEYOND:
-        raise ValueError(f"mask: expected numbers from 0 to 1, got {array.min()} to {array.max()}")
-    return mask if hasattr(mask, "dtype") else array
-
-
-@eqx.filter_jit
-def _finite_parts(objective: Objective) -> tuple[Array, Array, Array, Array]:
-    """Whether each weight, the clean logits of each prompt and each reference are finite; the whole model's metric."""
-    labels = objective.labels
-    logits, reference = jnp.isfinite(labels.full).all((1, 2)), jnp.isfinite(objective.reference).all((2, 3))
-    metric = jax.vmap(objective._loss)(labels.full, objective.weights, labels)
-    parts = weights_are_finite(objective.model), logits, reference, metric
-    return jax.tree.map(lambda x: constrain(x, objective.mesh), parts)
-
-
-@eqx.filter_jit
-def _per_example(objective: Objective, mask: PositionedMask) -> Float[Array, " batch"]:
-    def one(prompt):
-        tokens, reference, *rest = prompt
-        return objective._score(objective.model.residual(tokens, mask, reference), *rest)
-
-    values = batching.chunked_vmap(one, objective._prompts(), objective.microbatch)
-    return constrain(values, objective.mesh)
-
-
-@eqx.filter_jit
-def _mean(objective: Objective, mask: PositionedMask) -> Float[Array, ""]:
-    return _per_example(objective, mask).mean()
-
-
-@eqx.filter_jit
-def _per_example_many(
-    objective: Objective, masks: Shaped[Array, "circuit sender receiver *position"], width: int
-) -> Float[Array, "circuit batch"]:
-    def one(mask):
-        return _per_example(objective, mask.astype(objective.model.dtype))
-
-    masks = constrain(masks, objective.mesh, CANDIDATES)
-    return constrain(batching.chunked_vmap(one, masks, width), objective.mesh)
-
-
-@eqx.filter_jit
-def _many(
-    objective: Objective, masks: Shaped[Array, "circuit sender receiver *position"], width: int
-) -> Float[Array, " circuit"]:
-    return _per_example_many(objective, masks, width).mean(1)
-
-
-@eqx.filter_jit
-def _value_and_gradient(objective: Objective, mask: Mask, spans: Spans) -> tuple[Float[Array, ""], Array]:
-    values, each = _of_each(objective, gradients.at_mask, mask, spans)
-    return constrain(values.mean(), objective.mesh), _mean_gradient(objective, each)
-
-
-@eqx.filter_jit
-def _clean_gradient(objective: Objective, spans: Spans) -> Array:
-    return _mean_gradient(objective, _of_each(objective, gradients.at_clean_run, spans))
-
-
-@eqx.filter_jit
-def _displacement_gradient(objective: Objective, points: tuple, spans: Spans) -> Array:
-    return _mean_gradient(objective, _of_each(objective, gradients.at_held_runs, points, spans))
-
-
-def _of_each(objective: Objective, gradient: Callable, *arguments: Any) -> Any:
-    """What a function of `gradients` gives of every prompt."""
-
-    def one(prompt):
-        tokens, reference, *rest = prompt
-        return gradient(objective.model, lambda x: objective._score(x, *rest), (tokens, reference), *arguments)
-
-    return batching.chunked_vmap(one, objective._prompts(), objective.microbatch)
-
-
-def _mean_gradient(objective: Objective, each: Float[Array, "batch *span sender receiver"]) -> Array:
-    return constrain(jnp.where(jnp.asarray(objective.graph.valid), each.mean(0), 0), objective.mesh)
-
-
-@eqx.filter_jit
-def _scored_logits(model: Model, tokens, scored, size: int) -> Float[Array, "batch scored vocab"]:
-    def one(prompt):
-        return model.unembed(model.residual(prompt[0])[prompt[1]])
-
-    return batching.chunked_vmap(one, (tokens, scored), size)

@@ -1,12 +1,25 @@
-"""YAML files of plain values: no aliases, so that nothing is larger than its text, and no name twice."""
+"""YAML files of plain values: no aliases, so that nothing is larger than its text, and no name twice.
+
+Numbers are those of JSON; of YAML's other values, such as 3:07 (in sixties), 010 (in eights), yes, and dates, the text
+is the value.
+"""
 
 import os
-from typing import Any
+import re
+from typing import Any, ClassVar
 
 from .files import read_text
 
 LARGEST, DEEPEST = 1 << 16, 20
 """Bytes of the largest file, and lists and tables within each other, at most."""
+
+WORDS = (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?(0|[1-9][0-9]*)", list("-+0123456789")),
+    ("float", r"[-+]?(0|[1-9][0-9]*)(\.[0-9]*)?([eE][-+]?[0-9]+)?|[-+]?\.[0-9]+", list("-+.0123456789")),
+)
+"""What is no text: a kind, its form, and what it begins with; the first that fits."""
 
 
 def read_yaml(path: str | os.PathLike, what: str = "file") -> Any:
@@ -31,6 +44,7 @@ def read_yaml(path: str | os.PathLike, what: str = "file") -> Any:
 def _loader(yaml: Any) -> Any:
     class Plain(yaml.SafeLoader):
         depth = 0
+        yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
 
         def compose_node(self, parent: Any, index: Any) -> Any:
             if self.check_event(yaml.AliasEvent):
@@ -49,4 +63,6 @@ def _loader(yaml: Any) -> Any:
                 raise ValueError(f"expected each name once, got one of {sorted(map(str, value))} twice")
             return value
 
+    for kind, form, first in WORDS:
+        Plain.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", re.compile(f"^(?:{form})$"), first)
     return Plain

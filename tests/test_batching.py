@@ -13,7 +13,7 @@ import jaxcircuits as jc
 from jaxcircuits import batching
 from jaxcircuits.batching import chunked_vmap, compile_clock, largest_that_fits, memory_limit
 from jaxcircuits.discovery.width import ExpectedWidth, FixedWidth
-from jaxcircuits.objective import _value_and_gradient
+from jaxcircuits.gradients import value_and_gradient
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_the_microbatch_follows_the_compiled_program(monkeypatch):
     model, pairs = micro_model("gpt2"), micro_pairs(batch=6)
     objective = jc.Objective(model, pairs, "kl")
     assert objective.microbatch == 6
-    needed = batching.memory_needed(_value_and_gradient, objective, objective.full_mask(), None)
+    needed = batching.memory_needed(value_and_gradient, objective, objective.full_mask(), None)
     monkeypatch.setattr(batching, "memory_limit", lambda: needed)
     smaller = jc.Objective(model, pairs, "kl")
     assert 1 <= smaller.microbatch < 6 and smaller.describe()["microbatch"] == smaller.microbatch

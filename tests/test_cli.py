@@ -120,11 +120,25 @@ def test_results_that_would_be_lost_are_refused_before_anything_is_computed(run,
     monkeypatch.setattr("jaxcircuits.cli.scores.load", never)
     (micro / "link.html").symlink_to(micro / "page.html")
     task = micro / "micro.npz"
-    page = micro / "page.html"
+    page, whole, linked = micro / "page.html", micro / "whole.json", micro / "linked.npz"
+    whole.write_text("{}")
+    linked.symlink_to(task)
+    before = {path: path.read_bytes() for path in (task, whole)}
     wrong = [
         (["discover", task, "--out", page, "--report", page], "expected different files"),
         (["discover", task, "--out", page, "--report", micro / "link.html"], "expected different files"),
         (["report", task, "--out", page, "--keep", page], "expected different files"),
+        (["discover", task, "--out", task], "which is read: it would be lost"),
+        (["discover", task, "--within", whole, "--out", whole], "which is read: it would be lost"),
+        (["sweep", task, "--within", whole, "--report", whole], "which is read: it would be lost"),
+        (["score", task, "--out", linked], "which is read: it would be lost"),
+        (["prune", whole, "--edges", 3, "--out", whole], "which is read: it would be lost"),
+        (["evaluate", whole, "--out", whole], "which is read: it would be lost"),
+        (["evaluate", whole, "--task", task, "--out", task], "which is read: it would be lost"),
+        (["test", whole, "--out", whole], "which is read: it would be lost"),
+        (["compare", task, whole, "--out", whole], "which is read: it would be lost"),
+        (["report", task, whole, "--out", whole], "which is read: it would be lost"),
+        (["report", task, "--inspection", whole, "--out", page, "--keep", whole], "which is read: it would be lost"),
         (["discover", task, "--out", "/dev/null"], "--out: /dev/null is a device"),
         (["discover", task, "--out", "/proc/circuit.json"], "--out: cannot write"),
         (["discover", task, "--report", "/proc/page.html"], "--report: cannot write"),
@@ -135,6 +149,13 @@ def test_results_that_would_be_lost_are_refused_before_anything_is_computed(run,
     for arguments, said in wrong:
         code, _, error = run(*arguments)
         assert code == 1 and said in error and error.count("\n") == 1, (arguments, error)
+    assert before == {path: path.read_bytes() for path in (task, whole)}
+
+
+def test_a_folder_of_programs_that_cannot_be_one_is_refused(run, micro):
+    (micro / "cache").touch()
+    code, _, error = run("discover", micro / "micro.npz", "--model", micro / "micro", "--cache", micro / "cache")
+    assert code == 1 and "cache is a file: expected the name of a folder" in error and error.count("\n") == 1
 
 
 def test_score_and_prune_write_what_they_print(run, micro):
@@ -230,6 +251,24 @@ def test_acdc_takes_a_config_file_too(run, micro):
     assert code == 0 and len(printed.splitlines()) == 4
     record = jc.Circuit.load(micro / "sweep" / "circuit-0.1.json").run
     assert record["head_order"] == "ascending" and record["config"]["thresholds"] == "1,0.1"
+
+
+def test_a_config_file_gives_several_values_and_texts_as_they_stand(run, micro):
+    """Lists of what may be repeated, flags, and positions that YAML's own numbers would take for minutes."""
+    out, config = micro / "listed.json", micro / "listed.yaml"
+    config.write_text(f"model: {micro / 'micro'}\nmethod: mask-ig\noption: [steps=3]\nout: {out}\n")
+    assert run("score", micro / "micro.npz", "--config", config)[0] == 0
+    assert jc.Circuit.load(out).run["steps"] == 3
+    config.write_text(f"model: {micro / 'micro'}\nmethod: eap\npositions: 1:3\nseed: 010\nout: {out}\n")
+    assert run("score", micro / "micro.npz", "--config", config)[0] == 0
+    record = jc.Circuit.load(out).run
+    assert record["positions"] == [[1, 3]] and record["config"]["seed"] == 10
+    config.write_text(f"files: [{out}]\nout: {micro / 'listed.md'}\nmodel: false\n")
+    assert run("report", "--config", config)[0] == 0 and (micro / "listed.md").exists()
+    for wrong in ("seed: 2.5", "seed: true", "size: 3.5"):
+        config.write_text(wrong)
+        code, _, error = run("score", micro / "micro.npz", "--config", config)
+        assert code == 2 and error.count("\n") == 1, (wrong, error)
 
 
 def test_config_files_that_do_not_fit_end_with_one_line(run, micro):
@@ -350,6 +389,8 @@ def test_files_that_do_not_fit_end_with_one_line(run, micro):
     ):
         code, _, error = run("discover", micro / task, "--model", micro / "micro")
         assert code == 1 and said in error and error.count("\n") == 1
+    code, _, error = run("score", micro / "micro.npz", "--metric", "nll")  # the bundled model's vocabulary is larger
+    assert code == 1 and "target: expected 340 values, the model's logits, got 11" in error and error.count("\n") == 1
     weights = micro / "micro" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     code, _, error = run("discover", micro / "micro.npz", "--model", micro / "micro")

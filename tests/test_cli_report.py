@@ -86,12 +86,20 @@ def test_wrong_use_ends_with_one_line(run, tmp_path):
     graph = jc.Graph.transformer(2, 2)
     file, page = tmp_path / "circuit.json", tmp_path / "page.html"
     jc.Circuit(graph, graph.valid, np.zeros(graph.shape), {"task": "ioi"}).save(file)
+    odd, odder = tmp_path / "odd.json", tmp_path / "odder.json"
+    odd.write_text('{"format": "jaxcircuits-evaluation/1", "kind": "evaluation", "run": []}')
+    odder.write_text('{"format": "jaxcircuits-evaluation/1", "kind": "evaluation", "run": {"config": 3}}')
     wrong = {
         "names no model": [file, "--out", page],
         "expected a file ending": [file, "--out", tmp_path / "page.txt"],
         "no circuit file": [tmp_path / "nothing.json", "--out", page],
         "expected one file": [file, file, "--out", page, "--keep", tmp_path / "kept.json"],
         "does not exist": [file, "--out", tmp_path / "nowhere" / "page.html"],
+        "nothing to keep": [file, "--out", page, "--no-model", "--keep", tmp_path / "kept.json"],
+        "--keep and --inspection: expected an --out": [file, "--out", tmp_path / "a.md", "--keep", tmp_path / "kept"],
+        "got a.svg": [file, "--out", "a.svg", "--inspection", tmp_path / "kept"],
+        "run: expected a json object": [odd, "--out", page],
+        "and one as its config": [odder, "--out", page],
     }
     for said, arguments in wrong.items():
         code, _, error = run("report", *arguments)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import jaxcircuits as jc
-from jaxcircuits.data import PADDING, pad
+from jaxcircuits.texts import PADDING, pad
 
 CLEAN = np.array([[1, 2, 3], [4, 5, 6]])
 CORRUPT = CLEAN + 1

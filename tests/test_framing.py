@@ -8,9 +8,10 @@ from conftest import gpt2_tokenizer, letters_tokenizer, micro_pairs
 
 import jaxcircuits as jc
 from jaxcircuits.cli.judge import JudgedOptions, _Asked
-from jaxcircuits.data import encode_one, from_text
+from jaxcircuits.data import from_text
 from jaxcircuits.gguf_tokenizer import SPACE, read_tokenizer
 from jaxcircuits.tasks import words
+from jaxcircuits.texts import encode_one
 
 CHAT = "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{{ eos_token }}\n{% endfor %}"
 CHAT += "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"

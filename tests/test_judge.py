@@ -131,4 +131,23 @@ def test_acdc_is_run_on_the_reset_network_with_its_own_threshold(micro):
     found = jc.Circuit.of(jc.acdc(objective, 0.05, order="first_last", width=4))
     again = _method_of(found)(objective)
     np.testing.assert_array_equal(again.mask, found.mask)
-    assert _method_of(dataclasses.replace(found, run={})) is None
+    for run in ({}, {"method": "acdc"}, {**found.run, "edges_within": 3}):
+        assert _method_of(dataclasses.replace(found, run=run)) is None
+
+
+def test_scores_of_some_positions_are_those_on_the_reset_network_too(micro):
+    from jaxcircuits.cli.judge import _method_of
+
+    objective = jc.Objective(micro_model("gpt2"), micro_pairs(), "kl", "zero")
+    for method in (jc.exact, jc.random_scores):
+        scores = method(objective, positions=[(1, 3)]).at(0) if method is jc.exact else method(objective, seed=2)
+        again = _method_of(jc.Circuit.of(scores))(objective)
+        np.testing.assert_array_equal(again.values, scores.values)
+
+
+def test_a_record_of_another_kind_than_a_method_takes_is_refused(run, micro, tmp_path):
+    value = json.loads((micro / "circuit.json").read_text())
+    for odd in ({"method": "acdc", "threshold": 0.1, "order_seed": []}, {"method": "mask-ig", "steps": "many"}):
+        (tmp_path / "odd.json").write_text(json.dumps({**value, "run": {**value["run"], **odd}}))
+        code, _, error = run("evaluate", tmp_path / "odd.json", "--random", 1)
+        assert code == 1 and "expected a whole number" in error and error.count("\n") == 1

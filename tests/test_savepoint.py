@@ -1,5 +1,6 @@
 """A folder keeps how far a run is: the same run goes on from there to the same bits; any other is refused by name."""
 
+import functools
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import micro_model, micro_pairs, random_mask
@@ -259,15 +261,30 @@ def test_what_would_change_a_search_is_refused_by_name(tmp_path):
 def test_users_metrics_differ_by_what_they_do(tmp_path):
     model, pairs = micro_model("gpt2"), micro_pairs()
 
-    def made(factor):
-        scope = {}
-        exec(f"def mine(logits, labels): return logits[0] * {factor}", scope)
+    def made(body, **scope):
+        exec(f"def mine(logits, labels): return {body}", {"jnp": jnp, "scale": 1.0} | scope, scope)
         return jc.Objective(model, pairs, scope["mine"])
 
-    jc.acdc(made(1.0), 0.05, checkpoint=tmp_path)
-    jc.acdc(made(1.0), 0.05, checkpoint=tmp_path)
-    with pytest.raises(ValueError, match="metric was "):
-        jc.acdc(made(2.0), 0.05, checkpoint=tmp_path)
+    def scaled(logits, labels, *, by):
+        return logits[0] * by
+
+    def partial(by):
+        return jc.Objective(model, pairs, functools.partial(scaled, by=by))
+
+    other = jnp.arange(made("0 * logits[0]").labels.full.shape[-1], dtype=np.float32)
+    families = {
+        "constant": [made("logits[0] * 1.0"), made("logits[0] * 2.0")],
+        "name": [made("jnp.max(logits)"), made("jnp.min(logits)")],
+        "within": [made("sum(x for x in [logits[0]])"), made("sum(2 * x for x in [logits[0]])")],
+        "outside": [made("logits[0] * scale"), made("logits[0] * scale", scale=2.0)],
+        "array": [made("logits @ scale", scale=other), made("logits @ scale", scale=2 * other)],
+        "arguments": [partial(1.0), partial(2.0)],
+    }
+    for name, (first, second) in families.items():
+        found = jc.acdc(first, 0.05, checkpoint=tmp_path / name)
+        assert same(found, jc.acdc(first, 0.05, checkpoint=tmp_path / name))
+        with pytest.raises(ValueError, match="metric was "):
+            jc.acdc(second, 0.05, checkpoint=tmp_path / name)
 
 
 # --- scores and judgements -------------------------------------------------------------------------

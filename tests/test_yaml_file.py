@@ -15,13 +15,39 @@ def test_values_are_read_as_they_stand(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "text, value",
+    [
+        ("3:07", "3:07"),
+        ("[1:4, 4:8]", ["1:4", "4:8"]),
+        ("010", "010"),
+        ("0x10", "0x10"),
+        ("1_000", "1_000"),
+        ("yes", "yes"),
+        ("2020-01-01", "2020-01-01"),
+        (".inf", ".inf"),
+        ("1e-3", 0.001),
+        ("-.5", -0.5),
+        ("+2", 2),
+        ("2.0", 2.0),
+        ("~", None),
+        ("TRUE", True),
+        ("'7'", "7"),
+        ("{<<: {b: 1}}", {"<<": {"b": 1}}),
+    ],
+)
+def test_numbers_are_those_of_json(text, value, tmp_path):
+    (tmp_path / "x.yaml").write_text(f"a: {text}")
+    found = read_yaml(tmp_path / "x.yaml")["a"]
+    assert (found, type(found)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
     "text, message",
     [
         ("a: &x [1]\nb: *x", r"got the alias \*x: write it out"),
         ("a: &x {b: *x}", r"got the alias \*x"),
         ("a: 1\nb: 2\na: 3", "expected each name once"),
         ("c: {a: 1, a: 2}", "expected each name once"),
-        ("<<: {a: 1}\nb: 2", "YAML"),
         ("a: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
         ("[1]: 2", "YAML"),
         ("a: [", "YAML"),

@@ -12,19 +12,18 @@ from ..circuit import Circuit
 from ..discovery import ACDCResult, acdc_sweep
 from ..discovery import Progress as ACDCProgress
 from ..discovery.schedule import HEAD_ORDERS, NAME_ORDERS
-from ..files import write_text
+from ..files import short_name, write_text
 from ..report import plot_pareto
+from .config import Context, config_of
 from .lists import print_circuit
 from .options import (
     Checkpoint,
     Config,
-    Context,
     Loaded,
     PromptOptions,
     TaskName,
     check_fillable,
     check_writable,
-    config_of,
     err,
     load,
     numbers_of,
@@ -65,7 +64,7 @@ def discover(
     out_file: Annotated[Path | None, typer.Option("--out", help="write the circuit to this JSON file")] = None,
 ) -> None:
     """Finds a circuit with ACDC and prints it."""
-    check_writable(out=out_file, report=report)
+    check_writable(task, search.within, out=out_file, report=report)
     check_fillable(checkpoint=checkpoint)
     check_page(report)
     [circuit], loaded = _run(ctx, task, [threshold], prompts, search, checkpoint)
@@ -90,7 +89,7 @@ def sweep(
     out_folder: Annotated[Path | None, typer.Option("--out", help="write circuits, table and plot here")] = None,
 ) -> None:
     """Finds the circuits of several thresholds, sharing the work, and prints a table."""
-    check_writable(report=report)
+    check_writable(task, search.within, report=report)
     check_page(report)
     chosen = numbers_of(thresholds)
     check_fillable(out=out_folder, checkpoint=checkpoint)
@@ -115,9 +114,8 @@ def sweep(
 
 
 def file_name(threshold: float) -> str:
-    """The file of a sweep's circuit: short where that says the whole number, so that no two thresholds share one."""
-    short = f"{threshold:g}"
-    return f"circuit-{short if float(short) == threshold else repr(threshold)}.json"
+    """The file of a sweep's circuit."""
+    return f"circuit-{short_name(threshold)}.json"
 
 
 def _run(

@@ -24,15 +24,14 @@ from ..evaluation.ablation import CHOICES
 from ..models.reset import reset_network
 from ..objective import Objective
 from ..run import extended
+from .config import Context, config_of
 from .options import (
     Cache,
     Checkpoint,
     Config,
-    Context,
     Devices,
     check_fillable,
     check_writable,
-    config_of,
     err,
     out,
     recorded,
@@ -114,7 +113,7 @@ def evaluate_circuit(
     out_file: Out = None,
 ) -> None:
     """Judges a circuit, or scores: faithfulness, its curve, completeness, with controls beside them."""
-    check_writable(out=out_file)
+    check_writable(file, options.task, out=out_file)
     check_fillable(checkpoint=checkpoint)
     circuit = Circuit.load(file)
     asked = _Asked(circuit, options)
@@ -149,7 +148,7 @@ def test_circuit(
     out_file: Out = None,
 ) -> None:
     """Tests five hypotheses about a circuit (Shi et al., 2410.13032)."""
-    check_writable(out=out_file)
+    check_writable(file, options.task, out=out_file)
     check_fillable(checkpoint=checkpoint)
     circuit = Circuit.load(file)
     asked = _Asked(circuit, options)
@@ -167,7 +166,7 @@ def compare(
     out_file: Out = None,
 ) -> None:
     """Compares two circuits: shared edges and nodes, and how alike their scores rank."""
-    check_writable(out=out_file)
+    check_writable(first, second, out=out_file)
     record = similarity(Circuit.load(first), Circuit.load(second))
     out.print(f"{record.edges[0]} and {record.edges[1]} edges, {record.shared} in both")
     out.print(f"Jaccard: edges {_number(record.jaccard_edges)}, nodes {_number(record.jaccard_nodes)}")
@@ -208,15 +207,22 @@ def _method_of(circuit: Circuit, checkpoint: Path | None = None) -> Callable[[Ob
     """The method that found a circuit, with its hyperparameters, if its record names one; kept in a folder within."""
     run, name = circuit.run, circuit.run.get("method")
     kept = {} if checkpoint is None else {"checkpoint": checkpoint / "reset"}
-    if name == "acdc":
+    if name == "acdc" and "threshold" in run and "edges_within" not in run:  # of which it says the number alone
         taken = {key: run[key] for key in ("order", "head_order", "groups", "absolute") if key in run}
-        taken["seed"] = int(run.get("order_seed", 0))
+        taken["seed"] = run.get("order_seed", 0)
         return lambda objective: acdc(objective, float(run["threshold"]), **taken, **kept)
     if name not in methods.METHODS:
         return None
     method = methods.METHODS[name]
     taken = {key: run[key] for key in method.defaults if key in run} | (kept if method.takes_checkpoint else {})
-    return lambda objective: method.run(objective, **taken)
+    if not (method.takes_positions and "positions" in run):
+        return lambda objective: method.run(objective, **taken)
+
+    def at_positions(objective: Objective) -> Any:
+        scores: Any = method.run(objective, **taken, positions=run["positions"])
+        return scores.at(0)
+
+    return at_positions
 
 
 # --- what is printed ------------------------------------------------------------------------------

@@ -3,12 +3,11 @@
 import dataclasses
 import functools
 import inspect
-import json
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, get_type_hints
 
 import jax
 import typer
@@ -23,12 +22,7 @@ from ..metrics import by_name as metric_by_name
 from ..objective import Objective
 from ..references import REFERENCES
 from ..run import SOURCE, Source
-from ..yaml_file import read_yaml
-
-if TYPE_CHECKING:
-    from typer import Context
-else:
-    Context = typer.Context.__base__  # what commands are given; typer may bring its own copy of click
+from .config import read_config
 
 DEFAULT_MODEL = "tiny-gpt2"
 
@@ -42,48 +36,6 @@ class Terminal(Console):
 
 out = Terminal(soft_wrap=True, highlight=False)
 err = Terminal(stderr=True, soft_wrap=True, highlight=False)
-
-
-def read_config(ctx: Context, path: Path | None) -> Path | None:
-    """Takes the values of a YAML or JSON file as defaults of this command; what is typed goes first.
-
-    Raises ValueError for a file that is no table of this command's arguments and options.
-    """
-    if path is None:
-        return None
-    try:
-        values = read_yaml(path, "table of options")
-    except ValueError as error:
-        raise ValueError(f"--config: {error}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"--config: expected {path} to hold names and values, as 'metric: kl'")
-    names = {spelt: str(param.name) for param in ctx.command.params for spelt in _spellings(param)}
-    if unknown := [str(name) for name in values if str(name).replace("-", "_") not in names]:
-        known = ", ".join(sorted(name for name in names if name not in ("config", "help")))
-        raise ValueError(f"--config: {path} has unknown names {', '.join(unknown)}; expected some of {known}")
-    ctx.default_map = {names[str(name).replace("-", "_")]: _as_typed(value) for name, value in values.items()}
-    return path
-
-
-def _spellings(param: Any) -> set[str]:
-    """How a parameter may be called in a file: as its option, without dashes in front, or as its argument."""
-    options = {option.lstrip("-").replace("-", "_") for option in param.opts if len(option.lstrip("-")) > 1}
-    return options or {str(param.name)}
-
-
-def _as_typed(value: Any) -> Any:
-    """A value as it would be typed: lists joined by commas; `options` of a method as NAME=VALUE."""
-    if isinstance(value, dict):
-        return [f"{name}={json.dumps(entry) if isinstance(entry, bool) else entry}" for name, entry in value.items()]
-    if isinstance(value, list):
-        return ",".join(map(str, value))
-    return value
-
-
-def config_of(ctx: Context) -> dict[str, Any]:
-    """Every argument and option of the command that runs, for the record of its result."""
-    values = {name: str(value) if isinstance(value, Path) else value for name, value in ctx.params.items()}
-    return {"command": ctx.info_name, **{name: value for name, value in values.items() if name != "config"}}
 
 
 TaskName = Annotated[str, typer.Argument(help="a built-in task, or a .npz, .jsonl or .csv file of prompts")]
@@ -276,10 +228,10 @@ def span_of(text: str) -> tuple[int, int]:
     return int(first), int(end) if colon else int(first) + 1
 
 
-def check_writable(**outputs: Path | None) -> None:
-    """Raises ValueError, before anything is computed, for result files that could not be written or are the same.
+def check_writable(*inputs: str | Path | None, **outputs: Path | None) -> None:
+    """Raises ValueError, before anything is computed, for result files that could not be written or would be lost.
 
-    - `outputs`: the file that each option names.
+    - `inputs`: what the command reads, where that are files. `outputs`: the file that each option names.
     """
     named = {option: path for option, path in outputs.items() if path is not None}
     for option, path in named.items():
@@ -287,6 +239,8 @@ def check_writable(**outputs: Path | None) -> None:
             check_can_write(path)
         except ValueError as error:
             raise ValueError(f"--{option}: {error}") from None
+        if path.exists() and any(Path(read).is_file() and path.samefile(read) for read in inputs if read is not None):
+            raise ValueError(f"--{option}: expected another file than {path}, which is read: it would be lost")
     if len({path.resolve() for path in named.values()}) < len(named):
         options = " and ".join(f"--{option}" for option in named)
         raise ValueError(f"{options}: expected different files, got {' and '.join(map(str, named.values()))}")

@@ -9,12 +9,13 @@ import typer
 from .. import checkpoints
 from ..circuit import Circuit
 from ..evaluation import Inspection, inspect_circuit, read_record
-from ..files import write_text, write_whole
+from ..files import read_json, write_text, write_whole
 from ..objective import Objective
 from ..report import plot, to_dot, to_markdown, write_page
 from ..report.page import check_judgements
 from ..run import Source
-from .options import Config, Context, check_writable, out, recorded, warnings_as_lines
+from .config import Context
+from .options import Config, check_writable, out, recorded, warnings_as_lines
 
 PICTURES = (".png", ".svg", ".pdf")
 TEXTS = {".dot": to_dot, ".md": to_markdown}
@@ -39,10 +40,14 @@ def report(
 
     Of an evaluation or tests alone, the circuit is read from the file that they judged.
     """
-    check_writable(out=out_file, keep=keep)
+    check_writable(*files, inspection, out=out_file, keep=keep)
     circuits, judgements = _read(files)
     if len(circuits) > 1 and (keep or inspection):
         raise ValueError("--keep and --inspection: expected one FILE, as an inspection is of one circuit")
+    if (keep or inspection) and out_file.suffix != ".html":
+        raise ValueError(f"--keep and --inspection: expected an --out ending in .html, got {out_file}")
+    if keep and not (model or inspection):
+        raise ValueError("--keep: with --no-model there is nothing to keep")
     check_judgements(circuits, judgements)
     circuits.sort(key=lambda circuit: -float(circuit.run.get("threshold", 0)))
     if out_file.suffix != ".html":
@@ -56,7 +61,7 @@ def report(
         elif model:
             with warnings_as_lines():
                 inspections = _inspect_again(circuits, prompts, effects)
-        if keep is not None and inspections:
+        if keep is not None:
             inspections[0].save(keep)
         write_page(out_file, circuits, inspections=inspections, judgements=judgements)
     out.print(f"written to {out_file}", markup=False)
@@ -127,9 +132,10 @@ def _read(files: Sequence[Path]) -> tuple[list[Circuit], list[dict[str, Any]]]:
     """The circuits and the records of evaluations and tests in some files; of records alone, the circuit they judge."""
     circuits, judgements = [], []
     for file in files:
-        try:
+        value = read_json(file, "circuit file")
+        if isinstance(value, dict) and "kind" in value:
             judgements.append(read_record(file))
-        except ValueError:
+        else:
             circuits.append(Circuit.load(file))
     return circuits or [_judged_circuit(files[0], judgements[0])], judgements
 

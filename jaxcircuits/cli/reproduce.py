@@ -10,14 +10,13 @@ from rich.table import Table as RichTable
 from .. import reproduce as tables
 from ..batching import use_compilation_cache
 from ..reproduce import Settings, Table
+from .config import Context, config_of
 from .options import (
     Cache,
     Config,
-    Context,
     DtypeName,
     Seed,
     check_fillable,
-    config_of,
     dtype_of,
     err,
     numbers_of,

@@ -8,16 +8,15 @@ import typer
 
 from ..circuit import RANKS, Circuit
 from ..discovery import methods
+from .config import Context, config_of
 from .lists import print_circuit
 from .options import (
     Checkpoint,
     Config,
-    Context,
     PromptOptions,
     TaskName,
     check_fillable,
     check_writable,
-    config_of,
     load,
     out,
     span_of,
@@ -46,7 +45,7 @@ def score(
     out_file: Annotated[Path | None, typer.Option("--out", help="write the scores to this JSON file")] = None,
 ) -> None:
     """Scores every edge with one method and prints the best."""
-    check_writable(out=out_file)
+    check_writable(task, out=out_file)
     chosen = methods.by_name(method)
     options = [*(option or []), *([] if steps is None else [f"steps={steps}"])]
     hyperparameters = chosen.read(options)
@@ -82,7 +81,7 @@ def prune(
     out_file: Annotated[Path | None, typer.Option("--out", help="write the circuit to this JSON file")] = None,
 ) -> None:
     """Takes the best edges of a file of scores, drops dead ends, and prints the circuit."""
-    check_writable(out=out_file)
+    check_writable(file, out=out_file)
     scored = Circuit.load(file)
     circuit = Circuit.select(scored, edges=edges, threshold=threshold, rank=rank, greedy=greedy)
     circuit = Circuit.of(circuit, d_model=scored.d_model, config_of_selection=config_of(ctx))

@@ -7,8 +7,9 @@ import numpy as np
 import typer
 
 from .. import checkpoints, metrics, tasks
-from ..data import PADDING, PromptPairs
+from ..data import PromptPairs
 from ..objective import Objective
+from ..texts import PADDING
 from .options import DEFAULT_MODEL, Bos, ModelName, Seed, Size, Template, err, out, prompts_of, warnings_as_lines
 
 FEW = 6

@@ -139,7 +139,7 @@ def reset_control(
     curve = faithfulness_curve(control, result) if isinstance(result, Scores) else None
     if curve and circuit.num_edges == circuit.graph.num_edges:
         return ResetControl(name, None, None, curve, None)
-    rank = circuit.run.get("selection", {}).get("rank", "signed")
-    found = Circuit.select(result, edges=circuit.num_edges, rank=rank) if curve else Circuit.of(result)
+    selection = {key: value for key, value in circuit.run.get("selection", {}).items() if key in ("rank", "greedy")}
+    found = Circuit.select(result, edges=circuit.num_edges, **selection) if curve else Circuit.of(result)
     shared = int((found.mask & circuit.mask).sum())
     return ResetControl(name, faithfulness(control, found), faithfulness(judged, found), curve, shared)

@@ -35,6 +35,9 @@ def read_record(path: str | os.PathLike) -> dict[str, Any]:
     value = read_json(path, "record")
     if not isinstance(value, dict) or value.get("format") != FORMAT or not isinstance(value.get("kind"), str):
         raise ValueError(f"{path}: expected a JSON object of format {FORMAT!r}, as `jaxcircuits evaluate` writes it")
+    run = value.get("run", {})
+    if not isinstance(run, dict) or not isinstance(run.get("config", {}), dict):
+        raise ValueError(f"{path}: run: expected a JSON object, and one as its config")
     return value
 
 

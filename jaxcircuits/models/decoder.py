@@ -1,7 +1,6 @@
 """What decoders with rotary positions have in common; each family's own file has what its units compute."""
 
 import dataclasses
-from abc import abstractmethod
 from typing import Any
 
 import equinox as eqx
@@ -9,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, Int, PRNGKeyArray
 
+from .. import layout
+from ..layout import Layout, Stack
 from ..types import Tokens
 from . import parts
 from .model import AbstractModel, Index, Indices, Positions
@@ -117,17 +118,13 @@ class Block(eqx.Module):
 
 
 class Decoder(AbstractModel):
-    """A decoder on one prompt: what does not differ between families."""
+    """A decoder on one prompt, with norms before attention and MLP alone."""
 
     token_embedding: Float[Array, "vocab width"]
     blocks: Block
     final_norm: Norm
     unembedding: Float[Array, "vocab width"] | None
     config: Any = eqx.field(static=True)
-
-    @abstractmethod
-    def attention(self, layer: Index, ys: tuple[Array, ...], at: Positions) -> Float[Array, "*head at position"]:
-        """How much the positions `at` read of each, in a head, or in joint heads, whose receivers computed `ys`."""
 
     @property
     def vocab_size(self) -> int:
@@ -162,6 +159,28 @@ class Decoder(AbstractModel):
         bias = self.blocks.attention.output_bias
         return None if bias is None or moment else bias[layer]
 
+    def read(
+        self, port: str, layer: Index, index: Index, x: Float[Array, "at width"], at: Positions
+    ) -> Float[Array, "at features"]:
+        """A head's queries, a group's keys or values; what an MLP writes."""
+        block = parts.of_layer(self.blocks, layer)
+        if port == "m":
+            return block.mlp(parts.normed(block.mlp_norm, x))
+        y = block.attention.project(port, index, parts.normed(block.attention_norm, x))
+        return y if port == "v" else self.config.rotation(layer, block.attention.normed(port, y), at)
+
+    def write(
+        self, kind: str, layer: Index, index: Index, ys: tuple[Array, ...], at: Positions
+    ) -> Float[Array, "at width"]:
+        """What a head or an MLP writes."""
+        if kind == "mlp":
+            return ys[0]
+        return self.attention(layer, ys, at) @ ys[2] @ self.blocks.attention.output[layer, index]
+
+    def attention(self, layer: Index, ys: tuple[Array, ...], at: Positions) -> Float[Array, "at position"]:
+        """How much the positions `at` read of each."""
+        return self.scores_to_pattern(layer, ys[0] @ ys[1].T / self.config.head_width**0.5, at)
+
     def unembed(
         self, residual: Float[Array, "*positions width"], columns: Int[Array, " vocab"] | None = None
     ) -> Float[Array, "*positions vocab"]:
@@ -175,6 +194,24 @@ class Decoder(AbstractModel):
         windows = self.config.windows
         window = None if windows is None else jnp.asarray(windows, at.dtype)[layer]
         return parts.attention_pattern(scores, at, window=window)
+
+
+class JointDecoder(Decoder):
+    """A decoder with norms after attention and MLP too: heads meet in the first, what one writes is its share of it."""
+
+    @property
+    def layout(self) -> Layout:
+        heads = layout.heads(self.config.num_attention_heads, self.config.num_groups, is_joint=True)
+        return Layout(("input",), (Stack(self.config.num_hidden_layers, (heads, layout.mlp())),))
+
+    def write(
+        self, kind: str, layer: Index, index: Indices, ys: tuple[Array, ...], at: Positions
+    ) -> Float[Array, "*head at width"]:
+        """What all heads of a layer write; what an MLP writes."""
+        if kind == "mlp":
+            return ys[0]
+        rows = self.attention(layer, ys, at) @ ys[2] @ self.blocks.attention.output[layer]
+        return parts.of_layer(self.blocks.attention_post_norm, layer).shares(rows)
 
 
 class Draw:

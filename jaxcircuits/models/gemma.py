@@ -12,12 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, DTypeLike, Float, Int, PRNGKeyArray
 
-from .. import layout
-from ..layout import Layout, Stack
 from ..types import Tokens
 from . import parts
-from .decoder import FULL, SLIDING, Block, Decoder, DecoderConfig, Draw
-from .model import Index, Indices, Positions
+from .decoder import FULL, SLIDING, Block, DecoderConfig, Draw, JointDecoder
+from .model import Index, Positions
 from .rotary import Rotation, rotation
 
 
@@ -90,7 +88,7 @@ class Gemma3Config(Gemma2Config):
         return True
 
 
-class Gemma(Decoder):
+class Gemma(JointDecoder):
     """A Gemma on one prompt."""
 
     config: Gemma2Config = eqx.field(static=True)
@@ -111,11 +109,6 @@ class Gemma(Decoder):
             config=config,
         )
 
-    @property
-    def layout(self) -> Layout:
-        heads = layout.heads(self.config.num_attention_heads, self.config.num_groups, is_joint=True)
-        return Layout(("input",), (Stack(self.config.num_hidden_layers, (heads, layout.mlp())),))
-
     def embeddings(self, tokens: Tokens) -> Float[Array, "1 position width"]:
         """What `input` writes: the token, at the scale of the stream."""
         return super().embeddings(tokens) * self.config.hidden_size**0.5
@@ -124,20 +117,8 @@ class Gemma(Decoder):
         self, port: str, layer: Index, index: Index, x: Float[Array, "at width"], at: Positions
     ) -> Float[Array, "at features"]:
         """A head's queries, a group's keys or values; what an MLP writes."""
-        block = parts.of_layer(self.blocks, layer)
-        if port == "m":
-            return parts.normed(block.mlp_post_norm, block.mlp(parts.normed(block.mlp_norm, x)))
-        y = block.attention.project(port, index, parts.normed(block.attention_norm, x))
-        return y if port == "v" else self.config.rotation(layer, block.attention.normed(port, y), at)
-
-    def write(
-        self, kind: str, layer: Index, index: Indices, ys: tuple[Array, ...], at: Positions
-    ) -> Float[Array, "*head at width"]:
-        """What all heads of a layer write; what an MLP writes."""
-        if kind == "mlp":
-            return ys[0]
-        rows = self.attention(layer, ys, at) @ ys[2] @ self.blocks.attention.output[layer]
-        return parts.of_layer(self.blocks.attention_post_norm, layer).shares(rows)
+        y = super().read(port, layer, index, x, at)
+        return parts.normed(parts.of_layer(self.blocks.mlp_post_norm, layer), y) if port == "m" else y
 
     def attention(self, layer: Index, ys: tuple[Array, ...], at: Positions) -> Float[Array, "head at position"]:
         """How much the positions `at` read of each, in all heads."""

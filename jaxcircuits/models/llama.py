@@ -7,13 +7,11 @@ import dataclasses
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
+from jaxtyping import DTypeLike, PRNGKeyArray
 
 from .. import layout
 from ..layout import Layout
-from . import parts
 from .decoder import FULL, SLIDING, Block, Decoder, DecoderConfig, Draw
-from .model import Index, Positions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,25 +119,3 @@ class Llama(Decoder):
     def layout(self) -> Layout:
         config = self.config
         return layout.transformer(config.num_hidden_layers, config.num_attention_heads, config.num_groups)
-
-    def read(
-        self, port: str, layer: Index, index: Index, x: Float[Array, "at width"], at: Positions
-    ) -> Float[Array, "at features"]:
-        """A head's queries, a group's keys or values; what an MLP writes."""
-        block = parts.of_layer(self.blocks, layer)
-        if port == "m":
-            return block.mlp(parts.normed(block.mlp_norm, x))
-        y = block.attention.project(port, index, parts.normed(block.attention_norm, x))
-        return y if port == "v" else self.config.rotation(layer, block.attention.normed(port, y), at)
-
-    def write(
-        self, kind: str, layer: Index, index: Index, ys: tuple[Array, ...], at: Positions
-    ) -> Float[Array, "at width"]:
-        """What a head or an MLP writes."""
-        if kind == "mlp":
-            return ys[0]
-        return self.attention(layer, ys, at) @ ys[2] @ self.blocks.attention.output[layer, index]
-
-    def attention(self, layer: Index, ys: tuple[Array, ...], at: Positions) -> Float[Array, "at position"]:
-        """How much the positions `at` read of each."""
-        return self.scores_to_pattern(layer, ys[0] @ ys[1].T / self.config.head_width**0.5, at)

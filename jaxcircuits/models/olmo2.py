@@ -11,11 +11,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
-from .. import layout
-from ..layout import Layout, Stack
 from . import parts
-from .decoder import Block, Decoder, DecoderConfig, Draw
-from .model import Index, Indices, Positions
+from .decoder import Block, DecoderConfig, Draw, JointDecoder
+from .model import Index, Positions
 from .parts import RMSNorm
 
 
@@ -27,7 +25,7 @@ class Olmo2Config(DecoderConfig):
     rms_norm_eps: float = 1e-5
 
 
-class Olmo2(Decoder):
+class Olmo2(JointDecoder):
     """An OLMo 2 on one prompt."""
 
     config: Olmo2Config = eqx.field(static=True)
@@ -51,11 +49,6 @@ class Olmo2(Decoder):
             config=config,
         )
 
-    @property
-    def layout(self) -> Layout:
-        heads = layout.heads(self.config.num_attention_heads, self.config.num_groups, is_joint=True)
-        return Layout(("input",), (Stack(self.config.num_hidden_layers, (heads, layout.mlp())),))
-
     def read(
         self, port: str, layer: Index, index: Index, x: Float[Array, "at width"], at: Positions
     ) -> Float[Array, "at features"]:
@@ -64,15 +57,6 @@ class Olmo2(Decoder):
         if port == "m":
             return parts.normed(block.mlp_post_norm, block.mlp(x))
         return block.attention.project(port, index, x)
-
-    def write(
-        self, kind: str, layer: Index, index: Indices, ys: tuple[Array, ...], at: Positions
-    ) -> Float[Array, "*head at width"]:
-        """What all heads of a layer write; what an MLP writes."""
-        if kind == "mlp":
-            return ys[0]
-        rows = self.attention(layer, ys, at) @ ys[2] @ self.blocks.attention.output[layer]
-        return parts.of_layer(self.blocks.attention_post_norm, layer).shares(rows)
 
     def attention(self, layer: Index, ys: tuple[Array, ...], at: Positions) -> Float[Array, "head at position"]:
         """How much the positions `at` read of each, in all heads."""

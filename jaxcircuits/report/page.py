@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from ..axes import Sender
 from ..circuit import Circuit
 from ..evaluation import Inspection, Record
 from ..files import plain, write_text
-from ..graph import Graph, Sender
+from ..graph import Graph
 from ..scores import Scores
 from .judged import judged
 

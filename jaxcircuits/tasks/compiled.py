@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from ..data import encode_one
+from ..texts import encode_one
 
 
 def program_ids(tokenizer: Any, words: Sequence[str], model: str) -> list[int]:

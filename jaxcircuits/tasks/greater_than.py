@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from ..data import PADDING, PromptPairs, encode, encode_after, pad
+from ..data import PromptPairs
 from ..graph import Graph
+from ..texts import PADDING, encode, encode_after, pad
 from . import circuits
 from .task import Task, check_size, draw_rows, known_words
 from .words import EVENTS

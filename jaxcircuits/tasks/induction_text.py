@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
-from ..data import PromptPairs, encode
+from ..data import PromptPairs
+from ..texts import encode
 from .task import Task, check_size, draw_rows, known_words
 from .words import ADJECTIVES, NAMES, OBJECTS, PLACES, SURNAMES
 

@@ -5,9 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..arguments import checked
-from ..data import PromptPairs, encode_after
+from ..data import PromptPairs
 from ..framing import framed
 from ..graph import Graph
+from ..texts import encode_after
 
 PATIENCE = 1000
 """Draws in a row that may repeat earlier ones before a generator gives up."""

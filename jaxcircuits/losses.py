@@ -1,0 +1,59 @@
+"""The losses of an `Objective`'s circuits, compiled: of one or many, a number a prompt or a number a circuit."""
+
+from typing import Any
+
+import equinox as eqx
+from jaxtyping import Array, Float, Shaped
+
+from . import batching
+from .batching import CANDIDATES, constrain
+from .types import Model, PositionedMask
+
+
+@eqx.filter_jit
+def per_example(objective: Any, mask: PositionedMask) -> Float[Array, " batch"]:
+    """One number a prompt."""
+
+    def one(prompt):
+        tokens, reference, *rest = prompt
+        return objective._score(objective.model.residual(tokens, mask, reference), *rest)
+
+    values = batching.chunked_vmap(one, objective._prompts(), objective.microbatch)
+    return constrain(values, objective.mesh)
+
+
+@eqx.filter_jit
+def mean(objective: Any, mask: PositionedMask) -> Float[Array, ""]:
+    """Mean over the prompts."""
+    return per_example(objective, mask).mean()
+
+
+@eqx.filter_jit
+def per_example_many(
+    objective: Any, masks: Shaped[Array, "circuit sender receiver *position"], width: int
+) -> Float[Array, "circuit batch"]:
+    """Of many circuits, `width` of them at a time, one number a prompt."""
+
+    def one(mask):
+        return per_example(objective, mask.astype(objective.model.dtype))
+
+    masks = constrain(masks, objective.mesh, CANDIDATES)
+    return constrain(batching.chunked_vmap(one, masks, width), objective.mesh)
+
+
+@eqx.filter_jit
+def many(
+    objective: Any, masks: Shaped[Array, "circuit sender receiver *position"], width: int
+) -> Float[Array, " circuit"]:
+    """Of many circuits, `width` of them at a time, mean over the prompts."""
+    return per_example_many(objective, masks, width).mean(1)
+
+
+@eqx.filter_jit
+def scored_logits(model: Model, tokens, scored, size: int) -> Float[Array, "batch scored vocab"]:
+    """The clean run's logits where prompts are scored; `size` prompts at a time."""
+
+    def one(prompt):
+        return model.unembed(model.residual(prompt[0])[prompt[1]])
+
+    return batching.chunked_vmap(one, (tokens, scored), size)

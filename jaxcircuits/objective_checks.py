@@ -1,0 +1,74 @@
+"""What the constructor of an `Objective` refuses: options, padding that a model reads, numbers that are not finite."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.sharding import Mesh
+from jaxtyping import Array, ArrayLike
+
+from .arguments import check_count
+from .batching import CANDIDATES, PROMPTS, constrain
+from .data import PromptPairs
+from .finite import check_finite, check_weights, weights_are_finite
+from .references import REFERENCES, sender_values
+from .types import Model
+
+
+def check_options(
+    reference: str | ArrayLike | Model, average: str, microbatch: int | None, mesh: Mesh | None, prompts: int
+) -> None:
+    """Raises ValueError for values that these options of an `Objective` have not."""
+    if average not in ("together", "per_prompt"):
+        raise ValueError(f"average: expected 'together' or 'per_prompt', got {average!r}")
+    if isinstance(reference, str) and reference not in REFERENCES:
+        raise ValueError(f"unknown reference {reference!r}: expected {', '.join(REFERENCES)}, or an array")
+    if microbatch is not None:
+        check_count("microbatch", microbatch, 1)
+    if mesh is not None and getattr(mesh, "axis_names", None) != (CANDIDATES, PROMPTS):
+        raise ValueError(f"mesh: expected the axes {CANDIDATES} and {PROMPTS}, as `device_mesh` has, got {mesh!r:.60}")
+    if mesh is not None and prompts % mesh.shape[PROMPTS]:
+        raise ValueError(f"mesh: expected prompts in multiples of {mesh.shape[PROMPTS]} devices, got {prompts}")
+
+
+def check_padding(model: Any, pairs: PromptPairs) -> None:
+    """Raises ValueError for padding that a model would read: one whose positions read later ones."""
+    padded = np.flatnonzero(~pairs.inside().all(1))
+    if isinstance(model, eqx.Module) and len(padded) and not getattr(model, "is_causal", False):
+        width, row = pairs.clean.shape[1], padded[0]
+        raise ValueError(
+            f"length: expected {width} tokens in every prompt, got {pairs.inside()[row].sum()} in prompt {row}: "
+            f"positions of this {type(model).__name__} read later ones, and so the padding; make one objective of the "
+            "prompts of each length (a model whose positions do not says so by `is_causal`)"
+        )
+
+
+def check_parts_finite(objective: Any) -> None:
+    """Raises ValueError for NaN or infinity, naming the weight, else where in the runs it arises first.
+
+    Of traced values (`eqx.filter_eval_shape` of the constructor) nothing is known.
+    """
+    if isinstance(objective.reference, Tracer):
+        return
+    weights, clean, reference, metric = _finite_parts(objective)
+    check_weights(objective.model, weights)
+    if not np.asarray(clean).all():
+        written = sender_values(objective.model, objective.clean, objective.microbatch)
+        check_finite("clean run", written, sender=objective.graph.senders, prompt=None)
+    check_finite("logits of the clean run", np.where(clean, 0, np.nan), prompt=None)
+    bad = np.where(reference, 0, np.nan)
+    check_finite(f"reference {objective.reference_name!r}", bad, sender=objective.graph.senders, prompt=None)
+    check_finite(f"metric {objective.metric_name} of the whole model", metric, prompt=None)
+
+
+@eqx.filter_jit
+def _finite_parts(objective: Any) -> tuple[Array, Array, Array, Array]:
+    """Whether each weight, the clean logits of each prompt and each reference are finite; the whole model's metric."""
+    labels = objective.labels
+    logits, reference = jnp.isfinite(labels.full).all((1, 2)), jnp.isfinite(objective.reference).all((2, 3))
+    metric = jax.vmap(objective._loss)(labels.full, objective.weights, labels)
+    parts = weights_are_finite(objective.model), logits, reference, metric
+    return jax.tree.map(lambda x: constrain(x, objective.mesh), parts)

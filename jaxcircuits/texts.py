@@ -1,0 +1,123 @@
+"""Prompts that are texts: their rows in a file, and the token ids that a tokenizer makes of them."""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from .files import is_text, parse_json, read_text, repeated
+
+PADDING = -1
+SENTENCEPIECE_SPACE = "\u2581"
+
+
+def tokens_of(rows: Sequence[dict[str, Any]], tokenizer: Any) -> dict[str, Int[np.ndarray, "..."]]:
+    """Fields of `PromptPairs` from dicts with `clean`, `corrupt` and optionally `answer`, `wrong` (text or lists).
+
+    Prompts of different lengths are padded on the right. Raises ValueError, naming the row, for a clean and a
+    corrupt prompt of different lengths, for unknown tokens, and for answers that are not one token.
+    """
+    if not isinstance(rows, Sequence) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"rows: expected a list of dicts, one a prompt, got {rows!r:.60}")
+    if not rows:
+        raise ValueError("no prompts: expected at least one row")
+    clean, corrupt = [], []
+    answers: dict[str, list[list[int]]] = {"answer": [], "wrong": []}
+    for number, row in enumerate(rows):
+        missing = {"clean", "corrupt"} - row.keys()
+        unknown = row.keys() - {"clean", "corrupt", "answer", "wrong"}
+        if missing or unknown:
+            problem = f"misses {sorted(missing)}" if missing else f"has unknown fields {sorted(map(str, unknown))}"
+            raise ValueError(f"row {number} {problem}; expected clean, corrupt and optionally answer, wrong")
+        try:
+            clean.append(encode(tokenizer, row["clean"]))
+            corrupt.append(encode(tokenizer, row["corrupt"]))
+            for name, ids in answers.items():
+                if row.get(name) is not None:
+                    texts = row[name] if isinstance(row[name], list) else [row[name]]
+                    ids.append([encode_one(tokenizer, text) for text in texts])
+        except ValueError as error:
+            raise ValueError(f"row {number}: {error}") from None
+        if len(clean[-1]) != len(corrupt[-1]):
+            raise ValueError(
+                f"row {number}: clean has {len(clean[-1])} tokens, corrupt {len(corrupt[-1])}: "
+                "patching compares them token by token, so they must have the same number"
+            )
+    for name, ids in answers.items():
+        if ids and len(ids) != len(rows):
+            raise ValueError(f"{len(ids)} of {len(rows)} rows have {name!r}: expected all or none")
+    return {
+        "clean": pad(clean, 0),
+        "corrupt": pad(corrupt, 0),
+        "length": np.array([len(ids) for ids in clean], np.int32),
+        **{name: pad(ids, PADDING) for name, ids in answers.items() if ids},
+    }
+
+
+def encode(tokenizer: Any, text: object) -> list[int]:
+    """Token ids of a text, nothing added. Raises ValueError for text that the tokenizer does not know."""
+    if not isinstance(text, str) or not text or not is_text(text):
+        raise ValueError(f"expected a text, got {text!r:.60}")
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    if unknown is not None and ids.count(unknown) > text.count(tokenizer.unk_token):
+        words = [word for word in text.split() if unknown in tokenizer.encode(word, add_special_tokens=False)]
+        raise ValueError(f"the model's tokenizer does not know {words[0] if words else text!r} in {text!r}")
+    if not ids:
+        raise ValueError(f"{text!r} has no tokens")
+    return list(ids)
+
+
+def encode_after(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a text that goes on from another, nothing added, also by a tokenizer that begins with a space."""
+    pieces = tokenizer.tokenize("a") if hasattr(tokenizer, "tokenize") else []
+    if not "".join(pieces).startswith(SENTENCEPIECE_SPACE):
+        return list(tokenizer.encode(text, add_special_tokens=False))
+    before = tokenizer.encode("\n", add_special_tokens=False)
+    return list(tokenizer.encode(f"\n{text}", add_special_tokens=False))[len(before) :]
+
+
+def encode_one(tokenizer: Any, text: object) -> int:
+    """The id of a text that is one token after another text. Raises ValueError for any other."""
+    encode(tokenizer, text)
+    ids = encode_after(tokenizer, str(text))
+    if len(ids) != 1:
+        raise ValueError(f"expected one token, but {text!r} has {len(ids)} (is a leading space missing or too many?)")
+    return ids[0]
+
+
+def pad(rows: Sequence[Sequence[int]], value: int) -> Int[np.ndarray, "row longest"]:
+    """Rows of different lengths as one array, filled up on the right."""
+    padded = np.full((len(rows), max(map(len, rows))), value, np.int32)
+    for row, ids in zip(padded, rows, strict=True):
+        row[: len(ids)] = ids
+    return padded
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a `.jsonl` or `.csv` file. Raises ValueError for one that is malformed."""
+    text = read_text(path, "task file", encoding="utf-8-sig")
+    try:
+        if path.suffix == ".csv":
+            reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, restkey="beyond the columns")
+            if (twice := repeated(reader.fieldnames or ())) is not None:
+                raise ValueError(f"it has two columns {twice!r}: keep one of them")
+            return list(reader)
+        return [_row(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{path} is malformed: {error}") from None
+
+
+def _row(number: int, line: str) -> dict[str, Any]:
+    """A line of JSON. Raises ValueError, naming it, for one that is no object."""
+    try:
+        row = parse_json(line)
+    except ValueError as error:
+        raise ValueError(f"line {number}: {error}") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"line {number} is no JSON object")
+    return row
