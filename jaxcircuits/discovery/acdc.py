@@ -57,7 +57,7 @@ def acdc_sweep(
     predictor: str | EdgeScores | ACDCResult = "history",
     evaluator: Callable[[Objective, EdgeBools | None], Evaluator] | None = None,
     within: ArrayLike | None = None,
-    prompt_weights: ArrayLike | None = None,
+    prompt_weights: ArrayLike | Sequence | None = None,
     seed: int = 0,
     on_progress: Callable[[Progress], None] | None = None,
     on_result: Callable[[ACDCResult], None] | None = None,
@@ -188,7 +188,7 @@ def searched(
     return [results[number] for number in range(len(judges))]
 
 
-def weights_of(objective: Objective, counts: ArrayLike) -> Float[np.ndarray, "*judge prompt"]:
+def weights_of(objective: Objective, counts: ArrayLike | Sequence) -> Float[np.ndarray, "*judge prompt"]:
     """The weights of the prompts' values in a metric in which each prompt counts so much.
 
     Raises ValueError for counts that are not one finite number, 0 or more, a prompt, or that are 0 in all.

@@ -146,7 +146,7 @@ def replicates(
     Each replicate's circuit is the one of `acdc(objective, threshold, prompt_weights=its counts)`.
 
     - `count`: of replicates. `resample`: "bootstrap" draws as many prompts as there are with replacement; "keep" keeps
-      each with probability `1 - q`, which `Replicates.certificates` needs. A replicate without any prompt keeps no edge.
+      each with probability `1 - q`, as `Replicates.certificates` needs it. One without prompts keeps no edge.
     - `seed`: of the draws. `options`: those of `acdc`; its `seed` is `order_seed` here.
     - `checkpoint`: a folder that keeps how far the run is.
 
