@@ -78,7 +78,8 @@ class _Ending:
         raise Interrupted
 
     def _watch(self, reading: int) -> None:
-        number = os.read(reading, 1)[0]
+        while (number := os.read(reading, 1)[0]) not in CODES:
+            continue  # another signal, with a handler of someone else
         end = time.monotonic() + GRACE
         while (self.can_unwind or self.is_unwinding) and time.monotonic() < end:
             time.sleep(0.05)

@@ -161,6 +161,11 @@ def check_can_write(path: str | os.PathLike) -> None:
     temporary.unlink()
 
 
+def short_name(number: float) -> str:
+    """A number in a file's name: in six digits where these say the whole of it, so that no two share a name."""
+    return f"{number:g}" if float(f"{number:g}") == number else repr(number)
+
+
 def check_can_fill(folder: str | os.PathLike) -> None:
     """Raises ValueError for a folder, there or not yet there, into which no files could be written."""
     folder = Path(folder).absolute()

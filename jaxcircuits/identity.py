@@ -55,7 +55,7 @@ def description(objective: Any) -> dict[str, Any]:
 
 def _digest_of_prompts(objective: Any) -> str:
     """Of the prompts and labels, not of what a model makes of them."""
-    labels = objective.labels.answer, objective.labels.wrong, objective.labels.year
+    labels = (getattr(objective.labels, name) for name in ("answer", "wrong", "year", "target"))
     return digest((objective.clean, objective.scored, *(label for label in labels if label is not None)))
 
 

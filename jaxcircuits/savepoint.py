@@ -59,7 +59,7 @@ class Savepoint:
         self._is_failing = False
         self._lock = _locked(self.folder)
         try:
-            self._compare(_flat(json.loads(json.dumps(plain(dict(identity))))))
+            self._compare(flat(json.loads(json.dumps(plain(dict(identity))))))
         except BaseException:
             os.close(self._lock)
             raise
@@ -70,12 +70,8 @@ class Savepoint:
             if others := [path.name for path in self.folder.iterdir() if path.name != "lock" and path.suffix != ".tmp"]:
                 raise ValueError(f"{self.folder} has other files ({others[0]}): choose a new folder, or an empty one")
             return self.put("run", identity)
-        before = saved[0]
-        if differs := [name for name in (*before, *identity) if before.get(name) != identity.get(name)]:
-            told = [f"{name} was {_short(before.get(name))}, now {_short(identity.get(name))}" for name in differs]
-            raise ValueError(
-                f"{self.folder} keeps another run: {'; '.join(dict.fromkeys(told))}; choose another folder"
-            )
+        if told := differences(saved[0], identity):
+            raise ValueError(f"{self.folder} keeps another run: {told}; choose another folder")
 
     # --- what is kept ----------------------------------------------------------------------------
 
@@ -257,12 +253,19 @@ def _checksum(parts: Iterable[Any]) -> str:
     return hashed.hexdigest()
 
 
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What differs between two identities, by name; empty if nothing does."""
+    before, now = flat(before), flat(now)
+    differs = [name for name in dict.fromkeys((*before, *now)) if before.get(name) != now.get(name)]
+    return "; ".join(f"{name} was {_short(before.get(name))}, now {_short(now.get(name))}" for name in differs)
+
+
+def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Tables within tables as one, its names joined by dots."""
-    flat: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for name, entry in value.items():
-        flat |= _flat(entry, f"{prefix}{name}.") if isinstance(entry, dict) else {prefix + name: entry}
-    return flat
+        found |= flat(entry, f"{prefix}{name}.") if isinstance(entry, dict) else {prefix + name: entry}
+    return found
 
 
 def _short(value: Any) -> str:

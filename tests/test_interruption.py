@@ -76,6 +76,19 @@ def test_a_command_that_does_not_stop_is_stopped():
     assert process.communicate(timeout=30)[1] == "error: terminated\n" and process.returncode == 143
 
 
+def test_a_signal_with_a_handler_of_its_own_ends_nothing():
+    lines = [
+        "import signal",
+        "signal.signal(signal.SIGUSR1, lambda *_: None)",
+        "ready()",
+        "time.sleep(1.5)",
+        "return 0",
+    ]
+    process = stand_in(lines, grace=0.3)
+    process.send_signal(signal.SIGUSR1)
+    assert process.communicate(timeout=30) == ("", "") and process.returncode == 0
+
+
 def test_the_second_signal_ends_at_once():
     process = stand_in(STUBBORN)
     process.send_signal(signal.SIGINT)

@@ -3,15 +3,17 @@
 import csv
 import importlib
 import json
+import sys
 
 import jax
 import numpy as np
 import pytest
-from conftest import gpt2_tokenizer
+from conftest import gpt2_tokenizer, micro_model, micro_pairs
 
 import jaxcircuits as jc
 from jaxcircuits.discovery.methods import METHODS
 from jaxcircuits.reproduce import TABLES, Settings, by_name
+from jaxcircuits.reproduce.searches import acdc_circuits, kept_scores, probed_circuits
 from jaxcircuits.reproduce.settings import powers
 from jaxcircuits.reproduce.table import Curve, Row
 
@@ -56,9 +58,9 @@ def test_what_was_found_is_not_searched_again(tracr):
     assert len(steps) == 4 * (2 + 1)
     again = []
     assert TABLES["tracr"](Settings(folder, **FEW, on_step=again.append)).rows == table.rows and again == []
-    next((folder / "circuits").glob("*acdc*")).unlink()
+    next((folder / "circuits").glob("*acdc*.json")).unlink()
     assert TABLES["tracr"](Settings(folder, **FEW, on_step=again.append)).rows == table.rows and len(again) == 1
-    with pytest.raises(ValueError, match="was made with .* take another --out"):
+    with pytest.raises(ValueError, match="seed was 0, now 1.* take another --out"):
         TABLES["tracr"](Settings(folder, **FEW, seed=1))
 
 
@@ -128,9 +130,80 @@ def test_what_was_found_on_another_model_is_not_taken(tmp_path):
     first, second = (Settings(tmp_path, model=f"{folder}/gpt2") for folder in ("one", "other"))
     assert first.kept("search", lambda: found, threshold=0.1).edges == found.edges
     assert first.kept("search", lambda: pytest.fail("searched again"), threshold=0.1).edges == found.edges
-    for settings, threshold in ((second, 0.1), (first, 0.2)):
-        with pytest.raises(ValueError, match="was made with .* take another --out"):
+    for settings, threshold, said in ((second, 0.1, "model was "), (first, 0.2, "threshold was 0.1, now 0.2")):
+        with pytest.raises(ValueError, match=f"is of another run: {said}.*; take another --out"):
             settings.kept("search", lambda: found, threshold=threshold)
+
+
+def test_a_search_on_other_weights_or_prompts_is_another(tmp_path):
+    settings, pairs = Settings(tmp_path), micro_pairs()
+    acdc_circuits(settings, "micro", jc.Objective(micro_model("gpt2"), pairs), [0.1])
+    others = {
+        "objective.model": jc.Objective(micro_model("gpt2", seed=1), pairs),
+        "objective.data": jc.Objective(micro_model("gpt2"), micro_pairs(seed=1)),
+        "objective.metric": jc.Objective(micro_model("gpt2"), pairs, "nll"),
+    }
+    for name, other in others.items():
+        with pytest.raises(ValueError, match=f"is of another run: .*{name} was "):
+            acdc_circuits(settings, "micro", other, [0.1])
+
+
+def test_what_was_kept_and_is_damaged_is_refused(tmp_path):
+    """A bit changed here and there; without its checksum, as after a kill, the search is made again."""
+    found = jc.Circuit.select(jc.random_scores(jc.Objective(micro_model("gpt2"), micro_pairs())), edges=12)
+    settings, path = Settings(tmp_path), tmp_path / "circuits" / "search.json"
+    circuit = settings.kept("search", lambda: found)
+    whole = path.read_bytes()
+    for index in range(0, len(whole), 7):
+        path.write_bytes(whole[:index] + bytes([whole[index] ^ 1]) + whole[index + 1 :])
+        with pytest.raises(ValueError, match="search.json is damaged"):
+            settings.kept("search", lambda: pytest.fail("searched again"))
+    path.write_bytes(whole)
+    path.with_name("search.sha256").unlink()
+    steps, searched = [], []
+    again = Settings(tmp_path, on_step=steps.append).kept("search", lambda: searched.append(1) or found)
+    assert again.edges == circuit.edges and steps == ["search"] and searched == [1]
+    assert settings.kept("search", lambda: pytest.fail("searched again")).edges == circuit.edges
+
+
+def test_a_search_that_was_stopped_goes_on(tmp_path, monkeypatch):
+    """What an earlier run kept of a search is taken, and goes when its circuit is written."""
+    objective, settings = jc.Objective(micro_model("gpt2"), micro_pairs(), "logit_diff"), Settings(tmp_path, steps=3)
+    whole = jc.acdc(objective, 0.05, checkpoint=settings.part("micro-acdc-0.05"))
+    probed = jc.subnetwork_probing(objective, 1.0, steps=3, seed=0, checkpoint=settings.part("micro-sp-1"))
+    exact = jc.exact(objective, checkpoint=settings.part("micro-exact"))
+    never = pytest.fail
+    monkeypatch.setattr("jaxcircuits.LiveEvaluator.__init__", lambda *_: never("searched again"))
+    monkeypatch.setattr("jaxcircuits.discovery.learning._advance", lambda *_: never("learnt again"))
+    monkeypatch.setattr(sys.modules["jaxcircuits.discovery.exact"], "_without_edges", lambda *_: never("patched again"))
+    monkeypatch.setattr("jaxcircuits.reproduce.searches.STRENGTHS", (1.0,))
+    [circuit] = acdc_circuits(settings, "micro", objective, [0.05])
+    assert (circuit.mask == whole.mask).all() and circuit.run["metric_final"] == whole.metric_final
+    [circuit] = probed_circuits(settings, "micro", objective)
+    np.testing.assert_array_equal(circuit.scores, probed.scores)
+    scored = kept_scores(settings, "micro-exact", jc.exact, objective, takes_checkpoint=True)
+    np.testing.assert_array_equal(scored.scores, exact.scores)
+    assert {path.suffix for path in (tmp_path / "circuits").iterdir()} == {".json", ".sha256"}
+
+
+def test_numbers_that_print_alike_are_searched_apart(tmp_path):
+    objective, settings = jc.Objective(micro_model("gpt2"), micro_pairs(), "logit_diff"), Settings(tmp_path)
+    acdc_circuits(settings, "micro", objective, [0.1, 0.1000000001])
+    names = sorted(path.name for path in (tmp_path / "circuits").glob("*.json"))
+    assert names == ["micro-acdc-0.1.json", "micro-acdc-0.1000000001.json"]
+
+
+def test_numbers_that_no_search_takes_are_refused_before_any(run, tmp_path):
+    for options, said in (
+        (["--thresholds", "0.1,nan"], "thresholds: expected a finite number"),
+        (["--strengths", "inf"], "strengths: expected a finite number"),
+        (["--strengths=-1"], "strengths: expected a finite number from 0"),
+        (["--steps", 0], "steps: expected a whole number, at least 1"),
+        (["--size", 0], "size: expected a whole number, at least 1"),
+        (["--seed=-1"], "seed: expected a whole number, at least 0"),
+    ):
+        code, printed, error = run("reproduce", "tracr", "--out", tmp_path / "out", *options)
+        assert code == 1 and said in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
 def test_a_printed_table_has_its_notes_below_it_each_once(run, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+import jax
 import typer
 
 from .acdc import discover, sweep
@@ -55,7 +56,11 @@ def run(arguments: Sequence[str]) -> int:
     except UsageError as error:
         return _fail(error.format_message(), error.exit_code)
     except (ValueError, OSError, MemoryError) as error:
-        return _fail(str(error), 1)
+        return _fail(str(error) or "out of memory", 1)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return _fail(f"out of memory: {error}; take fewer or shorter prompts, or a device with more memory", 1)
 
 
 def main() -> NoReturn:

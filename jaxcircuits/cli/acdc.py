@@ -12,7 +12,7 @@ from ..circuit import Circuit
 from ..discovery import ACDCResult, acdc_sweep
 from ..discovery import Progress as ACDCProgress
 from ..discovery.schedule import HEAD_ORDERS, NAME_ORDERS
-from ..files import write_text
+from ..files import short_name, write_text
 from ..report import plot_pareto
 from .config import Context, config_of
 from .lists import print_circuit
@@ -114,9 +114,8 @@ def sweep(
 
 
 def file_name(threshold: float) -> str:
-    """The file of a sweep's circuit: short where that says the whole number, so that no two thresholds share one."""
-    short = f"{threshold:g}"
-    return f"circuit-{short if float(short) == threshold else repr(threshold)}.json"
+    """The file of a sweep's circuit."""
+    return f"circuit-{short_name(threshold)}.json"
 
 
 def _run(

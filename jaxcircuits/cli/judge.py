@@ -217,7 +217,12 @@ def _method_of(circuit: Circuit, checkpoint: Path | None = None) -> Callable[[Ob
     taken = {key: run[key] for key in method.defaults if key in run} | (kept if method.takes_checkpoint else {})
     if not (method.takes_positions and "positions" in run):
         return lambda objective: method.run(objective, **taken)
-    return lambda objective: method.run(objective, **taken, positions=run["positions"]).at(0)
+
+    def at_positions(objective: Objective) -> Any:
+        scores: Any = method.run(objective, **taken, positions=run["positions"])
+        return scores.at(0)
+
+    return at_positions
 
 
 # --- what is printed ------------------------------------------------------------------------------

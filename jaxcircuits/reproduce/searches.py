@@ -8,6 +8,8 @@ import numpy as np
 
 from ..circuit import Circuit
 from ..discovery import acdc, hisp, subnetwork_probing
+from ..files import short_name
+from ..identity import identity_of
 from ..metrics import kl, l2
 from ..objective import Objective
 from ..scores import Scores
@@ -22,27 +24,29 @@ def acdc_circuits(
     settings: Settings, name: str, objective: Objective, thresholds: Sequence[float], **options: Any
 ) -> list[Circuit]:
     """A circuit a threshold; each search expects the decisions of the one before."""
-    circuits, last = [], None
+    circuits, last, identity = [], None, identity_of(objective)
 
-    def find(threshold: float) -> Any:
+    def find(threshold: float, kept: str) -> Any:
         nonlocal last
-        last = acdc(objective, threshold, predictor=last or "history", **options)
+        last = acdc(objective, threshold, predictor=last or "history", **options, checkpoint=settings.part(kept))
         return last
 
     for threshold in settings.thresholds or thresholds:
-        run = {"threshold": threshold, "objective": _identity(objective), **options}
-        circuits.append(settings.kept(f"{name}-acdc-{threshold:g}", functools.partial(find, threshold), **run))
+        kept = f"{name}-acdc-{short_name(threshold)}"
+        run = {"threshold": threshold, "objective": identity, **options}
+        circuits.append(settings.kept(kept, functools.partial(find, threshold, kept), **run))
     return circuits
 
 
 def probed_circuits(settings: Settings, name: str, objective: Objective) -> list[Circuit]:
     """A circuit a strength of the penalty."""
-    steps, seed = settings.steps, settings.seed
+    steps, seed, identity = settings.steps, settings.seed, identity_of(objective)
 
     def probed(strength: float) -> Circuit:
-        run = {"strength": strength, "steps": steps, "objective": _identity(objective)}
-        find = functools.partial(subnetwork_probing, objective, strength, steps=steps, seed=seed)
-        return settings.kept(f"{name}-sp-{strength:g}", find, **run)
+        kept = f"{name}-sp-{short_name(strength)}"
+        run = {"strength": strength, "steps": steps, "objective": identity}
+        taken = {"steps": steps, "seed": seed, "checkpoint": settings.part(kept)}
+        return settings.kept(kept, functools.partial(subnetwork_probing, objective, strength, **taken), **run)
 
     return [probed(strength) for strength in settings.strengths or STRENGTHS]
 
@@ -56,19 +60,20 @@ def hisp_circuits(settings: Settings, name: str, objective: Objective) -> list[C
 
 
 def kept_scores(
-    settings: Settings, name: str, method: Callable[..., Any], objective: Objective, **options: Any
+    settings: Settings,
+    name: str,
+    method: Callable[..., Any],
+    objective: Objective,
+    *,
+    takes_checkpoint: bool = False,
+    **options: Any,
 ) -> Circuit:
     """A method's scores under some hyperparameters, as a circuit: of all edges, or of those whose mask was learnt."""
-    return settings.kept(name, lambda: method(objective, **options), objective=_identity(objective), **options)
+    taken = options | ({"checkpoint": settings.part(name)} if takes_checkpoint else {})
+    return settings.kept(name, lambda: method(objective, **taken), objective=identity_of(objective), **options)
 
 
 def stages(scored: Scores | Circuit) -> list[EdgeBools]:
     """The circuits of cumulative pruning: for every score that occurs, the edges that have at least this."""
     values = np.unique(scored.scores[scored.graph.valid])
     return [scored.graph.valid & (scored.scores >= least) for least in values]
-
-
-def _identity(objective: Objective) -> dict[str, Any]:
-    """What of an objective changes an answer."""
-    record = objective.describe()
-    return {key: record[key] for key in ("metric", "reference", "average", "prompts", "dtype")}

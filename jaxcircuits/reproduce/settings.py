@@ -1,6 +1,8 @@
 """What a table is computed with, and the circuits found so far, kept in files."""
 
 import dataclasses
+import hashlib
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,10 +11,12 @@ import jax
 import numpy as np
 
 from .. import checkpoints
+from ..arguments import check_count, check_number
 from ..circuit import Circuit
 from ..data import PromptPairs
-from ..files import plain
+from ..files import plain, write_text
 from ..objective import Objective
+from ..savepoint import differences
 from ..tasks import by_name
 from .table import Curve, Row, Table
 
@@ -27,6 +31,8 @@ class Settings:
     - `task`: of `roc`. `size`: prompts; None takes the paper's number. `thresholds`: of ACDC; None: the paper's.
     - `strengths`, `steps`: of Subnetwork Probing's penalty (None: the paper's range) and training.
     - `config`: what was asked for, for the record. `on_step`: told what is done next.
+
+    Raises ValueError for numbers that no search takes.
     """
 
     folder: Path
@@ -39,6 +45,15 @@ class Settings:
     seed: int = 0
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
     on_step: Callable[[str], None] = lambda text: None
+
+    def __post_init__(self) -> None:
+        for threshold in self.thresholds or ():
+            check_number("thresholds", threshold)
+        for strength in self.strengths or ():
+            check_number("strengths", strength, 0.0)
+        for name, least in (("steps", 1), ("seed", 0), ("size", 1)):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name), least)
 
     def load(self, paper: str) -> checkpoints.Checkpoint:
         """The model; `paper`: the name of the paper's, taken by default.
@@ -78,20 +93,31 @@ class Settings:
 
         - `find`: a search, to a result. `config`: what determines it, besides the settings.
 
-        Raises ValueError for a file that was made with another configuration.
+        Raises ValueError for a file that was made with another configuration, and for one that is damaged.
         """
         config = plain({"search": name, "model": self.model, "seed": self.seed, **config})
         path = self.folder / "circuits" / f"{name}.json"
+        checksum = path.with_name(f"{name}.sha256")
         if path.exists():
+            is_whole = checksum.exists()  # else its writer was killed just before that
+            if is_whole and checksum.read_bytes() != _checksum(path):
+                raise ValueError(f"{path} is damaged: it is not what was written; remove it to search again")
             circuit = Circuit.load(path)
-            if circuit.run.get("config") != config:
-                raise ValueError(f"{path} was made with {circuit.run.get('config')}; now {config}: take another --out")
-            return circuit
+            if told := differences(circuit.run.get("config", {}), config):
+                raise ValueError(f"{path} is of another run: {told}; take another --out")
+            if is_whole:
+                return circuit
         self.on_step(name)
         circuit = Circuit.of(find(), config=config)
         path.parent.mkdir(parents=True, exist_ok=True)
         circuit.save(path)
+        write_text(checksum, _checksum(path).decode())
+        shutil.rmtree(self.part(name), ignore_errors=True)
         return circuit
+
+    def part(self, name: str) -> Path:
+        """The folder that keeps how far a search is, until its circuit is kept."""
+        return self.folder / "circuits" / f"{name}.part"
 
     def table(
         self,
@@ -116,6 +142,10 @@ class Settings:
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         del values["on_step"]
         return {**values, "folder": str(self.folder)}
+
+
+def _checksum(path: Path) -> bytes:
+    return hashlib.sha256(path.read_bytes()).hexdigest().encode() + b"\n"
 
 
 def powers(low: int, high: int, count: int) -> tuple[float, ...]:
