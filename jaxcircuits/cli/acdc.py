@@ -156,7 +156,7 @@ def _run(
             options["on_progress"] = show
             if resampling.replicates:
                 [threshold], order_seed = thresholds, options["seed"]
-                drawn = {"count": resampling.replicates, "resample": resampling.resample, "q": resampling.left_out}
+                drawn = dict(count=resampling.replicates, resample=resampling.resample, q=resampling.left_out)
                 results = [replicates(loaded.objective, threshold, **drawn, order_seed=order_seed, **options)]
             else:
                 told = lambda result: keep(circuit_of(result))  # noqa: E731

@@ -118,7 +118,7 @@ class Replicates:
         replicates = {
             "count": len(self.masks),
             "resample": self.resample,
-            **({"q": self.q} if self.resample == "keep" else {}),
+            **({"left_out": self.q} if self.resample == "keep" else {}),
             "seed": self.seed,
             "kept": kept,
             "edges": self.masks.sum((1, 2)).tolist(),
@@ -165,7 +165,7 @@ def replicates(
     options["seed"] = options.pop("order_seed", 0)
     folders = {name: None if checkpoint is None else Path(checkpoint) / name for name in ("full", "replicates")}
     full = acdc(objective, threshold, **options, checkpoint=folders["full"])
-    drawn = {"count": count, "resample": resample, "q": q, "seed": seed}
+    drawn = {"count": count, "resample": resample, "left_out": q, "seed": seed}
     is_drawn = counts.any(1)
     masks, metrics = np.zeros((count, *full.mask.shape), bool), np.zeros(count)
     if is_drawn.any():
