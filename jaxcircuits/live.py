@@ -53,12 +53,14 @@ class LiveEvaluator:
         self.rest, self.fixed = batching.flattened((objective, self.units, self.constants))  # of every call
         self.current = chains.empty(objective, self.units, logits, SLOTS[0])
         self.memory: dict[tuple[int, ...], int] = {}  # (slots, width) -> bytes of the compiled chain
-        self._chain: _Chain | None = None  # the last one; its arrays are written over by the next
-        self._is_shared = False  # whether a fork may still read them
+        self._chain: _Chain | None = None  # the last one
+        self._changes: list[chains.Values] = []  # its changes, which the next chain of any fork is written over
 
     def fork(self) -> "LiveEvaluator":
-        """A second evaluator at the same point, with its own copy of what is updated in place."""
-        self._is_shared = True
+        """A second evaluator at the same point, with its own copy of what is updated in place.
+
+        Both may commit the last chain, until either evaluates the next one.
+        """
         copy = object.__new__(type(self))
         copy.__dict__.update(self.__dict__, mask=self.mask.copy(), slots=dict(self.slots))
         copy.current = jax.tree.map(jnp.copy, self.current)
@@ -79,15 +81,17 @@ class LiveEvaluator:
         self._open(touched)
         program = self._program(steps, guesses, after, touched, width)
         shape = self._num_slots, width
-        changes, self._chain = self._chain.changes if self._chain else None, None
-        if changes is None or changes.scored.shape[:2] != (shape[0] * self.units.width, width) or self._is_shared:
+        self._chain = None
+        changes = self._changes.pop() if self._changes else None
+        if changes is None or changes.scored.shape[:2] != (shape[0] * self.units.width, width):
             changes = chains.empty_changes(self.objective, self.units, *shape)
         inputs = self.rest, self.fixed, self.current, program, changes
         if shape not in self.memory:
             self.memory[shape] = batching.memory_needed(chains.run_chain, *inputs)
             batching.check_fits(self.memory[shape], f"a chain of {width}")
         values, changes, removed = chains.run_chain(*inputs)
-        self._chain, self._is_shared = _Chain(list(steps), program, changes, removed), False
+        self._chain = _Chain(list(steps), program, changes, removed)
+        self._changes.append(changes)
         return np.asarray(values)[: len(steps)]
 
     def commit(self, removed: Sequence[bool]) -> None:

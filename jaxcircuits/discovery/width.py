@@ -13,6 +13,9 @@ FREE = {"cpu": 4}
 
 FREE_OF_ACCELERATORS = 16
 
+LARGEST = {"cpu": 16}
+"""By platform, else the last of `WIDTHS`: beyond it a candidate costs more, as its changes leave the caches."""
+
 
 def bucket(count: int) -> int:
     """The compiled width that holds `count` steps."""
@@ -43,7 +46,7 @@ class ExpectedWidth:
 
     def __init__(self, free: int | None = None):
         self.free = free or FREE.get(jax.default_backend(), FREE_OF_ACCELERATORS)
-        self.largest = WIDTHS[-1]
+        self.largest = WIDTHS[-1] if free else LARGEST.get(jax.default_backend(), WIDTHS[-1])
 
     def next(self, right: float) -> int:
         """How many steps to try, where a share `right` of guesses comes true."""
