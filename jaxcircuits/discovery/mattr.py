@@ -119,7 +119,8 @@ def mattr(
     - `batch`, `seed`, `progress`, `checkpoint`: as `learn`.
 
     Scores are `a` minus the least one: 0 or more, so that their sizes rank as they do; only their order means anything.
-    Without learning they are slopes, and have a sign. The mask has all edges: choose how many by `Circuit.select`. One masked run and one backward pass a step.
+    Without learning they are slopes, and have a sign. The mask has all edges: choose how many by `Circuit.select`.
+    One masked run and one backward pass a step.
 
     Raises ValueError for settings out of range, a `cmd` whose f is the same without edges, a checkpoint of another run,
     and a run that diverged.
