@@ -54,6 +54,7 @@ from .evaluation import Faithfulness as Faithfulness
 from .evaluation import FaithfulnessCurve as FaithfulnessCurve
 from .evaluation import HypothesisTests as HypothesisTests
 from .evaluation import Inspection as Inspection
+from .evaluation import NecessityCurve as NecessityCurve
 from .evaluation import Outcome as Outcome
 from .evaluation import RandomControl as RandomControl
 from .evaluation import RandomCurve as RandomCurve
@@ -69,12 +70,14 @@ from .evaluation import faithfulness_many as faithfulness_many
 from .evaluation import hypothesis_tests as hypothesis_tests
 from .evaluation import inspect_circuit as inspect_circuit
 from .evaluation import jaccard as jaccard
+from .evaluation import necessity_curve as necessity_curve
 from .evaluation import random_circuits as random_circuits
 from .evaluation import random_control as random_control
 from .evaluation import random_curve as random_curve
 from .evaluation import rank_correlation as rank_correlation
 from .evaluation import read_record as read_record
 from .evaluation import reset_control as reset_control
+from .evaluation import retained as retained
 from .evaluation import roc as roc
 from .evaluation import roc_areas as roc_areas
 from .evaluation import roc_of_scores as roc_of_scores
@@ -84,6 +87,7 @@ from .evaluation import weighted_edge_count as weighted_edge_count
 from .expand import expand as expand
 from .framing import framed as framed
 from .graph import Graph as Graph
+from .ilp import select_connected as select_connected
 from .interchange import autocircuit_name as autocircuit_name
 from .interchange import from_autocircuit as from_autocircuit
 from .interchange import from_autocircuit_name as from_autocircuit_name

@@ -29,10 +29,13 @@ from .hypotheses import partial_necessity as partial_necessity
 from .hypotheses import sufficiency as sufficiency
 from .inspection import Inspection as Inspection
 from .inspection import inspect_circuit as inspect_circuit
+from .necessity import NecessityCurve as NecessityCurve
+from .necessity import necessity_curve as necessity_curve
 from .random_circuits import random_circuits as random_circuits
 from .records import Record as Record
 from .records import Spread as Spread
 from .records import read_record as read_record
+from .retention import retained as retained
 from .roc import ROC as ROC
 from .roc import roc as roc
 from .roc import roc_areas as roc_areas
