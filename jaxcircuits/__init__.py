@@ -52,6 +52,7 @@ from .evaluation import MIB_SHARES as MIB_SHARES
 from .evaluation import ROC as ROC
 from .evaluation import Ablated as Ablated
 from .evaluation import Ablation as Ablation
+from .evaluation import Comparison as Comparison
 from .evaluation import Completeness as Completeness
 from .evaluation import Evaluation as Evaluation
 from .evaluation import Faithfulness as Faithfulness
@@ -66,6 +67,7 @@ from .evaluation import ResetControl as ResetControl
 from .evaluation import Similarity as Similarity
 from .evaluation import Spread as Spread
 from .evaluation import ablated as ablated
+from .evaluation import compare_methods as compare_methods
 from .evaluation import completeness as completeness
 from .evaluation import evaluate as evaluate
 from .evaluation import faithfulness as faithfulness

@@ -49,15 +49,14 @@ def best_connected(graph: Graph, strength: EdgeScores, count: int) -> EdgeBools:
         reads[list(receiver.readers), column] = 1
     out_of, into = (_incidence(edges[:, axis], size) for axis, size in enumerate(graph.shape))
     embeddings, last = graph.written == 0, np.arange(receivers) == receivers - 1
-    nothing = csr_matrix
-    zeros = {size: nothing((len(edges), size)) for size in graph.shape}
+    zeros = {size: csr_matrix((len(edges), size)) for size in graph.shape}
     rows = vstack(
         [
             hstack([identity(len(edges)), -out_of.T, zeros[receivers]]),  # an edge: its sender is fed,
             hstack([identity(len(edges)), zeros[senders], -into.T]),  # its receiver heard
-            hstack([-csr_matrix(reads) @ into, identity(senders), nothing((senders, receivers))]),
-            hstack([-csr_matrix(reads.T) @ out_of, nothing((receivers, senders)), identity(receivers)]),
-            hstack([csr_matrix(np.ones((1, len(edges)))), nothing((1, senders + receivers))]),
+            hstack([-csr_matrix(reads) @ into, identity(senders), csr_matrix((senders, receivers))]),
+            hstack([-csr_matrix(reads.T) @ out_of, csr_matrix((receivers, senders)), identity(receivers)]),
+            hstack([csr_matrix(np.ones((1, len(edges)))), csr_matrix((1, senders + receivers))]),
         ]
     )
     most = np.concatenate([np.zeros(2 * len(edges)), embeddings, last, [count]])
@@ -66,7 +65,7 @@ def best_connected(graph: Graph, strength: EdgeScores, count: int) -> EdgeBools:
     is_whole = np.concatenate([np.ones(len(edges)), np.zeros(senders + receivers)])
     found = milp(
         -values / scale,
-        constraints=LinearConstraint(csr_matrix(rows), ub=most),
+        constraints=LinearConstraint(csr_matrix(rows), ub=most),  # type: ignore[arg-type]
         bounds=Bounds(0, 1),
         integrality=is_whole,
         options={"mip_rel_gap": 0},

@@ -3,6 +3,8 @@
 from .ablation import Ablated as Ablated
 from .ablation import Ablation as Ablation
 from .ablation import ablated as ablated
+from .comparison import Comparison as Comparison
+from .comparison import compare_methods as compare_methods
 from .completeness import Completeness as Completeness
 from .completeness import completeness as completeness
 from .controls import RandomControl as RandomControl
