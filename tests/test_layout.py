@@ -68,8 +68,11 @@ MAY_IMPORT = {
     "expand": BASE | {"axes", "graph", "layout"},
     "circuit_file": BASE | {"graph", "layout"},
     "circuit": BASE | {"graph", "scores", "notebook", "circuit_file", "run"},
+    "ilp": BASE | {"graph", "scores", "circuit"},
     "interchange": BASE | {"graph", "scores", "circuit"},
-    "evaluation": BASE | {"graph", "scores", "objective", "references", "batching", "circuit", "sparse"} | KEEPS,
+    "evaluation": BASE
+    | {"resampling", "graph", "scores", "objective", "references", "batching", "circuit", "sparse"}
+    | KEEPS,
     "report": BASE | {"resampling", "axes", "graph", "scores", "circuit", "evaluation"},
 }
 EVERYTHING = {"cli", "reproduce", "__init__"}

@@ -33,6 +33,8 @@ from .inspection import Inspection as Inspection
 from .inspection import inspect_circuit as inspect_circuit
 from .necessity import NecessityCurve as NecessityCurve
 from .necessity import necessity_curve as necessity_curve
+from .paired import Paired as Paired
+from .paired import paired as paired
 from .random_circuits import random_circuits as random_circuits
 from .records import Record as Record
 from .records import Spread as Spread
