@@ -13,7 +13,7 @@ from test_units import make
 import jaxcircuits as jc
 from jaxcircuits.discovery.acdc import searched, weights_of
 from jaxcircuits.discovery.judges import Judges
-from jaxcircuits.discovery.replicates import interval_of
+from jaxcircuits.resampling import interval_of
 
 
 def objective_of(name="gpt2", **pairs):

@@ -11,10 +11,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from ..circuit import Circuit
 from ..discovery import ACDCResult, Replicates, acdc_sweep, replicates
 from ..discovery import Progress as ACDCProgress
-from ..discovery.replicates import RESAMPLES
 from ..discovery.schedule import HEAD_ORDERS, NAME_ORDERS
 from ..files import short_name, write_text
 from ..report import plot_pareto
+from ..resampling import RESAMPLES
 from .config import Context, config_of
 from .lists import print_circuit
 from .options import (

@@ -12,17 +12,16 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy import stats
 
 from ..arguments import check_count, check_number, checked
 from ..graph import Graph
 from ..objective import Objective
+from ..resampling import draws, interval_of
 from ..types import EdgeBools, EdgeScores
 from .acdc import acdc, searched, weights_of
 from .acdc_result import ACDCResult
 from .judges import Judges
 
-RESAMPLES = ("bootstrap", "keep")
 ABSTAINS = -1
 """Stands in a certificate for: nothing is known."""
 
@@ -155,13 +154,9 @@ def replicates(
     check_number("threshold", threshold)
     check_count("count", count, 1)
     check_count("seed", seed)
-    if resample not in RESAMPLES:
-        raise ValueError(f"resample: expected one of {', '.join(RESAMPLES)}, got {resample!r}")
-    if not 0 < q < 1:
-        raise ValueError(f"q: expected the share of prompts left out, above 0 and below 1, got {q}")
     if "prompt_weights" in options:
         raise ValueError("prompt_weights: replicates weigh the prompts themselves, got another weighting")
-    counts = _draws(objective.num_prompts, count, resample, q, np.random.default_rng(seed))
+    counts = draws(objective.num_prompts, count, resample, q, seed)
     options["seed"] = options.pop("order_seed", 0)
     folders = {name: None if checkpoint is None else Path(checkpoint) / name for name in ("full", "replicates")}
     full = acdc(objective, threshold, **options, checkpoint=folders["full"])
@@ -177,19 +172,3 @@ def replicates(
     else:
         seconds = full.seconds
     return Replicates(full, counts, masks, metrics, resample, q, seed, seconds)
-
-
-def interval_of(kept: np.ndarray, count: int, confidence: float = 0.95) -> Float[np.ndarray, "2 *edges"]:
-    """Clopper and Pearson's interval of a share, of `kept` in `count` draws."""
-    tail = (1 - confidence) / 2
-    with np.errstate(invalid="ignore"):
-        low = np.where(kept > 0, stats.beta.ppf(tail, kept, count - kept + 1), 0.0)
-        high = np.where(kept < count, stats.beta.ppf(1 - tail, kept + 1, count - kept), 1.0)
-    return np.stack([low, high])
-
-
-def _draws(prompts: int, count: int, resample: str, q: float, rng: np.random.Generator) -> np.ndarray:
-    """How often each prompt is in each replicate."""
-    if resample == "keep":
-        return (rng.random((count, prompts)) >= q).astype(int)
-    return rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=count)

@@ -167,10 +167,8 @@ class Search:
         graph, judge = self.walk.steps.graph, self.judges.take([place])
         each = [trial.before for trial in self.trials], [trial.after for trial in self.trials]
         before, after = (judge.metrics(np.array(x).reshape(-1, len(self.current)))[:, 0] for x in each)
-        decisions = tuple(
-            Decision(trial.name, *metrics, trial.removed)
-            for trial, *metrics in zip(self.trials, before.tolist(), after.tolist(), strict=True)
-        )
+        decided = zip(self.trials, before.tolist(), after.tolist(), strict=True)
+        decisions = tuple(Decision(trial.name, start, end, trial.removed) for trial, start, end in decided)
         increments = np.abs(after - before) if judge.absolute else after - before
         margins = np.abs(increments - judge.thresholds)
         return ACDCResult(
