@@ -46,6 +46,7 @@ TESTS = {
     "discovery/hisp.py": ("hisp",),
     "discovery/information_flow.py": ("information_flow", "gate_methods"),
     "discovery/learning.py": (*LEARNT, "edge_pruning", "subnetwork_probing"),
+    "discovery/mattr.py": ("mattr",),
     "discovery/measure.py": ("gate_methods", "attribution"),
     "discovery/optimal_ablation.py": ("optimal_ablation",),
     "discovery/predictors.py": ("acdc",),

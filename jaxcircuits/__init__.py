@@ -35,6 +35,7 @@ from .discovery import exact_nodes as exact_nodes
 from .discovery import hisp as hisp
 from .discovery import information_flow_routes as information_flow_routes
 from .discovery import mask_ig as mask_ig
+from .discovery import mattr as mattr
 from .discovery import node_attribution as node_attribution
 from .discovery import node_ig as node_ig
 from .discovery import optimal_ablation as optimal_ablation

@@ -152,8 +152,8 @@ def sharding(mesh: Mesh, shape: tuple[int, ...], *axes: str | None) -> NamedShar
 
 def place(x: ArrayLike, mesh: Mesh | None, *axes: str | None) -> Array:
     """The array on the devices of the mesh; without one, on the default device."""
-    if mesh is None:
-        return jnp.asarray(x)
+    if mesh is None:  # a copy: what JAX takes over, nobody else may change
+        return jax.device_put(np.array(x)) if isinstance(x, np.ndarray) else jnp.asarray(x)
     x = np.asarray(x) if jax.process_count() > 1 else jnp.asarray(x)
     return jax.device_put(x, sharding(mesh, x.shape, *axes))
 

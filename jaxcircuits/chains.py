@@ -23,7 +23,6 @@ from .kinds import Kind, Units
 from .models import runs
 from .objective import Objective
 from .programs import AnyArray, Program, unpacked
-from .references import sender_values
 from .types import Mask
 
 
@@ -67,10 +66,9 @@ class Current(eqx.Module):
 def first_run(objective: Objective, mask: Mask | None) -> tuple[Constants, Float[Array, "row width"]]:
     """Everything that the circuit `mask` (None: all edges) fixes, and its input of `logits` where it is scored."""
     model, graph = objective.model, objective.graph
-    written = sender_values(model, objective.clean, objective.microbatch)
+    recorded = batching.chunked_vmap(model.recorded, objective.clean, objective.microbatch)
+    streams, written = (jnp.moveaxis(x, 0, 1) for x in recorded)
     difference = written - objective.reference
-    streams = batching.chunked_vmap(model.receiver_streams, objective.clean, objective.microbatch)
-    streams = jnp.moveaxis(streams, 0, 1)
     residual = streams[-1]
     if mask is not None:
         earlier = np.arange(len(streams))[:, None] >= graph.written[None]

@@ -190,7 +190,7 @@ def _read(form: Format, tensors: Tensors, dtype: np.dtype) -> Any:
     names = list(_names_of(form, unread))
     for name, entry, _ in names:
         tensors.check(name, entry.shape)
-    skeleton = eqx.filter_eval_shape(form.family.model.random, form.config, jax.random.key(0), dtype)
+    skeleton = eqx.filter_eval_shape(lambda: form.family.model.random(form.config, jax.random.key(0), dtype))
     arrays: dict[str, np.ndarray] = {}
     for name, entry, layer in names:
         unread.discard(name)

@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jaxtyping import Array, ArrayLike, Bool
 
 REMEDY = "NaN or infinity decides nothing: look for its origin, or for a number too large for this dtype (float64)"
@@ -17,9 +18,11 @@ def check_finite(what: str, values: ArrayLike, **axes: Sequence[str] | None) -> 
 
     - `axes`: what the leading axes of `values` are, in their order, and the names along them (None: numbers).
     """
-    values = np.asarray(values)
-    if values.dtype.kind in "biu" or (finite := np.isfinite(values)).all():
+    values = values if isinstance(values, jax.Array) else np.asarray(values)
+    if values.dtype.kind in "biu" or all(are_finite([values])):
         return
+    values = _on_host(values)
+    finite = np.isfinite(values)
     place = tuple(int(index) for index in np.argwhere(~finite)[0])
     named = zip(axes.items(), place, strict=False)
     where = ", ".join(f"{axis} {index if names is None else names[index]}" for (axis, names), index in named)
@@ -28,21 +31,41 @@ def check_finite(what: str, values: ArrayLike, **axes: Sequence[str] | None) -> 
     raise ValueError(f"{what}: expected finite numbers, got {got}; {REMEDY}")
 
 
-def check_weights(model: Any, are_finite: Bool[ArrayLike, " weight"]) -> None:
-    """Raises ValueError naming the first weight of a model with NaN or infinity; see `weights_are_finite`."""
-    bad = np.flatnonzero(~np.asarray(are_finite))
-    if len(bad):
-        where, weight = _weights(model)[bad[0]]
-        values = np.asarray(weight)
-        index = np.argwhere(~np.isfinite(values))[0].tolist()
-        path = jax.tree_util.keystr(where).lstrip(".")
-        raise ValueError(f"weight {path}{index}: expected a finite number, got {values[tuple(index)]}; {REMEDY}")
+def check_weights(model: Any) -> None:
+    """Raises ValueError naming the first of a model's weights with NaN or infinity."""
+    weights = jax.tree_util.tree_flatten_with_path(eqx.filter(model, eqx.is_inexact_array))[0]
+    for (where, weight), is_finite in zip(weights, are_finite([weight for _, weight in weights]), strict=True):
+        if not is_finite:
+            values = _on_host(weight)
+            index = np.argwhere(~np.isfinite(values))[0].tolist()
+            path = jax.tree_util.keystr(where).lstrip(".")
+            raise ValueError(f"weight {path}{index}: expected a finite number, got {values[tuple(index)]}; {REMEDY}")
 
 
-def weights_are_finite(model: Any) -> Bool[Array, " weight"]:
-    """Whether each of a model's arrays of numbers is finite everywhere."""
-    return jnp.stack([jnp.isfinite(weight).all() for _, weight in _weights(model)] or [jnp.array(True)])
+def are_finite(arrays: Sequence[Array | np.ndarray]) -> list[bool]:
+    """Whether each array is finite everywhere. Those in the host's memory are looked at there: nothing is compiled."""
+    far = [array for array in arrays if not _is_in_host_memory(array)]
+    there = iter(_are_finite_there(far).tolist() if far else ())
+    return [_is_finite_here(array) if _is_in_host_memory(array) else next(there) for array in arrays]
 
 
-def _weights(model: Any) -> list[tuple[Any, Array]]:
-    return jax.tree_util.tree_flatten_with_path(eqx.filter(model, eqx.is_inexact_array))[0]
+def _is_in_host_memory(x: Array | np.ndarray) -> bool:
+    return not isinstance(x, jax.Array) or (x.is_fully_addressable and {d.platform for d in x.devices()} == {"cpu"})
+
+
+def _is_finite_here(x: ArrayLike) -> bool:
+    """A sum without NaN or infinity has no such term; one that has some may have overflowed."""
+    x = np.asarray(x)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(x.sum()) or np.isfinite(x).all())
+
+
+@jax.jit
+def _are_finite_there(arrays: Sequence[Array]) -> Bool[Array, " array"]:
+    return jnp.array([jnp.isfinite(array).all() for array in arrays], bool)
+
+
+def _on_host(x: Array | np.ndarray) -> np.ndarray:
+    """The whole array, also one that is spread over several processes."""
+    is_spread = isinstance(x, jax.Array) and not x.is_fully_addressable and not x.is_fully_replicated
+    return np.asarray(multihost_utils.process_allgather(x, tiled=True) if is_spread else x)

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Shaped
 
 from . import batching
 from .batching import CANDIDATES, constrain
-from .types import Model, PositionedMask
+from .types import PositionedMask
 
 
 @eqx.filter_jit
@@ -50,10 +50,14 @@ def many(
 
 
 @eqx.filter_jit
-def scored_logits(model: Model, tokens, scored, size: int) -> Float[Array, "batch scored vocab"]:
-    """The clean run's logits where prompts are scored; `size` prompts at a time."""
+def clean_run(objective: Any) -> tuple[Float[Array, "batch scored vocab"], Float[Array, " batch"]]:
+    """The whole model's logits where prompts are scored, and the loss of each prompt at them."""
 
     def one(prompt):
-        return model.unembed(model.residual(prompt[0])[prompt[1]])
+        tokens, scored, weights, labels = prompt
+        logits = objective.model.unembed(objective.model.residual(tokens)[scored])
+        return logits, objective._loss(logits, weights, eqx.tree_at(lambda labels: labels.full, labels, logits))
 
-    return batching.chunked_vmap(one, (tokens, scored), size)
+    each = objective.clean, objective.scored, objective.weights, objective.labels
+    logits, values = batching.chunked_vmap(one, each, objective.microbatch)
+    return logits, constrain(values, objective.mesh)

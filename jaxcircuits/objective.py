@@ -108,10 +108,10 @@ class Objective(eqx.Module):
         zeros = place(np.zeros(shape, np.dtype(model.dtype)), mesh, None, PROMPTS)
         self.labels, self.reference = labels, zeros
         self.microbatch = microbatch or self._microbatch_that_fits()
-        full = losses.scored_logits(model, self.clean, self.scored, self.microbatch)
+        full, values = losses.clean_run(self)
         self.labels = eqx.tree_at(lambda labels: labels.full, labels, full)
         self.reference = reference_values(reference, model, pairs, zeros, size=self.microbatch, mesh=mesh)
-        check_parts_finite(self)
+        check_parts_finite(self, values)
 
     __hash__ = object.__hash__
     __eq__ = object.__eq__
@@ -251,10 +251,10 @@ class Objective(eqx.Module):
         return x if isinstance(x, jax.Array) else place(x, self.mesh)
 
     def _cast(self, mask: MaskLike, *, positioned: bool = False) -> PositionedMask:
-        mask = self._placed(mask_of(mask, self.graph))
+        mask = mask_of(mask, self.graph)
         if mask.shape != self.graph.shape and not (positioned and mask.shape == self._positioned_shape):
             raise ValueError(f"mask: expected shape {self.graph.shape} (senders, receivers), got {mask.shape}")
-        return mask.astype(self.model.dtype)
+        return self._placed(mask.astype(np.dtype(self.model.dtype)))
 
     @property
     def _positioned_shape(self) -> tuple[int, int, int]:

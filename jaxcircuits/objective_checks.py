@@ -3,17 +3,15 @@
 from typing import Any
 
 import equinox as eqx
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.sharding import Mesh
-from jaxtyping import Array, ArrayLike
+from jaxtyping import Array, ArrayLike, Float
 
 from .arguments import check_count
-from .batching import CANDIDATES, PROMPTS, constrain
+from .batching import CANDIDATES, PROMPTS
 from .data import PromptPairs
-from .finite import check_finite, check_weights, weights_are_finite
+from .finite import are_finite, check_finite, check_weights
 from .references import REFERENCES, sender_values
 from .types import Model
 
@@ -46,29 +44,18 @@ def check_padding(model: Any, pairs: PromptPairs) -> None:
         )
 
 
-def check_parts_finite(objective: Any) -> None:
+def check_parts_finite(objective: Any, losses: Float[Array, " batch"]) -> None:
     """Raises ValueError for NaN or infinity, naming the weight, else where in the runs it arises first.
 
-    Of traced values (`eqx.filter_eval_shape` of the constructor) nothing is known.
+    - `losses`: of the whole model. Of traced values (`eqx.filter_eval_shape` of the constructor) nothing is known.
     """
-    if isinstance(objective.reference, Tracer):
+    if isinstance(losses, Tracer):
         return
-    weights, clean, reference, metric = _finite_parts(objective)
-    check_weights(objective.model, weights)
-    if not np.asarray(clean).all():
+    senders, full = objective.graph.senders, objective.labels.full
+    check_weights(objective.model)
+    if not all(are_finite([full])):
         written = sender_values(objective.model, objective.clean, objective.microbatch)
-        check_finite("clean run", written, sender=objective.graph.senders, prompt=None)
-    check_finite("logits of the clean run", np.where(clean, 0, np.nan), prompt=None)
-    bad = np.where(reference, 0, np.nan)
-    check_finite(f"reference {objective.reference_name!r}", bad, sender=objective.graph.senders, prompt=None)
-    check_finite(f"metric {objective.metric_name} of the whole model", metric, prompt=None)
-
-
-@eqx.filter_jit
-def _finite_parts(objective: Any) -> tuple[Array, Array, Array, Array]:
-    """Whether each weight, the clean logits of each prompt and each reference are finite; the whole model's metric."""
-    labels = objective.labels
-    logits, reference = jnp.isfinite(labels.full).all((1, 2)), jnp.isfinite(objective.reference).all((2, 3))
-    metric = jax.vmap(objective._loss)(labels.full, objective.weights, labels)
-    parts = weights_are_finite(objective.model), logits, reference, metric
-    return jax.tree.map(lambda x: constrain(x, objective.mesh), parts)
+        check_finite("clean run", written, sender=senders, prompt=None)
+    check_finite("logits of the clean run", full, prompt=None)
+    check_finite(f"reference {objective.reference_name!r}", objective.reference, sender=senders, prompt=None)
+    check_finite(f"metric {objective.metric_name} of the whole model", losses, prompt=None)

@@ -86,8 +86,19 @@ MICRO = {
 
 def micro_model(name, seed=0, dtype=jnp.float32):
     """Every weight random, norms and biases included, so that no term is trivially 0 or 1."""
+    return drawn(eqx.filter_eval_shape(jc.GPT2.random, MICRO[name], jax.random.key(0), dtype), seed)
+
+
+def micro_llama(seed=0, dtype=jnp.float32):
+    """Four heads in two groups, two layers, gated MLPs."""
+    sizes = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = jc.models.LlamaConfig(vocab_size=11, num_key_value_heads=2, max_position_embeddings=8, **sizes)
+    return drawn(eqx.filter_eval_shape(jc.models.Llama.random, config, jax.random.key(0), dtype), seed)
+
+
+def drawn(skeleton, seed):
+    """A model of these shapes, its gains about 1, all else about 0."""
     random = np.random.default_rng(seed)
-    skeleton = eqx.filter_eval_shape(jc.GPT2.random, MICRO[name], jax.random.key(0), dtype)
 
     def draw(path, leaf):
         is_gain = "norm" in jax.tree_util.keystr(path) and "weight" in jax.tree_util.keystr(path)

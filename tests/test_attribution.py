@@ -202,6 +202,7 @@ GRADIENT_METHODS = {
         jc.subnetwork_probing,
         jc.edge_pruning,
         jc.ugs,
+        jc.mattr,
         jc.optimal_ablation,
     ),
 }

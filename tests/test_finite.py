@@ -11,6 +11,8 @@ from conftest import micro_model, micro_pairs
 from safetensors.numpy import load_file, save_file
 
 import jaxcircuits as jc
+from jaxcircuits import finite
+from jaxcircuits.batching import compile_clock
 from jaxcircuits.finite import check_finite
 
 NAN, INF = float("nan"), float("inf")
@@ -132,7 +134,7 @@ def test_information_flow_that_overflows_is_no_zero():
         jc.information_flow_routes(jc.Objective(large, micro_pairs()))
 
 
-@pytest.mark.parametrize("learn", [jc.edge_pruning, jc.subnetwork_probing, jc.ugs, jc.optimal_ablation])
+@pytest.mark.parametrize("learn", [jc.edge_pruning, jc.subnetwork_probing, jc.ugs, jc.mattr, jc.optimal_ablation])
 def test_a_learnt_run_stops_at_the_step_and_saves_nothing(learn):
     def undefined_later(logits, labels):
         return jnp.where(jnp.abs(logits - labels.full).max() > 1e-3, jnp.nan * logits[0], logits[0])
@@ -158,3 +160,25 @@ def test_what_is_finite_passes():
     check_finite("number", 1.5)
     with pytest.raises(ValueError, match=r"got 2 that are NaN or infinite, first inf \(row b, column 1\)"):
         check_finite("table", np.array([[1, 2], [3, INF], [NAN, 0]]), row=["a", "b", "c"], column=None)
+
+
+def test_a_sum_that_overflows_is_no_infinity():
+    large = np.array([3e38, 3e38, -3e38], np.float32)
+    check_finite("large", large)
+    check_finite("large", jnp.asarray(large))
+    with pytest.raises(ValueError, match=r"large: .* 2 that are NaN or infinite, first inf \(row 1\)"):
+        check_finite("large", jnp.array([3e38, np.inf, -np.inf]), row=None)
+
+
+def test_arrays_of_an_accelerator_are_looked_at_in_one_program():
+    """Here there is none, so the program is asked as it is; it says what is said of arrays on the host."""
+    arrays = [jnp.ones(3), jnp.array([[1.0, NAN]]), jnp.array([-INF]), jnp.full(2, 3e38), jnp.zeros((0, 2))]
+    assert finite._are_finite_there(arrays).tolist() == finite.are_finite(arrays) == [True, False, False, True, True]
+
+
+def test_an_objective_compiles_two_programs():
+    """Its clean run, with the metric there, and its reference; that numbers are finite is looked at on the host."""
+    pairs = micro_pairs()[:3]
+    with compile_clock() as clock:
+        jc.Objective(micro_model("gpt2"), pairs)
+    assert clock.compilations <= 2

@@ -23,6 +23,7 @@ from .hisp import node_ig as node_ig
 from .information_flow import information_flow_routes as information_flow_routes
 from .learning import LearntMask as LearntMask
 from .learning import State as State
+from .mattr import mattr as mattr
 from .optimal_ablation import OptimalReference as OptimalReference
 from .optimal_ablation import optimal_ablation as optimal_ablation
 from .subnetwork_probing import subnetwork_probing as subnetwork_probing

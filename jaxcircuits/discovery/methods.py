@@ -13,6 +13,7 @@ from .exact import exact
 from .hisp import hisp, node_attribution, node_ig
 from .information_flow import information_flow_routes
 from .learning import LearntMask
+from .mattr import mattr
 from .subnetwork_probing import subnetwork_probing
 from .ugs import ugs
 from .uniform import random_scores
@@ -234,6 +235,22 @@ METHODS: dict[str, Method] = {
                 "rate": "over 0: Adam's",
                 "start_at": "log odds of keeping an edge at the start",
                 "samples": "1 or more masks a step",
+                **LEARNING,
+            },
+            "accuracy",
+        ),
+        Method(
+            "mattr",
+            mattr,
+            "a, learnt so that f is low at sigmoid((a - tau)/T) for any number of edges (it sets tau); less min a",
+            "Matryoshka Attribution, 2609.25518",
+            "a masked forward and backward pass a step",
+            {
+                "optimiser": "adam, sgd, or none: mean slope at equal masks",
+                "rate": "over 0, or none: 0.05 of adam, 3 of sgd",
+                "sizes": "uniform or log: how the number of edges is drawn",
+                "loss": "objective, or cmd: |1 - faithfulness|",
+                "temperature": "over 0: T",
                 **LEARNING,
             },
             "accuracy",

@@ -162,15 +162,18 @@ class AbstractModel(eqx.Module):
         with jax.default_matmul_precision(self.precision):
             return runs.masked(self, tokens, mask, reference, offsets)
 
+    def recorded(self, tokens: Tokens) -> tuple[Float[Array, "moment position width"], SenderValues]:
+        """`receiver_streams` and `sender_values` of one run."""
+        with jax.default_matmul_precision(self.precision):
+            return runs.recorded(self, tokens)
+
     def sender_values(self, tokens: Tokens) -> SenderValues:
         """What every node of the clean run writes to the residual stream, in the order of `graph.senders`."""
-        with jax.default_matmul_precision(self.precision):
-            return runs.recorded(self, tokens)[1]
+        return self.recorded(tokens)[1]
 
     def receiver_streams(self, tokens: Tokens) -> Float[Array, "moment position width"]:
         """What the receivers of every moment of the clean run read; last what `logits` reads."""
-        with jax.default_matmul_precision(self.precision):
-            return runs.recorded(self, tokens)[0]
+        return self.recorded(tokens)[0]
 
     def attention_patterns(self, tokens: Tokens) -> Float[Array, "layer head position position"]:
         """How much each position of the clean run reads of each earlier one, in every head."""
