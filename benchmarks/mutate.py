@@ -24,6 +24,9 @@ ROOT = Path(__file__).parent.parent
 LEARNT = ("learning", "hard_concrete")
 TESTS = {
     "metrics.py": ("metrics", "objective"),
+    "gradients.py": ("gate_methods", "objective", "attribution"),
+    "losses.py": ("gate_methods", "objective"),
+    "masks.py": ("objective",),
     "evaluation/ablation.py": ("ablation",),
     "evaluation/completeness.py": ("judging", "faithfulness"),
     "evaluation/controls.py": ("judging", "random_circuits"),

@@ -87,7 +87,7 @@ def forwards_of(result: jc.ACDCResult) -> int:
     Nodes that lost all edges to others are not visited, but for the embedding, which then costs four.
     """
     graph = result.graph
-    layers, heads = graph.num_layers, graph.num_heads
+    layers, heads = graph.num_layers, len(graph.rows[0])
     alive = {name for name, row in zip(graph.senders, result.mask, strict=True) if row.any()}
     names = 2 * layers + 1 + 2 * ("input" not in alive)
     for layer in range(layers):

@@ -132,8 +132,8 @@ def fill(place: tuple[Objective, Units, Constants, tuple[AnyArray, AnyArray], An
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=4)
 def run_chain(
     rest: Rest, fixed: list[Array], current: Current, numbers: Int[Array, " number"], changes: Values
-) -> tuple[Float[Array, " candidate"], Values, Values]:
-    """The metric of every candidate, every changed unit's changes, and the difference that each step removes.
+) -> tuple[Float[Array, "candidate prompt"], Values, Values]:
+    """Every candidate's `score`, every changed unit's changes, and the difference that each step removes.
 
     - `rest`, `fixed`: objective, units and constants, `batching.flattened` once. `numbers`: the program, in one array.
 
@@ -367,8 +367,11 @@ def _minus(
 
 
 @eqx.filter_jit
-def score(objective: Objective, x: Float[Array, "candidate row width"]) -> Float[Array, " candidate"]:
-    """The metric of each candidate's input of `logits`; only the logits that the metric reads are computed."""
+def score(objective: Objective, x: Float[Array, "candidate row width"]) -> Float[Array, "candidate prompt"]:
+    """Each prompt's share of the metric (their mean) for each candidate's input of `logits`.
+
+    Only the logits that the metric reads are computed.
+    """
     model, labels = objective.model, objective.labels
     few = objective.metric in metrics.READS_ANSWERS_ONLY
 
@@ -383,7 +386,8 @@ def score(objective: Objective, x: Float[Array, "candidate row width"]) -> Float
 
     def candidate(x):
         values = jax.vmap(one)(x.reshape(len(weights), -1), rows)
-        return jnp.where(weights > 0, values * weights, 0).sum() / objective.num_prompts
+        return jnp.where(weights > 0, values * weights, 0).reshape(objective.num_prompts, -1).sum(1)
 
     numbers = weights.size * (1 if few else model.vocab_size)
-    return batching.chunked_vmap(candidate, x, max(1, (1 << 28) // (4 * numbers)))
+    each = batching.chunked_vmap(candidate, x, max(1, (1 << 28) // (4 * numbers)))
+    return constrain(each, objective.mesh)

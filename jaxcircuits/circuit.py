@@ -68,13 +68,15 @@ class Circuit:
         *,
         edges: int | None = None,
         threshold: float | None = None,
+        at_least: float | None = None,
         rank: str = "signed",
         greedy: bool = False,
     ) -> "Circuit":
         """The circuit of the best edges, without dead ends.
 
         - `scored`: scores, or a scored circuit as it is loaded from a file.
-        - `edges`: take so many, ties by edge order; or `threshold`: take those that score at least this.
+        - `edges`: take so many, ties by edge order; or `threshold`: take those that score at least this; or
+          `at_least`: those that at least so large a share of a circuit's replicates keeps (`shares`).
         - `rank`: by "signed" scores or by their "absolute" values.
         - `greedy`: from the logits on, repeatedly the best edge into a node that is in already.
 
@@ -85,19 +87,34 @@ class Circuit:
         graph = scored.graph
         if rank not in RANKS:
             raise ValueError(f"rank: expected one of {', '.join(RANKS)}, got {rank!r}")
-        if (edges is None) == (threshold is None):
-            raise ValueError("select: expected either a number of edges or a threshold")
+        if sum(choice is not None for choice in (edges, threshold, at_least)) != 1:
+            raise ValueError("select: expected one of a number of edges, a threshold and a share of the replicates")
         if edges is not None and not (is_count(edges) and edges <= graph.num_edges):
             raise ValueError(f"edges: expected 0 to {graph.num_edges}, got {edges!r:.60}")
         if threshold is not None:
             check_number("threshold", threshold)
         strength = np.abs(scored.scores) if rank == "absolute" else scored.scores
+        if at_least is not None:
+            strength, threshold = _shares(scored, at_least), at_least
         count = graph.num_edges if edges is None else edges
         least = -np.inf if threshold is None else threshold
         mask = (_greedy if greedy else _best)(graph, strength, count, least)
-        chosen = {"rank": rank, "greedy": greedy, "edges": edges, "threshold": threshold}
+        if at_least is None:
+            chosen = {"rank": rank, "greedy": greedy, "edges": edges, "threshold": threshold}
+        else:
+            chosen = {"at_least": at_least, "greedy": greedy}
         run = {**scored.run, "selection": {key: value for key, value in chosen.items() if value is not None}}
         return cls(graph, mask, scored.scores, run, getattr(scored, "d_model", 0)).drop_dead_ends()
+
+    @property
+    def shares(self) -> EdgeScores | None:
+        """The share of its replicates that keep each edge (`replicates`); None without replicates."""
+        if (replicates := self.run.get("replicates")) is None:
+            return None
+        shares = np.zeros(self.graph.shape)
+        for name, kept in replicates["kept"].items():
+            shares[self.graph.edge_index(name)] = kept / replicates["count"]
+        return shares
 
     @property
     def edges(self) -> tuple[str, ...]:
@@ -155,6 +172,16 @@ class Circuit:
             return cls(*contents_of(value))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
+
+
+def _shares(scored: "Scores | Circuit", at_least: float) -> EdgeScores:
+    check_number("at_least", at_least, 0.0, 1.0)
+    if not at_least:
+        raise ValueError("at_least: expected a share above 0, got 0: every edge has that")
+    shares = getattr(scored, "shares", None)
+    if shares is None:
+        raise ValueError("at_least: expected a circuit with replicates (`replicates`, `discover --replicates`)")
+    return shares
 
 
 def _best(graph: Graph, strength: EdgeScores, count: int, least: float) -> EdgeBools:

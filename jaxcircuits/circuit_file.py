@@ -43,7 +43,7 @@ COUNTS = (
     "device_calls",
 )
 FLAGS = ("signed", "groups", "absolute", "bos")
-TABLES = ("config", "selection", "source")
+TABLES = ("config", "selection", "source", "replicates")
 """Entries of a run's record that programs read, by their kind; every other one is for people, and may be anything."""
 
 
@@ -75,6 +75,8 @@ def contents_of(value: Any) -> Contents:
     if nodes is not None and nodes.keys() != set(graph.nodes):
         odd = sorted(nodes.keys() ^ set(graph.nodes))[0]
         raise ValueError(f"nodes: expected the {len(graph.nodes)} nodes that cfg states, got more or less: {odd!r}")
+    for name in run.get("replicates", {}).get("kept", ()):
+        graph.edge_index(name)
     mask, scores = np.zeros(graph.shape, bool), np.zeros(graph.shape)
     for name, edge in edges.items():
         index = graph.edge_index(name)
@@ -216,7 +218,7 @@ def check_run(run: Any) -> None:
     """Raises ValueError for a record with an entry of another kind than programs read there."""
     if not isinstance(run, dict):
         raise ValueError("run: expected a JSON object")
-    typed, selection, source = (run.get(name, {}) for name in TABLES)
+    typed, selection, source, replicates = (run.get(name, {}) for name in TABLES)
     for names, is_so, kind in (
         (TEXTS, _is_text, "a text"),
         (NUMBERS, _is_recorded, "a number"),
@@ -240,6 +242,20 @@ def check_run(run: Any) -> None:
     ):
         if table.get(name) is not None and not is_so(table[name]):
             raise ValueError(f"run: {where}: {name}: expected {kind}, got {table[name]!r:.60}")
+    if replicates:
+        _check_replicates(replicates)
+
+
+def _check_replicates(value: dict[str, Any]) -> None:
+    """Raises ValueError for replicates that do not say how many of how many keep each edge."""
+    count, kept = value.get("count"), value.get("kept")
+    if not is_count(count, 1):
+        raise ValueError(f"run: replicates: count: expected a whole number above 0, got {count!r:.60}")
+    if not isinstance(kept, dict) or not all(is_count(number) and number <= count for number in kept.values()):
+        raise ValueError(f"run: replicates: kept: expected up to {count} for edges by name, got {kept!r:.60}")
+    for name in ("edges", "metrics", "jaccards"):
+        if not isinstance(value.get(name), list) or not value[name] or not all(map(is_number, value[name])):
+            raise ValueError(f"run: replicates: {name}: expected a list of numbers, got {value.get(name)!r:.60}")
 
 
 def _is_text(value: Any) -> bool:

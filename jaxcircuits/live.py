@@ -65,12 +65,12 @@ class LiveEvaluator:
         copy.reads_everywhere = dict(self.reads_everywhere)
         return copy
 
-    def metric(self) -> float:
-        """The metric of the current circuit."""
-        return float(chains.score(self.objective, self.current.logits[None])[0])
+    def values(self) -> Float[np.ndarray, " prompt"]:
+        """Each prompt's share of the metric of the current circuit; the metric is their mean."""
+        return np.asarray(chains.score(self.objective, self.current.logits[None]))[0]
 
-    def chain(self, steps: Sequence[Edges], guesses: Sequence[bool], width: int) -> Float[np.ndarray, " step"]:
-        """Metric i: of the current circuit after guesses 1..i-1 are applied, with step i removed."""
+    def chain(self, steps: Sequence[Edges], guesses: Sequence[bool], width: int) -> Float[np.ndarray, "step prompt"]:
+        """Row i: `values` of the current circuit after guesses 1..i-1 are applied, with step i removed."""
         after = self.mask.copy()
         for edges, is_removed in zip(steps, guesses, strict=True):
             if is_removed:

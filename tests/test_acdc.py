@@ -288,7 +288,7 @@ def test_a_trial_without_a_number_stops_the_search_by_its_name(value, width):
         return jnp.where(jnp.abs(logits - labels.full).max() > 1e-3, value, 0.0)
 
     objective = jc.Objective(micro_model("one-head"), micro_pairs(), undefined)
-    with pytest.raises(ValueError, match=f"metric without m0->logits: expected finite numbers, got {value}"):
+    with pytest.raises(ValueError, match=f"metric without m0->logits: .* first {value} ..?prompt 0"):
         jc.acdc(objective, 0.1, width=width)
 
 

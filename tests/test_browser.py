@@ -1,5 +1,6 @@
 """Pages in a browser: headless Chromium, started here; skipped where there is none."""
 
+import dataclasses
 import shutil
 import time
 
@@ -204,6 +205,28 @@ def test_a_selected_circuit_and_the_best_edges_are_one_click_apart(show):
     assert number(page, "#graph .edge") == 50 and number(page, "#controls .slider[hidden]") == 0
     click(page, "#controls label:nth-of-type(1) input")
     assert number(page, "#graph .edge") == 30
+
+
+def test_replicates_fade_what_is_not_sure_and_have_a_slider(show):
+    one = circuit(20)
+    names = one.graph.names_of(one.graph.valid)[:30]
+    kept = dict(zip(names, range(200, 50, -5), strict=True))
+    record = {"count": 200, "kept": kept, "edges": [20], "metrics": [0.5], "jaccards": [1.0], "resample": "bootstrap"}
+    page = show([dataclasses.replace(one, run={**one.run, "decisions": [], "replicates": record})])
+    assert number(page, "#graph .edge") == 20
+    assert "3 edges are kept in at least 95\u202f% of them, 27 in fewer" in text(page, "#lead")
+    click(page, "#controls label:nth-of-type(2) input")
+    assert number(page, "#graph .edge") == 3
+    put(page, "#share", 60)
+    assert number(page, "#graph .edge") == 17 and "60\u202f%" in text(page, "#controls output")
+    put(page, "#share", 1)
+    assert number(page, "#graph .edge") == 30
+    opacity = "return [...document.querySelectorAll('#graph .line')].map((line) => line.getAttribute('stroke-opacity'))"
+    assert len(set(page.execute_script(opacity))) == 30
+    page.execute_script("update({ edge: view.shown[2].id })")
+    assert "95\u202f% (91\u202f% to 98\u202f%)" in text(page, "#panel")
+    click(page, "#controls label:nth-of-type(1) input")
+    assert number(page, "#graph .edge") == 20
 
 
 def test_pointing_at_an_edge_names_it(show):

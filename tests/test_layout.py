@@ -61,15 +61,16 @@ MAY_IMPORT = {
     "live": BASE | {"kinds", "graph", "objective", "programs", "chains", "batching"},
     "sparse_plan": BASE | {"kinds", "graph"},
     "sparse": BASE | {"kinds", "programs", "graph", "objective", "references", "models", "batching", "sparse_plan"},
+    "resampling": set(),
     "discovery": BASE
-    | {"npz", "graph", "scores", "objective", "references", "nodes", "metrics", "batching", "live"}
+    | {"resampling", "npz", "graph", "scores", "objective", "references", "nodes", "metrics", "batching", "live"}
     | KEEPS,
     "expand": BASE | {"axes", "graph", "layout"},
     "circuit_file": BASE | {"graph", "layout"},
     "circuit": BASE | {"graph", "scores", "notebook", "circuit_file", "run"},
     "interchange": BASE | {"graph", "scores", "circuit"},
     "evaluation": BASE | {"graph", "scores", "objective", "references", "batching", "circuit", "sparse"} | KEEPS,
-    "report": BASE | {"axes", "graph", "scores", "circuit", "evaluation"},
+    "report": BASE | {"resampling", "axes", "graph", "scores", "circuit", "evaluation"},
 }
 EVERYTHING = {"cli", "reproduce", "__init__"}
 

@@ -9,11 +9,12 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ..circuit import Circuit
-from ..discovery import ACDCResult, acdc_sweep
+from ..discovery import ACDCResult, Replicates, acdc_sweep, replicates
 from ..discovery import Progress as ACDCProgress
 from ..discovery.schedule import HEAD_ORDERS, NAME_ORDERS
 from ..files import short_name, write_text
 from ..report import plot_pareto
+from ..resampling import RESAMPLES
 from .config import Context, config_of
 from .lists import print_circuit
 from .options import (
@@ -51,6 +52,14 @@ class SearchOptions(NamedTuple):
     )
 
 
+class ReplicateOptions(NamedTuple):
+    """Error bars: the search on resampled prompts."""
+
+    replicates: Annotated[int, typer.Option(help="searches on resampled prompts; 0: none", min=0)] = 0
+    resample: Annotated[str, typer.Option(help=f"how prompts are drawn: {', '.join(RESAMPLES)}")] = "bootstrap"
+    left_out: Annotated[float, typer.Option(help="share of the prompts that `--resample keep` leaves out")] = 0.9
+
+
 @takes_groups
 def discover(
     ctx: Context,
@@ -58,6 +67,7 @@ def discover(
     threshold: Annotated[float, typer.Option(help="an edge goes if that raises the metric by less")] = 0.1,
     prompts: PromptOptions = PromptOptions(metric="kl"),
     search: SearchOptions = SearchOptions(),
+    resampling: ReplicateOptions = ReplicateOptions(),
     checkpoint: Checkpoint = None,
     config: Config = None,
     report: Page = None,
@@ -67,7 +77,7 @@ def discover(
     check_writable(task, search.within, out=out_file, report=report)
     check_fillable(checkpoint=checkpoint)
     check_page(report)
-    [circuit], loaded = _run(ctx, task, [threshold], prompts, search, checkpoint)
+    [circuit], loaded = _run(ctx, task, [threshold], prompts, search, checkpoint, resampling=resampling)
     print_circuit(circuit)
     if out_file is not None:
         circuit.save(out_file)
@@ -126,6 +136,7 @@ def _run(
     search: SearchOptions,
     checkpoint: Path | None,
     keep: Callable[[Circuit], None] = lambda circuit: None,
+    resampling: ReplicateOptions = ReplicateOptions(),
 ) -> tuple[list[Circuit], Loaded]:
     """Loads, checks, computes; one circuit a threshold, and what they are circuits of; `keep` gets each at once."""
     options = search._asdict()
@@ -138,12 +149,18 @@ def _run(
         options |= {"width": width, "seed": prompts.seed, "within": None if start is None else start.mask}
         options["checkpoint"] = checkpoint
 
-        def circuit_of(result: ACDCResult) -> Circuit:
+        def circuit_of(result: ACDCResult | Replicates) -> Circuit:
             return Circuit.of(result, d_model=loaded.objective.d_model, config=config_of(ctx), **loaded.run)
 
-        options["on_result"] = lambda result: keep(circuit_of(result))
         with _progress() as show:
-            results = acdc_sweep(loaded.objective, thresholds, on_progress=show, **options)
+            options["on_progress"] = show
+            if resampling.replicates:
+                [threshold], order_seed = thresholds, options["seed"]
+                drawn = dict(count=resampling.replicates, resample=resampling.resample, q=resampling.left_out)
+                results = [replicates(loaded.objective, threshold, **drawn, order_seed=order_seed, **options)]
+            else:
+                told = lambda result: keep(circuit_of(result))  # noqa: E731
+                results = acdc_sweep(loaded.objective, thresholds, on_result=told, **options)
     return [circuit_of(result) for result in results], loaded
 
 

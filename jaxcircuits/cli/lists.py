@@ -1,7 +1,7 @@
 """`models`, `methods` and `show`: what there is, and what is in a file."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import numpy as np
@@ -10,7 +10,13 @@ import typer
 from .. import checkpoints
 from ..circuit import Circuit
 from ..discovery.methods import METHODS
+from ..types import EdgeScores
 from .options import out
+
+SURE = 0.95
+"""Share of the replicates from which on an edge counts as sure."""
+SHOWN = 8
+"""Edges outside of the circuit that are printed."""
 
 
 def list_models() -> None:
@@ -53,10 +59,16 @@ def print_circuit(circuit: Circuit) -> None:
     head += [f"{key} {value}" for key, value in run.get("selection", {}).items()]
     if head:
         out.print(" ".join(", ".join(head).split()), markup=False)
+    shares = circuit.shares
+
+    def effect(s: Any, r: int) -> str:
+        sure = "" if shares is None else f" ({shares[s, r]:.0%})"
+        return f"{graph.senders[s]} {circuit.scores[s, r]:+.3g}{sure}"
+
     for column in reversed(range(len(graph.receivers))):
         senders = np.flatnonzero(circuit.mask[:, column])[::-1]
         if len(senders):
-            effects = "  ".join(f"{graph.senders[s]} {circuit.scores[s, column]:+.3g}" for s in senders)
+            effects = "  ".join(effect(s, column) for s in senders)
             out.print(f"  {graph.receivers[column]:>9} <- {effects}", markup=False)
     groups = f", {run['groups_kept']} head inputs tested as groups stay" if run.get("groups_kept") else ""
     out.print(
@@ -65,9 +77,29 @@ def print_circuit(circuit: Circuit) -> None:
     if {"metric_full", "metric_final"} <= run.keys():
         before, after = float(run["metric_full"]), float(run["metric_final"])
         out.print(f"{run.get('metric', 'metric')}: {before:.6g} whole model, {after:.6g} circuit", markup=False)
+    if shares is not None:
+        _print_replicates(circuit, shares)
     if {"evaluations", "evaluations_wasted", "device_calls", "seconds", "seconds_compiling"} <= run.keys():
         seconds, compiling = float(run["seconds"]), float(run["seconds_compiling"])
         out.print(
             f"{run['evaluations']} evaluations (and {run['evaluations_wasted']} behind wrong guesses) in "
             f"{run['device_calls']} device calls, {seconds:.1f} s ({compiling:.1f} s compiling)"
         )
+
+
+def _print_replicates(circuit: Circuit, shares: EdgeScores) -> None:
+    """How sure the circuit is."""
+    record, graph = circuit.run["replicates"], circuit.graph
+    core, fringe = shares >= SURE, (shares > 0) & (shares < SURE)
+    what = "bootstrap replicates" if record.get("resample") == "bootstrap" else "replicates of some of the prompts"
+    out.print(f"{record['count']} {what}: {core.sum()} edges in at least {SURE:.0%} of them, {fringe.sum()} in fewer")
+    others = fringe & ~circuit.mask
+    order = np.argsort(-shares[others], kind="stable")[:SHOWN]
+    names = [f"{graph.edge_name(*np.argwhere(others)[at])} ({shares[others][at]:.0%})" for at in order]
+    more = f" and {others.sum() - SHOWN} more" if others.sum() > SHOWN else ""
+    if names:
+        out.print(f"  not in this circuit, but in some: {', '.join(names)}{more}", markup=False)
+    metric = str(circuit.run.get("metric", "metric"))
+    for name, what in (("edges", "edges"), ("metrics", metric), ("jaccards", "Jaccard to this circuit")):
+        low, middle, high = np.quantile(record[name], [0.025, 0.5, 0.975])
+        out.print(f"  {what}: {middle:.4g} ({low:.4g} to {high:.4g} in 95% of them)", markup=False)

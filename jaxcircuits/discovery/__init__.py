@@ -26,6 +26,8 @@ from .learning import State as State
 from .mattr import mattr as mattr
 from .optimal_ablation import OptimalReference as OptimalReference
 from .optimal_ablation import optimal_ablation as optimal_ablation
+from .replicates import Replicates as Replicates
+from .replicates import replicates as replicates
 from .subnetwork_probing import subnetwork_probing as subnetwork_probing
 from .ugs import ugs as ugs
 from .uniform import random_scores as random_scores

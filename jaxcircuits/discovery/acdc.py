@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import ArrayLike
+from jaxtyping import ArrayLike, Float
 
 from ..arguments import check_number, checked
 from ..batching import compile_clock
@@ -24,6 +24,7 @@ from ..savepoint import Savepoint
 from ..types import EdgeBools, EdgeScores
 from .acdc_result import ACDCResult, Progress
 from .evaluators import Evaluator
+from .judges import Judges
 from .predictors import predictor_of
 from .schedule import Walk, all_steps
 from .search import Search
@@ -56,6 +57,7 @@ def acdc_sweep(
     predictor: str | EdgeScores | ACDCResult = "history",
     evaluator: Callable[[Objective, EdgeBools | None], Evaluator] | None = None,
     within: ArrayLike | None = None,
+    prompt_weights: ArrayLike | Sequence | None = None,
     seed: int = 0,
     on_progress: Callable[[Progress], None] | None = None,
     on_result: Callable[[ACDCResult], None] | None = None,
@@ -77,6 +79,8 @@ def acdc_sweep(
     - `evaluator`: `LiveEvaluator` (the default), or `DenseEvaluator`, the slow oracle.
     - `within`: a circuit to search in, such as the best edges by some scores: the others are gone from the outset.
       Fewer trials, and another answer than that of the whole graph.
+    - `prompt_weights`: how much each prompt counts in the metric that decides; default: all alike. Only their ratios
+      matter.
     - `on_progress`: called after every round. `on_result`: called with each threshold's result as soon as it is known.
     - `checkpoint`: a folder that keeps how far the run is; the same call goes on from there, to the same answer.
 
@@ -88,6 +92,52 @@ def acdc_sweep(
         raise ValueError(f"thresholds: expected at least one number, got {thresholds!r:.60}")
     for threshold in thresholds:
         check_number("threshold", threshold)
+    weights = weights_of(objective, np.ones(objective.num_prompts) if prompt_weights is None else prompt_weights)
+    judges = Judges.of(sorted(set(thresholds)), weights, absolute)
+    record = {} if prompt_weights is None else {"prompt_weights": np.asarray(prompt_weights).tolist()}
+    results = searched(
+        objective,
+        judges,
+        record,
+        order=order,
+        head_order=head_order,
+        groups=groups,
+        width=width,
+        predictor=predictor,
+        evaluator=evaluator,
+        within=within,
+        seed=seed,
+        on_progress=on_progress,
+        on_result=on_result,
+        checkpoint=checkpoint,
+    )
+    for result in results:
+        _warn_of_noise(result)
+    number = {threshold: place for place, threshold in enumerate(judges.thresholds.tolist())}
+    return [results[number[threshold]] for threshold in thresholds]
+
+
+def searched(
+    objective: Objective,
+    judges: Judges,
+    record: dict[str, Any],
+    *,
+    order: str = "last_first",
+    head_order: str = "descending",
+    groups: bool = True,
+    width: int | None = None,
+    predictor: str | EdgeScores | ACDCResult = "history",
+    evaluator: Callable[[Objective, EdgeBools | None], Evaluator] | None = None,
+    within: ArrayLike | None = None,
+    seed: int = 0,
+    on_progress: Callable[[Progress], None] | None = None,
+    on_result: Callable[[ACDCResult], None] | None = None,
+    checkpoint: str | os.PathLike | None = None,
+) -> list[ACDCResult]:
+    """What each judge's search finds, each as it would be alone; see `acdc_sweep`.
+
+    - `record`: what says in the results' record, and in a checkpoint, how the judges came about.
+    """
     if width is not None and not 1 <= width <= WIDTHS[-1]:
         raise ValueError(f"width: expected 1 to {WIDTHS[-1]}, got {width}")
     graph = objective.graph
@@ -97,35 +147,32 @@ def acdc_sweep(
     if not isinstance(evaluator, type):
         raise ValueError(f"evaluator: expected LiveEvaluator or DenseEvaluator, got {evaluator!r:.60}")
     steps = all_steps(graph, order=order, head_order=head_order, groups=groups, seed=seed)
-    options = {"order": order, "head_order": head_order, "groups": groups, "absolute": absolute, "order_seed": seed}
-    options |= {"evaluator": evaluator.__name__, "width": width, **objective.describe()}
+    options = {"order": order, "head_order": head_order, "groups": groups, "absolute": judges.absolute}
+    options |= {"order_seed": seed, "evaluator": evaluator.__name__, **record}
+    asked = {"method": "acdc", "thresholds": judges.thresholds.tolist(), **options}
+    options |= {"width": width, **objective.describe()}
     if within is not None:
         within = np.asarray(within, bool) & graph.valid
         options["edges_within"] = int(within.sum())
-    first = Search(Walk(steps, within), predictor_of(predictor, graph), sorted(set(thresholds)), absolute)
+    first = Search(Walk(steps, within), predictor_of(predictor, graph), judges)
     policy = ExpectedWidth() if width is None else FixedWidth(width)
-    results: dict[float, ACDCResult] = {}
+    results: dict[int, ACDCResult] = {}
 
-    def tell(found: Iterable[ACDCResult]) -> None:
-        for result in found:
-            results[result.options["threshold"]] = result
+    def tell(found: Iterable[tuple[int, ACDCResult]]) -> None:
+        for number, result in found:
+            results[number] = result
             if on_result is not None:
                 on_result(result)
 
     with contextlib.ExitStack() as stack:
         clock, point = stack.enter_context(compile_clock()), None
         if checkpoint is not None:
-            asked = {
-                "method": "acdc",
-                "thresholds": first.thresholds,
-                **_settings(options),
-                "within": within is not None and digest_of(within),
-            }
+            asked["within"] = within is not None and digest_of(within)
             point = stack.enter_context(Savepoint(checkpoint, {**asked, **identity_of(objective)}))
         sweep = Sweep(objective, first, options, clock, point)
         tell(sweep.earlier())
         if not sweep.is_done:
-            _warn_of_thresholds(thresholds, sweep.begin(evaluator(objective, within), within is not None))
+            _warn_of_thresholds(judges.thresholds, sweep.begin(evaluator(objective, within), within is not None))
         while sweep.pending:
             search = sweep.pending[-1]
             if search.walk.is_done:
@@ -138,13 +185,22 @@ def acdc_sweep(
                 on_progress(search.progress(sweep.seconds[0]))
             sweep.reached(milestone=search.walk.receiver != receiver)
         sweep.save()
-    for result in results.values():
-        _warn_of_noise(result)
-    return [results[threshold] for threshold in thresholds]
+    return [results[number] for number in range(len(judges))]
 
 
-def _settings(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: options[name] for name in ("order", "head_order", "groups", "absolute", "order_seed", "evaluator")}
+def weights_of(objective: Objective, counts: ArrayLike | Sequence) -> Float[np.ndarray, "*judge prompt"]:
+    """The weights of the prompts' values in a metric in which each prompt counts so much.
+
+    Raises ValueError for counts that are not one finite number, 0 or more, a prompt, or that are 0 in all.
+    """
+    counts = np.asarray(counts, np.float64)
+    prompts = objective.num_prompts
+    if counts.shape[-1:] != (prompts,) or not np.isfinite(counts).all() or (counts < 0).any():
+        raise ValueError(f"prompt_weights: expected {prompts} numbers, 0 or more, got {counts!r:.60}")
+    whole = counts @ np.asarray(objective.weights, np.float64).sum(1)
+    if not whole.all():
+        raise ValueError("prompt_weights: expected one above 0, got none")
+    return counts / whole[..., None]
 
 
 def _warn_of_noise(result: ACDCResult) -> None:
@@ -156,9 +212,9 @@ def _warn_of_noise(result: ACDCResult) -> None:
         )
 
 
-def _warn_of_thresholds(thresholds: Sequence[float], noise: float) -> None:
+def _warn_of_thresholds(thresholds: Iterable[float], noise: float) -> None:
     """Says, before the first trial, what is odd about thresholds that the algorithm allows."""
-    for threshold in thresholds:
+    for threshold in dict.fromkeys(thresholds):
         said = None
         if threshold <= 0:
             said = "is not above 0: even an edge without any effect stays, only what lowers the metric goes"

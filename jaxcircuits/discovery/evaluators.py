@@ -21,16 +21,16 @@ class Evaluator(Protocol):
 
     memory: dict[tuple[int, ...], int]
 
-    def metric(self) -> float:
-        """The metric of the current circuit."""
+    def values(self) -> Float[np.ndarray, " prompt"]:
+        """Each prompt's share of the metric of the current circuit; the metric is their mean."""
         ...
 
     def fork(self) -> "Evaluator":
         """A second evaluator at the same point."""
         ...
 
-    def chain(self, steps: Sequence[Edges], guesses: Sequence[bool], width: int) -> Float[np.ndarray, " step"]:
-        """Metric i: of the current circuit after guesses 1..i-1 are applied, with step i removed.
+    def chain(self, steps: Sequence[Edges], guesses: Sequence[bool], width: int) -> Float[np.ndarray, "step prompt"]:
+        """Row i: `values` of the current circuit after guesses 1..i-1 are applied, with step i removed.
 
         Raises MemoryError if a chain of this width does not fit, before any compute.
         """
@@ -58,9 +58,9 @@ class DenseEvaluator:
         self.steps: Sequence[Edges] = ()
         self.memory: dict[tuple[int, ...], int] = {}
 
-    def metric(self) -> float:
-        """The metric of the current circuit."""
-        return float(self.objective(self.mask))
+    def values(self) -> Float[np.ndarray, " prompt"]:
+        """Each prompt's share of the metric of the current circuit; the metric is their mean."""
+        return np.asarray(self.objective.per_example(self.mask))
 
     def fork(self) -> "DenseEvaluator":
         """A second evaluator at the same point."""
@@ -68,8 +68,8 @@ class DenseEvaluator:
         copy.steps, copy.memory = self.steps, self.memory
         return copy
 
-    def chain(self, steps: Sequence[Edges], guesses: Sequence[bool], width: int) -> Float[np.ndarray, " step"]:
-        """Metric i: of the current circuit after guesses 1..i-1 are applied, with step i removed."""
+    def chain(self, steps: Sequence[Edges], guesses: Sequence[bool], width: int) -> Float[np.ndarray, "step prompt"]:
+        """Row i: `values` of the current circuit after guesses 1..i-1 are applied, with step i removed."""
         if (width,) not in self.memory:
             self.memory[width,] = self.objective.memory_needed(width)
             batching.check_fits(self.memory[width,], f"a batch of {width} circuits")
@@ -81,7 +81,7 @@ class DenseEvaluator:
             masks[row, edges[:, 0], edges[:, 1]] = False
             if is_removed:
                 current = masks[row].copy()
-        return np.asarray(self.objective.many(masks, width=width))[: len(steps)]
+        return np.asarray(self.objective.per_example_many(masks, width=width))[: len(steps)]
 
     def commit(self, removed: Sequence[bool]) -> None:
         """Applies the decisions on the first steps of the last chain."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from ..batching import CompileClock
 from ..finite import check_finite
@@ -21,7 +22,7 @@ class Sweep:
     """Where a sweep stands: at its beginning, or where a savepoint has it.
 
     - `pending`: the searches that go on, the next one last. `done`: records of the others, see `Search.record`.
-    - `values`: the metrics and the float noise that were measured at the start.
+    - `values`: of each prompt the metric of the whole model and of the start; the float noise. Measured at the start.
     """
 
     def __init__(
@@ -31,8 +32,9 @@ class Sweep:
         kept = point.get("searches") if point is not None else None
         record: dict[str, Any] = {} if kept is None else kept[0]
         self.pending: list[Search] = []
-        self.values: dict[str, float] | None = record.get("values")
-        self.done: list[dict[str, Any]] = record.get("done", [])
+        self.values: dict[str, Any] | None = record.get("values")
+        after = {} if kept is None else kept[1]
+        self.done = [(entry, after[f"done{number}"]) for number, entry in enumerate(record.get("done", []))]
         self._names: list[str] = record.get("pending", [])
         self._count: int = record.get("count", 0)
         self._before: list[float] = record.get("seconds", [0.0, 0.0])
@@ -57,50 +59,52 @@ class Sweep:
         """
         self.start.evaluator = evaluator
         if self.values is None:
-            self.values = self._measured(evaluator.metric(), is_part)
-            self.start.current = self.values["metric_start"]
+            self.values = self._measured(evaluator.values(), is_part)
+            self.start.current = np.array(self.values["start"])
             self.pending = [self.start]
         else:
-            self.start.current = self.values["metric_start"]
+            self.start.current = np.array(self.values["start"])
             self.pending = [self._again(name) for name in self._names]
         return self.values["noise"]
 
-    def _measured(self, metric_start: float, is_part: bool) -> dict[str, float]:
+    def _measured(self, start: np.ndarray, is_part: bool) -> dict[str, Any]:
         objective = self.objective
-        metric_full = float(objective(objective.graph.valid)) if is_part else metric_start
-        for metric in (metric_full, metric_start):
-            check_finite(f"acdc: metric {objective.metric_name} at the start", metric)
-        noise = _noise(objective, objective.graph.valid, metric_full)
-        return {"metric_full": metric_full, "metric_start": metric_start, "noise": noise}
+        full = np.asarray(objective.per_example(objective.graph.valid)) if is_part else start
+        for values in (full, start):
+            check_finite(f"acdc: metric {objective.metric_name} at the start", values, prompt=None)
+        return {"full": full.tolist(), "start": start.tolist(), "noise": _noise(objective, objective.graph.valid, full)}
 
     def _again(self, name: str) -> Search:
         assert self.point is not None
         if (kept := self.point.get(name)) is None:
             raise ValueError(f"{self.point.folder} is damaged: {name} is missing; remove the folder to begin anew")
-        search = self.start.again(kept[0])
-        search.evaluator.restore(kept[1])
+        state = dict(kept[1])
+        search = self.start.again(kept[0], state.pop("after"))
+        search.evaluator.restore(state)
         search.saved = name
         return search
 
-    def end(self) -> list[ACDCResult]:
-        """Takes the next search, which is done, off the others; a result for each of its thresholds."""
+    def end(self) -> list[tuple[int, ACDCResult]]:
+        """Takes the next search, which is done, off the others; the result of each of its judges, by number."""
         assert self.values is not None
         search = self.pending.pop()
         noise = max(self.values["noise"], _noise(self.objective, search.walk.mask, search.current))
-        self.done.append({**search.record(), "noise": noise, "seconds": self.seconds})
-        return self._results(search, self.done[-1])
+        record, after = search.record()
+        self.done.append(({**record, "noise": noise, "seconds": self.seconds}, after))
+        return self._results(search, self.done[-1][0])
 
-    def earlier(self) -> Iterator[ACDCResult]:
+    def earlier(self) -> Iterator[tuple[int, ACDCResult]]:
         """The results that a savepoint has."""
-        for record in self.done:
+        for record, after in self.done:
             assert self.values is not None
-            self.start.current = self.values["metric_start"]
-            yield from self._results(self.start.again(record), record)
+            self.start.current = np.array(self.values["start"])
+            yield from self._results(self.start.again(record, after), record)
 
-    def _results(self, search: Search, record: dict[str, Any]) -> list[ACDCResult]:
+    def _results(self, search: Search, record: dict[str, Any]) -> list[tuple[int, ACDCResult]]:
         assert self.values is not None
-        measured = self.values["metric_full"], record["noise"], record["seconds"]
-        return [search.result(threshold, *measured, self.options) for threshold in search.thresholds]
+        measured = np.array(self.values["full"]), record["noise"], record["seconds"]
+        numbers = search.judges.numbers.tolist()
+        return [(number, search.result(place, *measured, self.options)) for place, number in enumerate(numbers)]
 
     def reached(self, *, milestone: bool) -> None:
         """A whole state: saved if there is a savepoint, and if it is time to."""
@@ -118,16 +122,19 @@ class Sweep:
         for search in self.pending:
             if search.saved is None:
                 self._count += 1
-                self.point.put(f"search-{self._count}", search.record(), search.evaluator.state())
+                record, after = search.record()
+                self.point.put(f"search-{self._count}", record, {**search.evaluator.state(), "after": after})
                 search.saved = f"search-{self._count}"
         names = [search.saved for search in self.pending if search.saved is not None]
-        record = {"values": self.values, "pending": names, "done": self.done, "count": self._count}
-        self.point.put("searches", {**record, "seconds": self.seconds})
+        done = [record for record, _ in self.done]
+        record = {"values": self.values, "pending": names, "done": done, "count": self._count, "seconds": self.seconds}
+        self.point.put("searches", record, {f"done{number}": after for number, (_, after) in enumerate(self.done)})
         self.point.keep_only(["searches", *names])
 
 
-def _noise(objective: Objective, mask: EdgeBools, metric: float) -> float:
+def _noise(objective: Objective, mask: EdgeBools, values: Float[np.ndarray, " prompt"]) -> float:
     """Float error of a circuit's metric: the same by another route (prompt by prompt), and at least rounding."""
     eps = float(jnp.finfo(objective.model.dtype).eps)
-    other = float(np.asarray(objective.per_example(mask), np.float64).mean())
+    metric = values.mean(dtype=np.float64)
+    other = np.asarray(objective.per_example(mask)).mean(dtype=np.float64)
     return float(max(abs(other - metric), eps * abs(metric)))

@@ -17,6 +17,7 @@ from ..circuit import Circuit
 from ..evaluation import Inspection, Record
 from ..files import plain, write_text
 from ..graph import Graph
+from ..resampling import interval_of
 from ..scores import Scores
 from .judged import judged
 
@@ -144,7 +145,10 @@ def _edges_and_circuits(circuits: Sequence[Circuit], inspections: Sequence[Inspe
     """The edges that some record measured, as columns, and each circuit as places in them."""
     graph = circuits[0].graph
     ranking = _ranking(circuits)
+    shares = circuits[0].shares
     measured = graph.valid if ranking else np.any([circuit.mask for circuit in circuits], axis=0)
+    if shares is not None:
+        measured = measured | (shares > 0)
     edges = np.argwhere(measured)
     places = np.zeros(graph.shape, int)
     places[measured] = np.arange(len(edges))
@@ -156,6 +160,10 @@ def _edges_and_circuits(circuits: Sequence[Circuit], inspections: Sequence[Inspe
             "nodes": len(circuit.nodes),
             "run": {key: plain(value) for key, value in circuit.run.items()},
         }
+        if len(circuits) == 1 and shares is not None:
+            count = circuit.run["replicates"]["count"]
+            ends = interval_of(np.round(shares[measured] * count).astype(int), count)
+            entry |= {"shares": _short(shares[measured]), "intervals": _short(ends)}
         if inspections:
             inspection = inspections[number]
             entry["losses"] = _short(inspection.loss_circuit)

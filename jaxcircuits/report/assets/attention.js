@@ -4,7 +4,6 @@
 const SHADES = 255;
 const LEGIBLE = 9; // pixels a token, from which labels are drawn
 const readable = (token) => token.replace(/\n/g, "↵").replace(/\t/g, "⇥").trim() || "␣";
-const percent = (share) => `${Math.round(100 * share)}\u202f%`;
 
 function attention(head) {
   if (!prompts.length) return [el("p", { class: "empty" }, "This report was made without the model, so it has no attention patterns.")];

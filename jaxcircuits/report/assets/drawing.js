@@ -55,7 +55,7 @@ const strength = (edge) => (view.most ? Math.sqrt(Math.abs(edge.value) / view.mo
 function drawEdge(edge, cell) {
   const path = edge.nodes.map((node) => curve(edge, node, cell)).join("");
   const width = (0.8 + 4.7 * strength(edge)).toFixed(2);
-  const opacity = (0.28 + 0.67 * strength(edge)).toFixed(2);
+  const opacity = (edge.share === null ? 0.28 + 0.67 * strength(edge) : 0.08 + 0.87 * edge.share).toFixed(2);
   return svg("g", { class: `edge ${edge.kind}${edge.value < 0 ? " negative" : ""}`, "data-edge": edge.id },
     svg("path", { class: "hit", d: path }),
     svg("path", { class: "line", d: path, "stroke-width": width, "stroke-opacity": opacity }));

@@ -2,7 +2,7 @@
 // Draws everything once, then what each change touches.
 
 const changes = (change, ...keys) => keys.some((key) => key in change);
-const viewChanges = (change) => changes(change, "circuit", "best", "show", "kinds");
+const viewChanges = (change) => changes(change, "circuit", "best", "share", "show", "kinds");
 
 listeners.push((change) => {
   byId("tip").hidden = true;

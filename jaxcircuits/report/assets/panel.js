@@ -74,6 +74,7 @@ function edgeDetails(edge) {
     heading(arrow(edge), `What ${edge.sender} writes, as the ${part} of ${edge.nodes.join(", ")} reads it`),
     el("p", { class: "pair" }, to(edge.sender), "→", edge.nodes.map(to)),
     el("dl", { class: "pairs" }, el("dt", {}, "Score"), el("dd", {}, signed(edge.score)),
+      edge.share === null ? null : [el("dt", {}, "Kept in replicates"), el("dd", {}, `${percent(edge.share)} (${edge.interval.map(percent).join(" to ")})`)],
       edge.effects ? [el("dt", {}, "Loss without it"), el("dd", {}, `${signed(edge.effect)} ± ${number(deviation(edge.effects))}`)] : null),
   ];
   if (!edge.effects) return [...parts, el("p", { class: "empty" }, "This report has no effects on single prompts for this edge.")];

@@ -28,6 +28,7 @@ function drawHead() {
       text = `With only ${count(kept)} of the model's ${whole} running${rest} ${metricName()} is ${tidy(run.metric_final)}${full}.`;
     }
   }
+  if (view.circuit.shares) text += ` ${surely()}`;
   byId("lead").textContent = text;
   const prompted = prompts.length ? `first ${counted(prompts.length, "prompt")}` : "";
   const facts = [
@@ -43,6 +44,14 @@ function drawHead() {
   byId("facts").replaceChildren(...facts.map(([name, value, note]) =>
     el("div", {}, el("dt", {}, name), el("dd", {}, el("b", {}, value), el("small", {}, note)))));
 }
+// How many edges are sure, in words.
+function surely() {
+  const { shares, run } = view.circuit;
+  const sure = shares.filter((share) => share >= SURE).length;
+  const some = shares.filter((share) => share > 0).length - sure;
+  return `The search was repeated on ${counted(run.replicates.count, "resampled set")} of prompts: ${counted(sure, "edge")} `
+    + `${sure === 1 ? "is" : "are"} kept in at least ${percent(SURE)} of them, ${count(some)} in fewer.`;
+}
 const tidy = (value) => (Math.abs(value) < 1e-9 ? "0" : number(value));
 
 // --- controls ---------------------------------------------------------------------------------
@@ -51,6 +60,7 @@ function drawControls() {
   const controls = [];
   if (circuits.length > 1) controls.push(sweepSlider());
   if (data.ranking !== null) controls.push(...rankingControls());
+  if (circuits.length === 1 && circuits[0].shares) controls.push(...shareControls());
   if (circuits[0].effects && state.best === null) {
     controls.push(el("label", {}, "Lines show ", el("select", { id: "show", onchange: (event) => update({ show: event.target.value }) },
       el("option", { value: "score", selected: state.show === "score" }, "the method's score"),
@@ -67,6 +77,19 @@ function sweepSlider() {
   listeners.push((change) => { if ("circuit" in change) { slider.value = state.circuit; say(); slider.setAttribute("aria-valuetext", says.textContent); } });
   say();
   return el("div", { class: "slider" }, slider, says);
+}
+
+function shareControls() {
+  const says = el("output", { for: "share" });
+  const say = (value) => { says.textContent = `kept in at least ${percent(value / 100)} of the replicates`; };
+  const slider = el("input", { type: "range", id: "share", min: 1, max: 100, step: 1, value: 100 * SURE, "aria-label": "Least share of the replicates",
+    oninput: () => { say(slider.value); update({ share: slider.value / 100 }); } });
+  say(slider.value);
+  const box = el("div", { class: "slider", hidden: state.share === null }, slider, says);
+  const choice = (text, isShare) => el("label", {}, el("input", { type: "radio", name: "mode", checked: (state.share !== null) === isShare,
+    onchange: () => { box.hidden = !isShare; update({ share: isShare ? slider.value / 100 : null }); } }), text);
+  return [el("fieldset", { class: "choice" }, el("legend", { class: "hidden" }, "Edges in view"),
+    choice(`Circuit (${count(circuits[0].kept.length)})`, false), choice("By replicates", true)), box];
 }
 
 function rankingControls() {
@@ -103,7 +126,11 @@ function drawLegend() {
     svg("svg", { width: 26, height: 8, "aria-hidden": "true" }, svg("g", { class: `edge ${kind}` }, svg("path", { class: "line", d: "M1 4H25", "stroke-width": 2.5 }))),
     text));
   const sign = (name, text) => el("span", { class: "sign" }, el("i", { class: name }), text);
-  byId("legend").replaceChildren(...kinds, sign("positive", "loss rises without it"), sign("negative", "loss falls without it"));
+  const fading = [1, 0.5, 0.1].map((share) => svg("path", { class: "line", d: "M1 4H15", "stroke-width": 3, "stroke-opacity": 0.08 + 0.87 * share }));
+  const sure = el("span", { class: "sign" }, fading.map((line) => svg("svg", { width: 17, height: 8, "aria-hidden": "true" }, svg("g", { class: "edge" }, line))),
+    "kept in all, half, a tenth of the replicates");
+  byId("legend").replaceChildren(...kinds, sign("positive", "loss rises without it"), sign("negative", "loss falls without it"),
+    ...(circuits[0].shares ? [sure] : []));
 }
 
 // --- prompts ----------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ const isScores = data.ranking !== null && circuits[0].kept.length === graph.numE
 const state = {
   circuit: 0, // which of a sweep's
   best: null, // how many of the best edges, or null: the circuit as it is
+  share: null, // of the replicates that keep an edge, at least; or null: the circuit as it is
   show: "score", // what width and colour stand for: "score" or "effect"
   kinds: new Set(graph.kinds),
   node: null,
@@ -31,7 +32,7 @@ const state = {
 const listeners = [];
 const update = (change) => {
   Object.assign(state, change);
-  if (Object.keys(change).some((key) => ["circuit", "best", "show", "kinds"].includes(key))) view = currentView();
+  if (Object.keys(change).some((key) => ["circuit", "best", "share", "show", "kinds"].includes(key))) view = currentView();
   for (const listener of listeners) listener(change);
 };
 
@@ -45,17 +46,23 @@ const ranked = data.ranking === null ? [] : (() => {
 function currentView() {
   const circuit = circuits[state.circuit];
   const place = new Map(circuit.kept.map((id, i) => [id, i]));
-  const ids = state.best === null ? circuit.kept : ranked.slice(0, state.best);
+  const isShared = (edge) => circuit.shares[edge.id] >= Math.max(state.share, Number.MIN_VALUE);
+  const ids = state.share !== null ? edges.filter(isShared).map((edge) => edge.id)
+    : state.best === null ? circuit.kept : ranked.slice(0, state.best);
   const shown = ids.map((id) => {
     const effects = circuit.effects && place.has(id) ? circuit.effects[place.get(id)] : null;
     const score = circuit.scores[id];
     const effect = effects && mean(effects);
-    return { ...edges[id], score, effects, effect, value: state.show === "effect" && effect !== null ? effect : score };
+    const share = circuit.shares ? circuit.shares[id] : null;
+    const interval = circuit.intervals?.map((ends) => ends[id]);
+    return { ...edges[id], score, share, interval, effects, effect, value: state.show === "effect" && effect !== null ? effect : score };
   });
   const drawn = shown.filter((edge) => state.kinds.has(edge.kind));
   const nodes = new Set(shown.flatMap((edge) => [edge.sender, ...edge.nodes]));
   return { circuit, shown, drawn, nodes, most: Math.max(...shown.map((edge) => Math.abs(edge.value)), 0) };
 }
+const SURE = 0.95; // share of the replicates from which on an edge counts as sure
+const percent = (share) => `${Math.round(100 * share)}\u202f%`;
 const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
 const deviation = (values) => {
   const middle = mean(values);

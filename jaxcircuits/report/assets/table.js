@@ -6,12 +6,14 @@ const COLUMNS = [
   { title: "Sender", of: (edge) => edge.sender, text: (edge) => edge.sender },
   { title: "Receiver", of: (edge) => edge.receiver, text: (edge) => edge.receiver },
   { title: "Score", isNumber: true, of: (edge) => edge.score, text: (edge) => signed(edge.score) },
+  { title: "Kept in replicates", isNumber: true, of: (edge) => edge.share, text: (edge) => percent(edge.share), isShare: true },
   { title: "Loss without it", isNumber: true, of: (edge) => edge.effect, text: (edge) => (edge.effects ? signed(edge.effect) : "–"), isEffect: true },
   { title: "Over prompts", isNumber: true, of: (edge) => edge.effects && deviation(edge.effects), text: (edge) => (edge.effects ? spread(edge.effects) : "–"), isEffect: true },
 ];
 const table = { column: "Score", descending: true, all: false };
 
-const columns = () => COLUMNS.filter((column) => !column.isEffect || view.shown.some((edge) => edge.effects));
+const columns = () => COLUMNS.filter((column) => (!column.isEffect || view.shown.some((edge) => edge.effects))
+  && (!column.isShare || view.circuit.shares));
 
 function rows() {
   const words = byId("filter").value.toLowerCase().split(/\s+/).filter(Boolean);

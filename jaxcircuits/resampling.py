@@ -1,0 +1,33 @@
+"""Resampled prompts, and what shares and quantiles of replicates say."""
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy import stats
+
+RESAMPLES = ("bootstrap", "keep")
+
+
+def draws(prompts: int, count: int, resample: str, q: float, seed: int) -> Int[np.ndarray, "replicate prompt"]:
+    """How often each prompt is in each of `count` replicates.
+
+    - `resample`: "bootstrap", as many prompts as there are with replacement; "keep", each with probability `1 - q`.
+
+    Raises ValueError for another `resample` and for a `q` that is no share.
+    """
+    if resample not in RESAMPLES:
+        raise ValueError(f"resample: expected one of {', '.join(RESAMPLES)}, got {resample!r}")
+    if not 0 < q < 1:
+        raise ValueError(f"q: expected the share of prompts left out, above 0 and below 1, got {q}")
+    rng = np.random.default_rng(seed)
+    if resample == "keep":
+        return (rng.random((count, prompts)) >= q).astype(int)
+    return rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=count)
+
+
+def interval_of(kept: np.ndarray, count: int, confidence: float = 0.95) -> Float[np.ndarray, "2 *edges"]:
+    """Lower and upper end of a share, of `kept` in `count` draws: Clopper and Pearson's exact interval (1934)."""
+    tail = (1 - confidence) / 2
+    with np.errstate(invalid="ignore"):
+        low = np.where(kept > 0, stats.beta.ppf(tail, kept, count - kept + 1), 0.0)
+        high = np.where(kept < count, stats.beta.ppf(1 - tail, kept + 1, count - kept), 1.0)
+    return np.stack([low, high])
