@@ -21,6 +21,7 @@ from .discovery import LearntMask as LearntMask
 from .discovery import OptimalReference as OptimalReference
 from .discovery import Progress as Progress
 from .discovery import Replicates as Replicates
+from .discovery import ScoreReplicates as ScoreReplicates
 from .discovery import State as State
 from .discovery import acdc as acdc
 from .discovery import acdc_sweep as acdc_sweep
@@ -42,6 +43,7 @@ from .discovery import node_ig as node_ig
 from .discovery import optimal_ablation as optimal_ablation
 from .discovery import random_scores as random_scores
 from .discovery import replicates as replicates
+from .discovery import score_replicates as score_replicates
 from .discovery import subnetwork_probing as subnetwork_probing
 from .discovery import ugs as ugs
 from .evaluation import MIB_SHARES as MIB_SHARES

@@ -7,7 +7,7 @@ import numpy as np
 import typer
 
 from ..circuit import RANKS, Circuit
-from ..discovery import methods
+from ..discovery import methods, score_replicates
 from .config import Context, config_of
 from .lists import print_circuit
 from .options import (
@@ -39,6 +39,9 @@ def score(
     positions: Annotated[
         str | None, typer.Option(help="score edges at one token position, as 3, or a span before 7, as 3:7")
     ] = None,
+    replicates: Annotated[
+        int, typer.Option(help="bootstrap replicates for intervals, of methods that are means over prompts", min=0)
+    ] = 0,
     prompts: PromptOptions = PromptOptions(metric="logit_diff"),
     checkpoint: Checkpoint = None,
     config: Config = None,
@@ -53,6 +56,11 @@ def score(
         hyperparameters.setdefault("seed", prompts.seed)
     if positions is not None:
         hyperparameters["positions"] = [_span(positions, chosen)]
+    if replicates and (checkpoint is not None or positions is not None or "seed" in chosen.defaults):
+        raise ValueError(
+            "--replicates: expected a method without a seed, at all positions and without --checkpoint: every prompt "
+            "is scored once"
+        )
     check_fillable(checkpoint=checkpoint)
     if checkpoint is not None:
         if not chosen.takes_checkpoint:
@@ -60,7 +68,11 @@ def score(
         hyperparameters["checkpoint"] = checkpoint
     with warnings_as_lines():
         objective, run, *_ = load(task, prompts)
-        scores: Any = chosen.run(objective, **hyperparameters)
+        scores: Any
+        if replicates:
+            scores = score_replicates(objective, chosen.run, count=replicates, seed=prompts.seed, **hyperparameters)
+        else:
+            scores = chosen.run(objective, **hyperparameters)
     if positions is not None:
         scores = scores.at(0)
     scored = Circuit.of(scores, d_model=objective.d_model, config=config_of(ctx), **run)
@@ -103,12 +115,24 @@ def _print_scores(scored: Circuit) -> None:
     run, graph = scored.run, scored.graph
     names: list[Any] = [run[key] for key in ("method", "metric", "reference")]
     out.print(f"{run['task']} on {run['model']}, {run['prompts']} prompts, {', '.join(names)}", markup=False)
+    record = run.get("score_replicates")
+    within = np.full(graph.shape, "", object)
+    if record is not None:
+        within[graph.valid] = [
+            f"  {low:+.3g} to {high:+.3g}" for low, high in zip(record["low"], record["high"], strict=True)
+        ]
     for sender, receiver in graph.edges[np.argsort(-scored.scores[graph.valid], kind="stable")[:SHOWN]]:
         name = graph.edge_name(sender, receiver)
-        out.print(f"  {name:<20} {scored.scores[sender, receiver]:+.6g}", markup=False)
+        out.print(f"  {name:<20} {scored.scores[sender, receiver]:+.6g}{within[sender, receiver]}", markup=False)
     cost = f"{run['seconds']:.1f} s"
     if "forward_passes" in run:
         cost = f"{run['forward_passes']} forward and {run['backward_passes']} backward passes, {cost}"
     else:
         cost = f"{scored.num_edges} edges kept, {run['metric']} {run['metric_final']:.6g}; {cost}"
     out.print(f"the best {min(SHOWN, graph.num_edges)} of {graph.num_edges} edges; {cost}")
+    if record is not None:
+        low, middle, high = record["rank_correlation"]
+        out.print(
+            f"{record['count']} bootstrap replicates: the 95% intervals of {record['excludes_zero']} edges exclude 0; "
+            f"rank correlation with all prompts {middle:.3f} ({low:.3f} to {high:.3f})"
+        )

@@ -28,6 +28,8 @@ from .optimal_ablation import OptimalReference as OptimalReference
 from .optimal_ablation import optimal_ablation as optimal_ablation
 from .replicates import Replicates as Replicates
 from .replicates import replicates as replicates
+from .score_replicates import ScoreReplicates as ScoreReplicates
+from .score_replicates import score_replicates as score_replicates
 from .subnetwork_probing import subnetwork_probing as subnetwork_probing
 from .ugs import ugs as ugs
 from .uniform import random_scores as random_scores
