@@ -17,6 +17,7 @@ from .data import PromptPairs as PromptPairs
 from .discovery import ACDCResult as ACDCResult
 from .discovery import Decision as Decision
 from .discovery import DenseEvaluator as DenseEvaluator
+from .discovery import Kinds as Kinds
 from .discovery import LearntMask as LearntMask
 from .discovery import OptimalReference as OptimalReference
 from .discovery import Progress as Progress
@@ -41,6 +42,7 @@ from .discovery import mattr as mattr
 from .discovery import node_attribution as node_attribution
 from .discovery import node_ig as node_ig
 from .discovery import optimal_ablation as optimal_ablation
+from .discovery import per_prompt as per_prompt
 from .discovery import random_scores as random_scores
 from .discovery import replicates as replicates
 from .discovery import score_replicates as score_replicates

@@ -362,9 +362,9 @@ def test_whole_neurons_are_the_node(tmp_path):
 
 def test_what_select_refuses():
     scores = some_scores()
-    with pytest.raises(ValueError, match="either a number of edges or a threshold"):
+    with pytest.raises(ValueError, match="one of a number of edges, a threshold and a share"):
         jc.Circuit.select(scores)
-    with pytest.raises(ValueError, match="either a number of edges or a threshold"):
+    with pytest.raises(ValueError, match="one of a number of edges, a threshold and a share"):
         jc.Circuit.select(scores, edges=1, threshold=0.1)
     with pytest.raises(ValueError, match="signed, absolute"):
         jc.Circuit.select(scores, edges=1, rank="size")

@@ -1,5 +1,6 @@
 """`discover` and `sweep`: ACDC."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,14 +10,15 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ..circuit import Circuit
-from ..discovery import ACDCResult, Replicates, acdc_sweep, replicates
+from ..discovery import ACDCResult, Replicates, acdc, acdc_sweep, per_prompt, replicates
 from ..discovery import Progress as ACDCProgress
 from ..discovery.schedule import HEAD_ORDERS, NAME_ORDERS
 from ..files import short_name, write_text
+from ..objective import Objective
 from ..report import plot_pareto
 from ..resampling import RESAMPLES
 from .config import Context, config_of
-from .lists import print_circuit
+from .lists import print_circuit, print_kind
 from .options import (
     Checkpoint,
     Config,
@@ -32,7 +34,7 @@ from .options import (
     takes_groups,
     warnings_as_lines,
 )
-from .report import check_page, write_report
+from .report import PROMPTS_SHOWN, check_page, write_report
 
 Page = Annotated[Path | None, typer.Option(help="draw the result as a self-contained page, page.html")]
 
@@ -57,6 +59,11 @@ class ReplicateOptions(NamedTuple):
 
     replicates: Annotated[int, typer.Option(help="searches on resampled prompts; 0: none", min=0)] = 0
     resample: Annotated[str, typer.Option(help=f"how prompts are drawn: {', '.join(RESAMPLES)}")] = "bootstrap"
+    per_prompt: Annotated[
+        bool,
+        typer.Option(help="search every prompt alone, and each kind of prompts; --out c.json: c-1.json, ..."),
+    ] = False
+    kinds: Annotated[int | None, typer.Option(help="of prompts; default: as the silhouette says", min=1)] = None
     left_out: Annotated[float, typer.Option(help="share of the prompts that `--resample keep` leaves out")] = 0.9
 
 
@@ -75,15 +82,41 @@ def discover(
 ) -> None:
     """Finds a circuit with ACDC and prints it."""
     check_writable(task, search.within, out=out_file, report=report)
+    if resampling.per_prompt and resampling.replicates:
+        raise ValueError("--per-prompt: expected no --replicates besides: every prompt is searched alone")
     check_fillable(checkpoint=checkpoint)
     check_page(report)
-    [circuit], loaded = _run(ctx, task, [threshold], prompts, search, checkpoint, resampling=resampling)
-    print_circuit(circuit)
-    if out_file is not None:
-        circuit.save(out_file)
-        out.print(f"written to {out_file}", markup=False)
+
+    def find(objective: Objective, told: Any, **options: Any) -> Sequence[ACDCResult | Replicates]:
+        return _of_samples(objective, threshold, resampling, **options)
+
+    circuits, loaded = _run(ctx, task, prompts, search, checkpoint, find)
+    for number, circuit in enumerate(circuits, 1):
+        if resampling.per_prompt:
+            print_kind(circuit, loaded.pairs, loaded.checkpoint)
+        print_circuit(circuit)
+        if out_file is not None:
+            file = out_file.with_stem(f"{out_file.stem}-{number}") if resampling.per_prompt else out_file
+            circuit.save(file)
+            out.print(f"written to {file}", markup=False)
     if report is not None:
-        write_report(report, [circuit], loaded.objective, loaded.checkpoint)
+        shown = len(loaded.pairs) if resampling.per_prompt else PROMPTS_SHOWN
+        write_report(report, circuits, loaded.objective, loaded.checkpoint, shown)
+
+
+def _of_samples(
+    objective: Objective, threshold: float, resampling: ReplicateOptions, seed: int, **options: Any
+) -> Sequence[ACDCResult | Replicates]:
+    """What ACDC finds: once, with replicates, or on each kind of prompts."""
+    if resampling.per_prompt:
+        found = per_prompt(objective, threshold, kinds=resampling.kinds, seed=seed, **options)
+        kinds = [{"number": kind + 1, "prompts": found.prompts(kind).tolist()} for kind in range(len(found.circuits))]
+        each = zip(found.circuits, kinds, strict=True)
+        return [dataclasses.replace(circuit, options={**circuit.options, "kind": kind}) for circuit, kind in each]
+    if resampling.replicates:
+        drawn = dict(count=resampling.replicates, resample=resampling.resample, q=resampling.left_out, seed=seed)
+        return [replicates(objective, threshold, **drawn, order_seed=seed, **options)]
+    return [acdc(objective, threshold, seed=seed, **options)]
 
 
 @takes_groups
@@ -109,7 +142,10 @@ def sweep(
             out_folder.mkdir(parents=True, exist_ok=True)
             circuit.save(out_folder / file_name(circuit.run["threshold"]))
 
-    circuits, loaded = _run(ctx, task, chosen, prompts, search, checkpoint, keep)
+    def find(objective: Objective, told: Any, **options: Any) -> Sequence[ACDCResult]:
+        return acdc_sweep(objective, chosen, on_result=lambda result: keep(told(result)), **options)
+
+    circuits, loaded = _run(ctx, task, prompts, search, checkpoint, find)
     rows = [(run["threshold"], run["edges_kept"], run["metric_final"]) for run in (c.run for c in circuits)]
     out.print(f"{'threshold':>12} {'edges':>8} {prompts.metric:>16}")
     for row in rows:
@@ -131,14 +167,15 @@ def file_name(threshold: float) -> str:
 def _run(
     ctx: Context,
     task: str,
-    thresholds: Sequence[float],
     prompts: PromptOptions,
     search: SearchOptions,
     checkpoint: Path | None,
-    keep: Callable[[Circuit], None] = lambda circuit: None,
-    resampling: ReplicateOptions = ReplicateOptions(),
+    find: Callable[..., Sequence[ACDCResult | Replicates]],
 ) -> tuple[list[Circuit], Loaded]:
-    """Loads, checks, computes; one circuit a threshold, and what they are circuits of; `keep` gets each at once."""
+    """Loads, checks, computes; the circuits that `find` gives, and what they are circuits of.
+
+    - `find(objective, told, **options)`: results of ACDC; `told` makes a result a circuit.
+    """
     options = search._asdict()
     width, within = options.pop("batch"), options.pop("within")
     start = None if within is None else Circuit.load(within)
@@ -153,14 +190,7 @@ def _run(
             return Circuit.of(result, d_model=loaded.objective.d_model, config=config_of(ctx), **loaded.run)
 
         with _progress() as show:
-            options["on_progress"] = show
-            if resampling.replicates:
-                [threshold], order_seed = thresholds, options["seed"]
-                drawn = dict(count=resampling.replicates, resample=resampling.resample, q=resampling.left_out)
-                results = [replicates(loaded.objective, threshold, **drawn, order_seed=order_seed, **options)]
-            else:
-                told = lambda result: keep(circuit_of(result))  # noqa: E731
-                results = acdc_sweep(loaded.objective, thresholds, on_result=told, **options)
+            results = find(loaded.objective, circuit_of, on_progress=show, **options)
     return [circuit_of(result) for result in results], loaded
 
 

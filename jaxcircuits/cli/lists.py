@@ -9,6 +9,7 @@ import typer
 
 from .. import checkpoints
 from ..circuit import Circuit
+from ..data import PromptPairs
 from ..discovery.methods import METHODS
 from ..types import EdgeScores
 from .options import out
@@ -103,3 +104,16 @@ def _print_replicates(circuit: Circuit, shares: EdgeScores) -> None:
     for name, what in (("edges", "edges"), ("metrics", metric), ("jaccards", "Jaccard to this circuit")):
         low, middle, high = np.quantile(record[name], [0.025, 0.5, 0.975])
         out.print(f"  {what}: {middle:.4g} ({low:.4g} to {high:.4g} in 95% of them)", markup=False)
+
+
+def print_kind(circuit: Circuit, pairs: PromptPairs, checkpoint: checkpoints.Checkpoint) -> None:
+    """Which prompts a circuit is of."""
+    prompts = circuit.run["kind"]["prompts"]
+    out.print(f"kind {circuit.run['kind']['number']}: {len(prompts)} of {len(pairs)} prompts")
+    lengths = pairs.inside().sum(1)
+    for number in prompts[:SHOWN]:
+        ids = pairs.clean[number, : lengths[number]].tolist()
+        text = checkpoint.tokenizer.decode(ids) if checkpoint.has_tokenizer else " ".join(map(str, ids))
+        out.print(f"  {number + 1} {text!r}", markup=False)
+    if len(prompts) > SHOWN:
+        out.print(f"  and {len(prompts) - SHOWN} more")

@@ -68,10 +68,14 @@ def report(
 
 
 def write_report(
-    path: Path, circuits: Sequence[Circuit], objective: Objective, checkpoint: checkpoints.Checkpoint
+    path: Path,
+    circuits: Sequence[Circuit],
+    objective: Objective,
+    checkpoint: checkpoints.Checkpoint,
+    prompts: int = PROMPTS_SHOWN,
 ) -> None:
     """The page of circuits that were found just now."""
-    write_page(path, circuits, inspections=_inspect(circuits, objective, checkpoint))
+    write_page(path, circuits, inspections=_inspect(circuits, objective, checkpoint, prompts))
     out.print(f"report written to {path}", markup=False)
 
 

@@ -2,7 +2,8 @@
 // The head of the page, its controls, the prompts and the record of the run.
 
 const label = (circuit) => {
-  const { threshold, selection, sparsity } = circuit.run;
+  const { threshold, selection, sparsity, kind } = circuit.run;
+  if (kind?.prompts) return `kind ${kind.number}: ${counted(kind.prompts.length, "prompt")}`;
   if (typeof threshold === "number") return `threshold ${number(threshold)}`;
   if (selection?.edges !== undefined) return `of the best ${count(selection.edges)}`;
   if (selection?.threshold !== undefined) return `score ≥ ${number(selection.threshold)}`;
@@ -142,14 +143,16 @@ function drawPrompts() {
   }
   const { losses } = view.circuit;
   const chip = (text, kind) => el("span", { class: `answer ${kind}` }, el("span", { class: "hidden" }, kind === "right" ? "right: " : "wrong: "), readable(text));
-  const cards = prompts.map((prompt, i) => el("li", {},
+  const isOfKind = (i) => !view.circuit.run.kind?.prompts || view.circuit.run.kind.prompts.includes(i);
+  const cards = prompts.map((prompt, i) => !isOfKind(i) ? null : el("li", {},
     el("p", { class: "text" }, el("span", { class: "rank" }, `${i + 1}`), prompt.tokens.map((token) => el("span", { class: "token" }, token)), " ",
       prompt.answers.map((text) => chip(text, "right")), prompt.wrong.slice(0, 5).map((text) => chip(text, "wrong")),
       prompt.wrong.length > 5 ? el("span", { class: "hint" }, ` and ${prompt.wrong.length - 5} more`) : null),
     el("dl", { class: "losses" }, [["whole model", prompt.full], ...(state.best === null ? [["circuit", losses[i]]] : []), ["no edges", prompt.empty]].map(([name, value]) =>
       el("div", {}, el("dt", {}, name), el("dd", {}, tidy(value)))))));
   const total = view.circuit.run.prompts;
-  const note = `${total > prompts.length ? `The first ${prompts.length} of ${count(total)} prompts` : "All prompts"}, with the right and wrong answers and ${metricName()} on each; lower is better.`;
+  const some = view.circuit.run.kind ? "The prompts of this kind" : total > prompts.length ? `The first ${prompts.length} of ${count(total)} prompts` : "All prompts";
+  const note = `${some}, with the right and wrong answers and ${metricName()} on each; lower is better.`;
   byId("prompts").replaceChildren(el("p", { class: "hint" }, note), el("ol", { class: "prompts" }, cards));
 }
 
