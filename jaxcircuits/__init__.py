@@ -59,6 +59,7 @@ from .evaluation import FaithfulnessCurve as FaithfulnessCurve
 from .evaluation import HypothesisTests as HypothesisTests
 from .evaluation import Inspection as Inspection
 from .evaluation import Outcome as Outcome
+from .evaluation import Paired as Paired
 from .evaluation import RandomControl as RandomControl
 from .evaluation import RandomCurve as RandomCurve
 from .evaluation import ResetControl as ResetControl
@@ -73,6 +74,7 @@ from .evaluation import faithfulness_many as faithfulness_many
 from .evaluation import hypothesis_tests as hypothesis_tests
 from .evaluation import inspect_circuit as inspect_circuit
 from .evaluation import jaccard as jaccard
+from .evaluation import paired as paired
 from .evaluation import random_circuits as random_circuits
 from .evaluation import random_control as random_control
 from .evaluation import random_curve as random_curve

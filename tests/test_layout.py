@@ -69,7 +69,9 @@ MAY_IMPORT = {
     "circuit_file": BASE | {"graph", "layout"},
     "circuit": BASE | {"graph", "scores", "notebook", "circuit_file", "run"},
     "interchange": BASE | {"graph", "scores", "circuit"},
-    "evaluation": BASE | {"graph", "scores", "objective", "references", "batching", "circuit", "sparse"} | KEEPS,
+    "evaluation": BASE
+    | {"resampling", "graph", "scores", "objective", "references", "batching", "circuit", "sparse"}
+    | KEEPS,
     "report": BASE | {"resampling", "axes", "graph", "scores", "circuit", "evaluation"},
 }
 EVERYTHING = {"cli", "reproduce", "__init__"}

@@ -15,9 +15,11 @@ from ..evaluation import (
     Evaluation,
     Faithfulness,
     HypothesisTests,
+    Paired,
     ablated,
     evaluate,
     hypothesis_tests,
+    paired,
     similarity,
 )
 from ..evaluation.ablation import CHOICES
@@ -160,13 +162,23 @@ def test_circuit(
     _save(record, out_file)
 
 
+@takes_groups
 def compare(
     first: Annotated[Path, typer.Argument(help="a circuit or scores")],
     second: Annotated[Path, typer.Argument(help="another one of the same graph")],
+    on_prompts: Annotated[
+        bool,
+        typer.Option("--paired", help="judge both on the prompts of the first, and test the difference"),
+    ] = False,
+    options: JudgedOptions = JudgedOptions(),
     out_file: Out = None,
 ) -> None:
-    """Compares two circuits: shared edges and nodes, and how alike their scores rank."""
+    """Compares two circuits: shared edges and nodes, and how alike their scores rank; or their losses (--paired)."""
     check_writable(first, second, out=out_file)
+    if on_prompts:
+        return _save(_judged_together(Circuit.load(first), Circuit.load(second), options), out_file)
+    if given := [name for name, value in options._asdict().items() if value != JudgedOptions._field_defaults[name]]:
+        raise ValueError(f"--{given[0].replace('_', '-')}: circuits alone are compared; give --paired to judge them")
     record = similarity(Circuit.load(first), Circuit.load(second))
     out.print(f"{record.edges[0]} and {record.edges[1]} edges, {record.shared} in both")
     out.print(f"Jaccard: edges {_number(record.jaccard_edges)}, nodes {_number(record.jaccard_nodes)}")
@@ -175,6 +187,22 @@ def compare(
     overlaps = ", ".join(f"{share:.3f} of {size}" for size, share in record.top_overlap)
     out.print(f"best edges in common, by absolute score: {overlaps or 'too few edges'}")
     _save(record, out_file)
+
+
+def _judged_together(first: Circuit, second: Circuit, options: JudgedOptions) -> Paired:
+    """Judges and prints."""
+    with warnings_as_lines():
+        judged, _ = _Asked(first, options).objective()
+        record = paired(judged, first, second, seed=options.seed or 0)
+    change, (low, high) = record.difference, record.interval
+    out.print(f"{record.edges[0]} and {record.edges[1]} edges on {change.count} prompts")
+    out.print(
+        f"loss of the first less that of the second: {change.mean:+.4g} ({low:+.4g} to {high:+.4g}), p {record.p:.3g}"
+    )
+    ends = record.faithfulness_interval
+    between = "" if ends is None else f"; difference {ends[0]:+.3g} to {ends[1]:+.3g}"
+    out.print(f"faithfulness: {' and '.join(map(_number, record.faithfulness))}{between}")
+    return record
 
 
 # --- what a file says about how it was found ------------------------------------------------------

@@ -106,7 +106,7 @@ class ScoreReplicates:
 @checked
 def score_replicates(
     objective: Objective,
-    method: Callable[..., Scores],
+    method: Callable[..., Any],
     *,
     count: int = 1000,
     seed: int = 0,

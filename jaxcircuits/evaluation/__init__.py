@@ -29,6 +29,8 @@ from .hypotheses import partial_necessity as partial_necessity
 from .hypotheses import sufficiency as sufficiency
 from .inspection import Inspection as Inspection
 from .inspection import inspect_circuit as inspect_circuit
+from .paired import Paired as Paired
+from .paired import paired as paired
 from .random_circuits import random_circuits as random_circuits
 from .records import Record as Record
 from .records import Spread as Spread
