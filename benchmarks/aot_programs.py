@@ -84,7 +84,7 @@ def programs(of: jc.Objective, slots: int, width: int, mesh: Mesh | None = None)
     mask, microbatch = _shape(of.graph.shape), of.microbatch
     points = {"held": _shape((5, of.graph.shape[0]), bool), "alphas": _shape((5,))}
     return {
-        "sender_values": Program(lambda o: _raw(references.sender_values)(o.model, o.clean, microbatch), {"o": spread}),
+        "sender_values": Program(lambda o: _raw(references.recorded)(o.model, o.clean, microbatch), {"o": spread}),
         "per_example": Program(_raw(losses.per_example), {"objective": spread, "mask": mask}),
         "many": Program(
             functools.partial(_raw(losses.many), width=8),
@@ -115,7 +115,7 @@ def _of_chains(of: jc.Objective, spread: jc.Objective, slots: int, width: int) -
     edges = _shape((units.num_places, of.graph.shape[0]), bool)
     chain = {"program": numbers, "changes": changes}
     return {
-        "first_run": Program(lambda o: _raw(chains.first_run)(o, None), {"o": spread}),
+        "first_run": Program(lambda o: chains.first_run(o, None), {"o": spread}),
         "fill": Program(
             lambda fixed, where, edges, current: _raw(chains.fill)((*fixed, where, edges), current),
             {**fixed, "where": where, "edges": edges, "current": current},

@@ -49,6 +49,7 @@ TESTS = {
     "discovery/hisp.py": ("hisp",),
     "discovery/information_flow.py": ("information_flow", "gate_methods"),
     "discovery/learning.py": (*LEARNT, "edge_pruning", "subnetwork_probing"),
+    "models/backward.py": ("backward",),
     "discovery/mattr.py": ("mattr",),
     "discovery/measure.py": ("gate_methods", "attribution"),
     "discovery/optimal_ablation.py": ("optimal_ablation",),

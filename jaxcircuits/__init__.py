@@ -52,12 +52,14 @@ from .evaluation import MIB_SHARES as MIB_SHARES
 from .evaluation import ROC as ROC
 from .evaluation import Ablated as Ablated
 from .evaluation import Ablation as Ablation
+from .evaluation import Comparison as Comparison
 from .evaluation import Completeness as Completeness
 from .evaluation import Evaluation as Evaluation
 from .evaluation import Faithfulness as Faithfulness
 from .evaluation import FaithfulnessCurve as FaithfulnessCurve
 from .evaluation import HypothesisTests as HypothesisTests
 from .evaluation import Inspection as Inspection
+from .evaluation import NecessityCurve as NecessityCurve
 from .evaluation import Outcome as Outcome
 from .evaluation import Paired as Paired
 from .evaluation import RandomControl as RandomControl
@@ -66,6 +68,7 @@ from .evaluation import ResetControl as ResetControl
 from .evaluation import Similarity as Similarity
 from .evaluation import Spread as Spread
 from .evaluation import ablated as ablated
+from .evaluation import compare_methods as compare_methods
 from .evaluation import completeness as completeness
 from .evaluation import evaluate as evaluate
 from .evaluation import faithfulness as faithfulness
@@ -74,6 +77,7 @@ from .evaluation import faithfulness_many as faithfulness_many
 from .evaluation import hypothesis_tests as hypothesis_tests
 from .evaluation import inspect_circuit as inspect_circuit
 from .evaluation import jaccard as jaccard
+from .evaluation import necessity_curve as necessity_curve
 from .evaluation import paired as paired
 from .evaluation import random_circuits as random_circuits
 from .evaluation import random_control as random_control
@@ -81,6 +85,7 @@ from .evaluation import random_curve as random_curve
 from .evaluation import rank_correlation as rank_correlation
 from .evaluation import read_record as read_record
 from .evaluation import reset_control as reset_control
+from .evaluation import retained as retained
 from .evaluation import roc as roc
 from .evaluation import roc_areas as roc_areas
 from .evaluation import roc_of_scores as roc_of_scores
@@ -90,6 +95,7 @@ from .evaluation import weighted_edge_count as weighted_edge_count
 from .expand import expand as expand
 from .framing import framed as framed
 from .graph import Graph as Graph
+from .ilp import select_connected as select_connected
 from .interchange import autocircuit_name as autocircuit_name
 from .interchange import from_autocircuit as from_autocircuit
 from .interchange import from_autocircuit_name as from_autocircuit_name

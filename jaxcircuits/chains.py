@@ -23,6 +23,7 @@ from .kinds import Kind, Units
 from .models import runs
 from .objective import Objective
 from .programs import AnyArray, Program, unpacked
+from .references import recorded
 from .types import Mask
 
 
@@ -62,12 +63,16 @@ class Current(eqx.Module):
 # --- the circuit so far ------------------------------------------------------------------------
 
 
-@eqx.filter_jit
 def first_run(objective: Objective, mask: Mask | None) -> tuple[Constants, Float[Array, "row width"]]:
     """Everything that the circuit `mask` (None: all edges) fixes, and its input of `logits` where it is scored."""
+    return _first_run(objective, mask, *recorded(objective.model, objective.clean, objective.microbatch))
+
+
+@eqx.filter_jit
+def _first_run(
+    objective: Objective, mask: Mask | None, streams: Float[Array, "moment ..."], written: Float[Array, "sender ..."]
+) -> tuple[Constants, Float[Array, "row width"]]:
     model, graph = objective.model, objective.graph
-    recorded = batching.chunked_vmap(model.recorded, objective.clean, objective.microbatch)
-    streams, written = (jnp.moveaxis(x, 0, 1) for x in recorded)
     difference = written - objective.reference
     residual = streams[-1]
     if mask is not None:

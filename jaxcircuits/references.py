@@ -1,6 +1,7 @@
 """What absent edges carry: the senders' values of a reference run, by name, as given, or of another model."""
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Float, Int
@@ -68,7 +69,14 @@ def mean_inside(values: Array, inside: Array, axes: tuple[int, ...]) -> Float[Ar
     return jnp.where(inside, values, 0).sum(axes, keepdims=True) / counts
 
 
-@eqx.filter_jit
 def sender_values(model: Model, tokens: Int[Array, "batch position"], size: int) -> Float[Array, "sender batch ..."]:
     """What every node of the clean run writes, [sender, batch, position, width]; `size` prompts at a time."""
-    return jnp.moveaxis(batching.chunked_vmap(model.sender_values, tokens, size), 0, 1)
+    return recorded(model, tokens, size)[1]
+
+
+@eqx.filter_jit
+def recorded(
+    model: Model, tokens: Int[Array, "batch position"], size: int
+) -> tuple[Float[Array, "moment batch position width"], Float[Array, "sender batch position width"]]:
+    """What every moment of the clean run reads, and what every node writes: one program, whoever asks for either."""
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), batching.chunked_vmap(model.recorded, tokens, size))

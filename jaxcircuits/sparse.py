@@ -24,7 +24,7 @@ from .kinds import Kind
 from .models import Computed, NodeValues, runs
 from .objective import Objective
 from .programs import AnyArray
-from .references import sender_values
+from .references import recorded, sender_values
 from .sparse_plan import Planner, Reads, Step
 
 POSITIONS_AT_ONCE = {"cpu": 256}
@@ -96,12 +96,11 @@ def _traced(step: Step) -> Step:
 @eqx.filter_jit
 def _base(objective: Objective) -> Float[Array, "moment batch position width"]:
     """What each moment reads in a run of references alone: the clean run's minus all differences."""
-    graph = objective.graph
-    streams = jax.vmap(objective.model.receiver_streams)(objective.clean)
-    before = graph.written[None, :] <= np.arange(streams.shape[1])[:, None]
-    delta = sender_values(objective.model, objective.clean, objective.microbatch) - objective.reference
+    streams, written = recorded(objective.model, objective.clean, objective.microbatch)
+    before = objective.graph.written[None, :] <= np.arange(len(streams))[:, None]
+    delta = written - objective.reference
     with jax.default_matmul_precision(objective.model.precision):
-        return jnp.moveaxis(streams, 1, 0) - jnp.einsum("es,sbtd->ebtd", jnp.asarray(before, delta.dtype), delta)
+        return streams - jnp.einsum("es,sbtd->ebtd", jnp.asarray(before, delta.dtype), delta)
 
 
 @eqx.filter_jit

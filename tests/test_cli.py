@@ -342,7 +342,7 @@ WRONG = {
     "an unknown task": (["discover", "nothing"], "unknown task 'nothing'"),
     "a missing file": (["discover", "nothing.npz"], "no task file nothing.npz"),
     "an unknown option": (["discover", "ioi", "--fast"], "--fast"),
-    "no number": (["discover", "ioi", "--threshold", "much"], "'--threshold': Input should be a valid number"),
+    "no number": (["discover", "ioi", "--threshold", "much"], "Invalid value for '--threshold': "),
     "an infinite threshold": (["discover", "ioi", "--threshold", "inf", "--size", "2"], "finite"),
     "an unknown metric": (["discover", "ioi", "--metric", "klx"], "unknown metric 'klx'"),
     "an unknown reference": (["discover", "ioi", "--reference", "noise", "--size", "2"], "unknown reference"),

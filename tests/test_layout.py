@@ -57,7 +57,7 @@ MAY_IMPORT = {
     "nodes": BASE | {"models", "graph", "objective", "masks", "batching"},
     "kinds": BASE | {"graph", "layout"},
     "programs": BASE | {"kinds"},
-    "chains": BASE | {"kinds", "graph", "objective", "programs", "models", "metrics", "batching"},
+    "chains": BASE | {"kinds", "graph", "objective", "references", "programs", "models", "metrics", "batching"},
     "live": BASE | {"kinds", "graph", "objective", "programs", "chains", "batching"},
     "sparse_plan": BASE | {"kinds", "graph"},
     "sparse": BASE | {"kinds", "programs", "graph", "objective", "references", "models", "batching", "sparse_plan"},
@@ -68,6 +68,7 @@ MAY_IMPORT = {
     "expand": BASE | {"axes", "graph", "layout"},
     "circuit_file": BASE | {"graph", "layout"},
     "circuit": BASE | {"graph", "scores", "notebook", "circuit_file", "run"},
+    "ilp": BASE | {"graph", "scores", "circuit"},
     "interchange": BASE | {"graph", "scores", "circuit"},
     "evaluation": BASE
     | {"resampling", "graph", "scores", "objective", "references", "batching", "circuit", "sparse"}

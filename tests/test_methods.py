@@ -46,8 +46,10 @@ def test_hyperparameters_are_read_as_typed():
 def test_what_is_refused():
     with pytest.raises(ValueError, match="unknown method 'acd': expected one of exact, eap"):
         by_name("acd")
-    with pytest.raises(ValueError, match="unknown hyperparameter 'steps'; expected no hyperparameters"):
+    with pytest.raises(ValueError, match="unknown hyperparameter 'steps'; expected backward"):
         by_name("eap").read(["steps=3"])
+    with pytest.raises(ValueError, match="unknown hyperparameter 'steps'; expected no hyperparameters"):
+        by_name("information-flow-routes").read(["steps=3"])
     with pytest.raises(ValueError, match="steps: expected a whole number, got '2.5'"):
         by_name("mask-ig").read(["steps=2.5"])
     with pytest.raises(ValueError, match="true or false"):

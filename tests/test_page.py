@@ -110,7 +110,7 @@ def evaluation(value=0.8, of=ONE):
     """An evaluation with every part: of a circuit, at three sizes, with both controls."""
     points = tuple(faithful(None if value is None else y, edges) for y, edges in ((0.0, 0), (0.5, 2), (1.0, 30)))
     areas = (None, None) if value is None else (0.7, 0.2)
-    curve = jc.FaithfulnessCurve((0.1, 0.2, 1.0), (3, 6, GRAPH.num_edges), points, points, *areas, {})
+    curve = jc.FaithfulnessCurve((0.1, 0.2, 1.0), (3, 6, GRAPH.num_edges), points, points, *areas, {}, 0.4)
     values = None if value is None else (spread(0, 0.2), spread(0.2, 0.4), spread(1))
     some = None if value is None else spread(0.1, 0.3)
     knock_outs = jc.evaluation.Completeness((), 0.3, "a0.h1", 2, {})
@@ -122,6 +122,7 @@ def evaluation(value=0.8, of=ONE):
         random_curve=jc.RandomCurve((0.1, 0.2, 1.0), (0, 2, 30), values, some, some, 10, "walks", 0),
         reset=jc.ResetControl("eap", faithful(0.4), faithful(value and 0.1), curve, 1),
         run={"circuit": of.run},
+        necessity=jc.NecessityCurve(curve.shares, curve.chosen, points, areas[1], {}),
     )
 
 
@@ -152,7 +153,15 @@ def five_tests(of=ONE):
 def test_numbers_stand_beside_their_controls():
     judged = data_of(render_page([ONE], judgements=[evaluation()]))["judged"]
     measures = {measure["name"]: measure for measure in judged["measures"]}
-    assert list(measures) == ["Faithfulness", "Prompt by prompt", "CPR", "CMD", "Incompleteness"]
+    assert list(measures) == [
+        "Faithfulness",
+        "Prompt by prompt",
+        "CPR",
+        "CMD",
+        "acc-AUC",
+        "Without the best",
+        "Incompleteness",
+    ]
     own = measures["Faithfulness"]
     assert own["value"] == 0.8 and "2 edges on 3 prompts" in own["note"]
     beside = [(control["name"], control["value"]) for control in own["beside"]]
@@ -186,7 +195,7 @@ def test_of_scores_only_the_curve_tells():
         evaluation(), faithfulness=faithful(1.0, GRAPH.num_edges), completeness=None, random=None
     )
     judged = data_of(render_page([ONE], judgements=[whole]))["judged"]
-    assert [measure["name"] for measure in judged["measures"]] == ["CPR", "CMD"]
+    assert [measure["name"] for measure in judged["measures"]] == ["CPR", "CMD", "acc-AUC", "Without the best"]
     assert [loss["name"] for loss in judged["losses"]] == ["whole model", "no edges"]
     bare = dataclasses.replace(evaluation(), curve=None, random=None, random_curve=None, reset=None)
     judged = data_of(render_page([ONE], judgements=[bare]))["judged"]

@@ -16,6 +16,7 @@ from .options import err
 from .report import report
 from .reproduce import reproduce
 from .scores import prune, score
+from .side_by_side import side_by_side
 from .tasks import tasks_command
 
 INTERRUPTED = 130  # the exit code of programs ended by Ctrl-C
@@ -38,6 +39,7 @@ for command in (discover, sweep, score, prune, show, compare, report, reproduce)
     app.command()(command)
 app.command(name="evaluate")(evaluate_circuit)
 app.command(name="test")(test_circuit)
+app.command(name="compare-methods")(side_by_side)
 app.command(name="methods")(list_methods)
 app.command(name="tasks")(tasks_command)
 app.command(name="models")(list_models)

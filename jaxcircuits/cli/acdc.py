@@ -196,6 +196,9 @@ def _run(
 
 @contextmanager
 def _progress() -> Iterator[Any]:
+    if not err.is_terminal:
+        yield None
+        return
     columns = (
         TextColumn("{task.completed}/{task.total} edges"),
         BarColumn(),
@@ -204,7 +207,7 @@ def _progress() -> Iterator[Any]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
+    with Progress(*columns, console=err, transient=True) as bar:
         line = bar.add_task("", total=None, kept=0, evaluations=0)
 
         def draw(now: ACDCProgress) -> None:

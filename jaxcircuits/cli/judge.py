@@ -14,6 +14,7 @@ from ..evaluation import (
     Ablated,
     Evaluation,
     Faithfulness,
+    FaithfulnessCurve,
     HypothesisTests,
     Paired,
     ablated,
@@ -41,6 +42,9 @@ from .options import (
     takes_groups,
     warnings_as_lines,
 )
+
+OVERSHOT = 1.2
+"""Faithfulness beyond which a circuit does far more than the model."""
 
 File = Annotated[Path, typer.Argument(help="a circuit or scores: JSON of this library, MIB or EAP-IG")]
 Random = Annotated[int, typer.Option(help="random circuits of the same size to compare with")]
@@ -274,7 +278,13 @@ def _print_evaluation(record: Evaluation) -> None:
         worst = record.completeness
         out.print(f"incompleteness {worst.incompleteness:.4g}, without {worst.worst}", markup=False)
     if record.curve is not None:
-        out.print(f"CPR {_number(record.curve.cpr)}, CMD {_number(record.curve.cmd)}")
+        out.print(f"CPR {_number(record.curve.cpr)}, CMD {_number(record.curve.cmd)}{_accuracy(record.curve)}")
+        if record.curve.most is not None and record.curve.most > OVERSHOT:
+            out.print(
+                f"  F reaches {record.curve.most:.3f}: CPR counts it, though the model does 1; trust CMD, acc-AUC"
+            )
+    if record.necessity is not None:
+        out.print(f"area under F without the best edges {_number(record.necessity.area)} (lower is better)")
     if record.random_curve is not None and record.random_curve.cpr is not None and record.random_curve.cmd is not None:
         out.print(f"  random: CPR {record.random_curve.cpr.mean:.4f}, CMD {record.random_curve.cmd.mean:.4f}")
     if record.reset is not None and record.reset.curve is not None:
@@ -292,6 +302,10 @@ def _print_tests(record: HypothesisTests) -> None:
             verdict = f"{rejected} (p {outcome.p_value:.3g}): {'for' if is_good else 'against'} the circuit"
         out.print(f"{outcome.name:<18}{verdict}", markup=False)
     out.print(f"{record.evaluations} circuits evaluated")
+
+
+def _accuracy(curve: FaithfulnessCurve) -> str:
+    return "" if curve.acc_auc is None else f", acc-AUC {curve.acc_auc:.4f}"
 
 
 def _faithful(value: Faithfulness) -> str:

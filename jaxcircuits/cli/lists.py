@@ -41,6 +41,8 @@ def list_methods() -> None:
         if method.refuses:
             out.print(f"{'':<24}refuses {method.refuses}", markup=False)
     out.print("S: senders, m: steps; a pass is one of the whole model on every prompt. D_s = reference_s - clean_s")
+    out.print("backward = relp, attn-lrp, gim: norms' scales held fixed and other slopes of activations, products and")
+    out.print("attention, values unchanged (models/backward.py has the rules)")
     out.print("what has backward passes or learns needs gradients, and refuses networks of steps (gate-xor)")
 
 

@@ -8,6 +8,8 @@ import typer
 
 from ..circuit import RANKS, Circuit
 from ..discovery import methods, score_replicates
+from ..evaluation import retained
+from ..ilp import select_connected
 from .config import Context, config_of
 from .lists import print_circuit
 from .options import (
@@ -19,11 +21,13 @@ from .options import (
     check_writable,
     load,
     out,
+    recorded,
     span_of,
     takes_groups,
     warnings_as_lines,
 )
 
+SELECT = ("top", "ilp")
 SHOWN = 10  # edges that `score` prints
 
 
@@ -89,20 +93,46 @@ def prune(
     threshold: Annotated[float | None, typer.Option(help="take the edges that score at least this")] = None,
     rank: Annotated[str, typer.Option(help=f"by scores or their sizes: {', '.join(RANKS)}")] = "signed",
     greedy: Annotated[bool, typer.Option(help="from the logits on, only edges into nodes that are in")] = False,
+    select: Annotated[str, typer.Option(help="top, or ilp: the largest total score without dead ends")] = "top",
+    retain: Annotated[
+        float | None, typer.Option(help="the fewest best edges with this faithfulness, as 0.95; runs the model")
+    ] = None,
     config: Config = None,
     out_file: Annotated[Path | None, typer.Option("--out", help="write the circuit to this JSON file")] = None,
 ) -> None:
     """Takes the best edges of a file of scores, drops dead ends, and prints the circuit."""
     check_writable(file, out=out_file)
     scored = Circuit.load(file)
-    circuit = Circuit.select(scored, edges=edges, threshold=threshold, rank=rank, greedy=greedy)
+    circuit = _selected(scored, (edges, threshold, retain), rank, greedy, select)
     circuit = Circuit.of(circuit, d_model=scored.d_model, config_of_selection=config_of(ctx))
     print_circuit(circuit)
     chosen, kept = circuit.run["edges_with_dead_ends"], circuit.run["edges_kept"]
     out.print(f"{chosen} edges chosen, {chosen - kept} of them dead ends")
+    if retain is not None:
+        out.print(f"faithfulness {circuit.run['retention']['faithfulness']:.4f}, found by bisection (one crossing)")
     if out_file is not None:
         circuit.save(out_file)
         out.print(f"written to {out_file}", markup=False)
+
+
+def _selected(
+    scored: Circuit, how_many: tuple[int | None, float | None, float | None], rank: str, greedy: bool, select: str
+) -> Circuit:
+    """The circuit of so many edges, of a threshold, or of a share of faithfulness that is to stay."""
+    edges, threshold, retain = how_many
+    if select not in SELECT:
+        raise ValueError(f"--select: expected one of {', '.join(SELECT)}, got {select!r}")
+    is_other = greedy or threshold is not None
+    if retain is not None:
+        if is_other or edges is not None or select != "top":
+            raise ValueError("--retain says how many edges: leave out --edges, --threshold, --greedy and --select")
+        with warnings_as_lines():
+            return retained(recorded(scored.run).load()[0], scored, retain, rank=rank)
+    if select == "ilp":
+        if is_other or edges is None:
+            raise ValueError("--select ilp needs --edges, without --threshold and --greedy")
+        return select_connected(scored, edges, rank=rank)
+    return Circuit.select(scored, edges=edges, threshold=threshold, rank=rank, greedy=greedy)
 
 
 def _span(text: str, method: methods.Method) -> tuple[int, int]:

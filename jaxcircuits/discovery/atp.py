@@ -25,40 +25,46 @@ from ..arguments import checked
 from ..graph import Graph
 from ..objective import Held, Objective
 from ..scores import Scores
-from .measure import refuse_flat, scored
+from .measure import refuse_flat, ruled, scored
 
 QUERIES_AND_KEYS = ("q", "k")
 """Ports through which a pattern is read, where saturation hides effects."""
 
 
 @checked
-def atp_star(objective: Objective, *, qk_fix: bool = True, grad_drop: bool = True) -> Scores:
+def atp_star(objective: Objective, *, qk_fix: bool = True, grad_drop: bool = True, backward: str = "plain") -> Scores:
     """AtP* of every edge. With neither fix it is EAP; without GradDrop its scores have a sign.
 
-    Nodes that read once (unsplit heads, layers) have no queries and keys that could be fixed; the record says so.
+    `backward`: the rules of its gradients, see `attribution.py`. Nodes that read once (unsplit heads, layers) have no
+    queries and keys that could be fixed; the record says so.
 
     Raises ValueError where the gradient at the clean run is zero (KL), and for GradDrop on a single layer.
     """
     drops = _drops(objective, "atp-star", grad_drop)
+    own = ruled(objective, backward)
     return scored(
         objective,
         "atp-star",
-        lambda: _edges(objective, drops, qk_fix),
+        lambda: _edges(own, drops, qk_fix),
         passes=(len(drops) + 2, len(drops)),
         signed=not grad_drop,
         qk_fix=qk_fix and bool(_ports(objective.graph, QUERIES_AND_KEYS)),
         grad_drop=grad_drop,
+        backward=backward,
     )
 
 
 @checked
-def atp_nodes(objective: Objective, *, grad_drop: bool = True) -> Float[np.ndarray, " receiver"]:
+def atp_nodes(
+    objective: Objective, *, grad_drop: bool = True, backward: str = "plain"
+) -> Float[np.ndarray, " receiver"]:
     """AtP* of every query, key and value of a head and of every MLP, in the order of receivers; `logits` is 0.
 
     A query or key takes the value it has where the head reads what all senders write in the reference. Raises
     ValueError as `atp_star` does.
     """
-    return np.asarray(_nodes(objective, _drops(objective, "atp-star", grad_drop)), np.float64)
+    drops = _drops(objective, "atp-star", grad_drop)
+    return np.asarray(_nodes(ruled(objective, backward), drops), np.float64)
 
 
 def _drops(objective: Objective, method: str, grad_drop: bool) -> Bool[Array, "run sender"]:

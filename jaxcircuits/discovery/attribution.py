@@ -11,7 +11,8 @@ With `D_s = reference_s - clean_s` (fixed, summed over positions) and `g_r(run) 
 |                      | of senders held at `k/m clean + (1 - k/m) reference`                            |
 | `mask_ig`            | mean over k of `-df/dmask` at `mask = (k + 1/2) / m` everywhere                 |
 
-They are means over prompts; a score above 0 says that removing the edge raises the loss.
+They are means over prompts; a score above 0 says that removing the edge raises the loss. `backward` names the rules by
+which gradients are taken (`models/backward.py`): "plain" are derivatives.
 """
 
 import numpy as np
@@ -19,14 +20,14 @@ import numpy as np
 from ..arguments import checked
 from ..objective import Objective
 from ..scores import Scores
-from .measure import Positions, refuse_flat, scored, spans_of, whole
+from .measure import Positions, refuse_flat, ruled, scored, spans_of, whole
 
 POINTS = ("public", "midpoint")
 """Where on the path: k/m for k = 0..m-1 as EAP-IG's public code, or (k + 1/2)/m."""
 
 
 @checked
-def eap(objective: Objective, *, positions: Positions | None = None) -> Scores:
+def eap(objective: Objective, *, backward: str = "plain", positions: Positions | None = None) -> Scores:
     """Edge attribution patching: `-df/dmask` at ones (Syed et al., 2310.10348), in one backward pass.
 
     - `positions`: score edges at these token positions or spans, each on its own.
@@ -34,30 +35,45 @@ def eap(objective: Objective, *, positions: Positions | None = None) -> Scores:
     Raises ValueError where the gradient at the clean run is zero: KL, and L2 to the model's own output.
     """
     refuse_flat(objective, "eap")
+    own = ruled(objective, backward)
     named, spans = spans_of(objective, positions)
-    return scored(objective, "eap", lambda: -objective.clean_gradient(spans=spans), passes=(1, 1), positions=named)
+    return scored(
+        objective,
+        "eap",
+        lambda: -own.clean_gradient(spans=spans),
+        passes=(1, 1),
+        positions=named,
+        backward=backward,
+    )
 
 
 @checked
-def clean_corrupted(objective: Objective, *, positions: Positions | None = None) -> Scores:
+def clean_corrupted(objective: Objective, *, backward: str = "plain", positions: Positions | None = None) -> Scores:
     """EAP at the clean and at the corrupt prompt, averaged; the labels are the clean prompt's at both.
 
     Under KL the clean end adds nothing. Raises ValueError for another reference than "resample".
     """
     named, spans = spans_of(objective, positions)
     refuse_flat(objective, "clean-corrupted", at_clean=False)
+    own = ruled(objective, backward)
     return scored(
         objective,
         "clean-corrupted",
-        lambda: -objective.along(np.array([0.0, 1.0]), spans=spans),
+        lambda: -own.along(np.array([0.0, 1.0]), spans=spans),
         passes=(3, 2),
         positions=named,
+        backward=backward,
     )
 
 
 @checked
 def eap_ig_inputs(
-    objective: Objective, *, steps: int = 5, points: str = "public", positions: Positions | None = None
+    objective: Objective,
+    *,
+    steps: int = 5,
+    points: str = "public",
+    backward: str = "plain",
+    positions: Positions | None = None,
 ) -> Scores:
     """EAP with integrated gradients over the inputs (Hanna et al., 2403.17806).
 
@@ -70,21 +86,25 @@ def eap_ig_inputs(
     if points not in POINTS:
         raise ValueError(f"points: expected one of {', '.join(POINTS)}, got {points!r}")
     refuse_flat(objective, "eap-ig-inputs", at_clean=False)
+    own = ruled(objective, backward)
     named, spans = spans_of(objective, positions)
     alphas = (np.arange(m) + (0.5 if points == "midpoint" else 0.0)) / m
     return scored(
         objective,
         "eap-ig-inputs",
-        lambda: -objective.along(alphas, spans=spans),
+        lambda: -own.along(alphas, spans=spans),
         passes=(m + 1, m),
         positions=named,
         steps=m,
+        backward=backward,
         points=points,
     )
 
 
 @checked
-def eap_ig_activations(objective: Objective, *, steps: int = 5, positions: Positions | None = None) -> Scores:
+def eap_ig_activations(
+    objective: Objective, *, steps: int = 5, backward: str = "plain", positions: Positions | None = None
+) -> Scores:
     """EAP with integrated gradients over activations (Hanna et al., 2403.17806), as its public code does it.
 
     - `steps`: m points `k/m`, k = 1..m, for each group: the embedding, the heads of each layer, each MLP. A held
@@ -92,6 +112,7 @@ def eap_ig_activations(objective: Objective, *, steps: int = 5, positions: Posit
     """
     m = whole("steps", steps)
     refuse_flat(objective, "eap-ig-activations", at_clean=False)
+    own = ruled(objective, backward)
     named, spans = spans_of(objective, positions)
     groups = objective.graph.sender_groups
     held = np.repeat(groups, m, axis=0)
@@ -99,16 +120,19 @@ def eap_ig_activations(objective: Objective, *, steps: int = 5, positions: Posit
     return scored(
         objective,
         "eap-ig-activations",
-        lambda: -objective.displacement_gradient(held, alphas, spans=spans),
+        lambda: -own.displacement_gradient(held, alphas, spans=spans),
         passes=(len(alphas) + 1, len(alphas)),
         positions=named,
         steps=m,
+        backward=backward,
         points="k/m, k = 1..m",
     )
 
 
 @checked
-def mask_ig(objective: Objective, *, steps: int = 10, positions: Positions | None = None) -> Scores:
+def mask_ig(
+    objective: Objective, *, steps: int = 10, backward: str = "plain", positions: Positions | None = None
+) -> Scores:
     """Integrated gradients of `f` itself on the straight way from no edges to all of them, at midpoints.
 
     Complete: with many steps the scores sum to `f(zeros) - f(ones)`. It is not EAP-IG, whose displacements are
@@ -116,15 +140,17 @@ def mask_ig(objective: Objective, *, steps: int = 10, positions: Positions | Non
     """
     m = whole("steps", steps)
     refuse_flat(objective, "mask-ig", at_clean=False)
+    own = ruled(objective, backward)
     named, spans = spans_of(objective, positions)
     shape = objective.graph.shape
 
     def values() -> np.ndarray:
         total = 0.0
         for alpha in (np.arange(m) + 0.5) / m:
-            total = total - np.asarray(objective.gradient(np.full(shape, alpha), spans=spans), np.float64)
+            total = total - np.asarray(own.gradient(np.full(shape, alpha), spans=spans), np.float64)
         return np.asarray(total) / m
 
+    points = "(k + 1/2)/m, k = 0..m-1"
     return scored(
-        objective, "mask-ig", values, passes=(m, m), positions=named, steps=m, points="(k + 1/2)/m, k = 0..m-1"
+        objective, "mask-ig", values, passes=(m, m), positions=named, steps=m, backward=backward, points=points
     )

@@ -19,7 +19,7 @@ from .. import batching
 from ..arguments import checked
 from ..identity import identity_of
 from ..objective import Objective
-from ..references import sender_values
+from ..references import recorded
 from ..savepoint import Journal, journal_of
 from ..scores import Scores
 from .measure import Positions, scored, spans_of, whole
@@ -105,10 +105,8 @@ def _chunks(rows: np.ndarray, width: int) -> list[np.ndarray]:
 
 @eqx.filter_jit
 def _clean_run(objective: Objective) -> _CleanRun:
-    model, size = objective.model, objective.microbatch
-    written = sender_values(model, objective.clean, size)
-    streams = batching.chunked_vmap(model.receiver_streams, objective.clean, size)
-    return _CleanRun(jnp.moveaxis(written, 0, 1), streams, jnp.moveaxis(objective.reference - written, 0, 1))
+    streams, written = recorded(objective.model, objective.clean, objective.microbatch)
+    return _CleanRun(*(jnp.moveaxis(x, 0, 1) for x in (written, streams, objective.reference - written)))
 
 
 @eqx.filter_jit

@@ -1,4 +1,7 @@
-"""Scores of nodes from the gradient with respect to a node mask: HISP, node attribution, integrated gradients."""
+"""Scores of nodes from the gradient with respect to a node mask: HISP, node attribution, integrated gradients.
+
+`backward` names the rules by which gradients are taken (`models/backward.py`).
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -13,11 +16,11 @@ from ..graph import Graph
 from ..nodes import NodeObjective, edge_scores
 from ..objective import Objective
 from ..scores import Scores
-from .measure import refuse_flat, scored, whole
+from .measure import refuse_flat, ruled, scored, whole
 
 
 @checked
-def hisp(objective: Objective) -> Scores:
+def hisp(objective: Objective, *, backward: str = "plain") -> Scores:
     """Head importance score for pruning (Michel et al. 1905.10650, section 4.1, as ACDC 2304.14997 compares with it).
 
         score_n = mean_i |df_i/dz_n| / max(|scores of the layer|_2, 1e-6)     at z = 1, the mask multiplying
@@ -29,32 +32,32 @@ def hisp(objective: Objective) -> Scores:
     Raises ValueError for KL and for L2 to the model's own output, whose gradient at the whole model is zero.
     """
     refuse_flat(objective, "hisp")
-    nodes = NodeObjective(objective)
+    nodes = NodeObjective(ruled(objective, backward))
 
     def values() -> np.ndarray:
         sizes = np.abs(_float64(nodes.gradient_per_example(nodes.full_mask()))).mean(0)
         return _layer_normed(objective.graph, sizes)
 
-    return _scores(nodes, "hisp", values, passes=(1, 1), signed=False)
+    return _scores(nodes, "hisp", values, passes=(1, 1), signed=False, backward=backward)
 
 
 @checked
-def node_attribution(objective: Objective) -> Scores:
+def node_attribution(objective: Objective, *, backward: str = "plain") -> Scores:
     """Attribution patching of nodes: `<x_ref - x, df/dx>` at the whole model, `-df/dz` at ones, mean over prompts.
 
     x_ref is what the node computes from the objective's reference values. Raises ValueError as `hisp`.
     """
     refuse_flat(objective, "node-attribution")
-    nodes = NodeObjective(objective, "edges")
+    nodes = NodeObjective(ruled(objective, backward), "edges")
 
     def values() -> np.ndarray:
         return -_float64(nodes.value_and_gradient(nodes.full_mask())[1])
 
-    return _scores(nodes, "node-attribution", values, passes=(1, 1), signed=True)
+    return _scores(nodes, "node-attribution", values, passes=(1, 1), signed=True, backward=backward)
 
 
 @checked
-def node_ig(objective: Objective, *, steps: int = 10) -> Scores:
+def node_ig(objective: Objective, *, steps: int = 10, backward: str = "plain") -> Scores:
     """Integrated gradients of nodes: the mean of `-df/dz` over masks `z = (k + 1/2) / steps` of all nodes.
 
     Complete: as `steps` grows the nodes' scores sum to `f(no nodes) - f(all nodes)`, x_ref as in `node_attribution`.
@@ -62,13 +65,13 @@ def node_ig(objective: Objective, *, steps: int = 10) -> Scores:
     """
     m = whole("steps", steps)
     refuse_flat(objective, "node-ig", at_clean=False)
-    nodes = NodeObjective(objective, "edges")
+    nodes = NodeObjective(ruled(objective, backward), "edges")
 
     def values() -> np.ndarray:
         points = [nodes.value_and_gradient(nodes.full_mask() * (k + 0.5) / m)[1] for k in range(m)]
         return -np.mean([_float64(point) for point in points], 0)
 
-    return _scores(nodes, "node-ig", values, passes=(m, m), signed=True, steps=m)
+    return _scores(nodes, "node-ig", values, passes=(m, m), signed=True, steps=m, backward=backward)
 
 
 def _scores(

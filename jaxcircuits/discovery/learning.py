@@ -82,7 +82,7 @@ class LearntMask:
 
     def as_scores(self) -> Scores:
         """The scores alone."""
-        return Scores(self.graph, self.scores, False, self.run["method"], self.run)
+        return Scores(self.graph, self.scores, self.run["signed"], self.run["method"], self.run)
 
 
 def first_order(value_and_gradient: Callable[[Any], tuple[Array, Any]], x: Any) -> Float[Array, ""]:

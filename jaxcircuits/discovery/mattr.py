@@ -118,8 +118,9 @@ def mattr(
       what f differs without edges (|1 - faithfulness|).
     - `batch`, `seed`, `progress`, `checkpoint`: as `learn`.
 
-    Scores are `a` minus the least one: above 0, so that their sizes rank as they do; only their order means anything.
-    The mask has all edges: choose how many by `Circuit.select`. One masked run and one backward pass a step.
+    Scores are `a` minus the least one: 0 or more, so that their sizes rank as they do; only their order means anything.
+    Without learning they are slopes, and have a sign. The mask has all edges: choose how many by `Circuit.select`.
+    One masked run and one backward pass a step.
 
     Raises ValueError for settings out of range, a `cmd` whose f is the same without edges, a checkpoint of another run,
     and a run that diverged.
@@ -139,9 +140,10 @@ def mattr(
     state = learn(learner, objective, steps=steps, batch=batch, seed=seed, progress=progress, checkpoint=checkpoint)
     valid = objective.graph.valid
     a = np.asarray(state.parameters, np.float64)
-    scores = np.where(valid, a - a[valid].min(), 0)
+    is_signed = optimiser == "none"
+    scores = np.where(valid, a if is_signed else a - a[valid].min(), 0)
     options = {"optimiser": optimiser, "steps": steps, "rate": rate, "sizes": sizes, "loss": loss}
-    options |= {"temperature": temperature, "batch": batch, "seed": seed}
+    options |= {"temperature": temperature, "batch": batch, "seed": seed, "signed": is_signed}
     return result_of(state, objective, valid, scores, method="mattr", started=started, options=options)
 
 

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike, Bool
@@ -95,6 +96,11 @@ def _refuse_without_slopes(objective: Objective, method: str, at_clean: bool) ->
             "its gradient is zero for every edge; choose a metric with a slope (logit_diff, prob_diff, nll), or a "
             "method without gradients (exact, acdc)"
         )
+
+
+def ruled(objective: Objective, backward: str) -> Objective:
+    """The same values, with gradients by rules of `models/backward.py`. Raises ValueError for an unknown name."""
+    return eqx.tree_at(lambda o: o.model, objective, objective.model.with_backward(backward))
 
 
 def whole(name: str, value: int, least: int = 1) -> int:

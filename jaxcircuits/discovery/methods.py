@@ -96,6 +96,8 @@ def _parse(name: str, text: str, hint: Any) -> Any:
 FLAT = "KL, L2 to the model's own output (no slope at the clean run) and accuracy"
 UNITS = "networks of units"
 
+BY_RULES = {"backward": "plain, relp, attn-lrp or gim: rules of the gradient"}
+
 LEARNING = {"steps": "1 or more", "batch": "1 or more prompts a step, or none: all", "seed": "0 or more"}
 
 METHODS: dict[str, Method] = {
@@ -109,14 +111,16 @@ METHODS: dict[str, Method] = {
             "a forward pass an edge, from r on",
             {"width": "1 or more: senders evaluated at once"},
         ),
-        Method("eap", eap, "<D_s, g_r(clean)>", "Syed et al., 2310.10348", "1 forward, 1 backward pass", {}, FLAT),
+        Method(
+            "eap", eap, "<D_s, g_r(clean)>", "Syed et al., 2310.10348", "1 forward, 1 backward pass", BY_RULES, FLAT
+        ),
         Method(
             "clean-corrupted",
             clean_corrupted,
             "<D_s, g_r(clean) + g_r(corrupt)> / 2",
             "Hanna et al., 2403.17806",
             "3 forward, 2 backward passes",
-            {},
+            BY_RULES,
             "references other than resample; accuracy",
         ),
         Method(
@@ -125,7 +129,7 @@ METHODS: dict[str, Method] = {
             "mean over k of <D_s, g_r(x_k)>, x_k from the corrupt to the clean embedding",
             "Hanna et al., 2403.17806",
             "m + 1 forward, m backward passes",
-            {"steps": "1 or more", "points": "public (k/m, k = 0..m-1) or midpoint ((k + 1/2)/m)"},
+            {"steps": "1 or more", "points": "public (k/m, k = 0..m-1) or midpoint ((k + 1/2)/m)", **BY_RULES},
             "references other than resample; accuracy",
         ),
         Method(
@@ -134,7 +138,7 @@ METHODS: dict[str, Method] = {
             "mean over groups of senders and k = 1..m of <D_s, g_r(group held at k/m clean + (1 - k/m) reference)>",
             "Hanna et al., 2403.17806, public code",
             "(2 layers + 1) m + 1 forward, (2 layers + 1) m backward passes",
-            {"steps": "1 or more"},
+            {"steps": "1 or more", **BY_RULES},
             "accuracy",
         ),
         Method(
@@ -143,7 +147,7 @@ METHODS: dict[str, Method] = {
             "mean over k of -df/dmask at mask (k + 1/2)/m everywhere; sums to f(none) - f(all)",
             "integrated gradients, 1703.01365",
             "m forward, m backward passes of the masked model",
-            {"steps": "1 or more"},
+            {"steps": "1 or more", **BY_RULES},
             "accuracy",
         ),
         Method(
@@ -161,7 +165,7 @@ METHODS: dict[str, Method] = {
             "EAP with the attention pattern recomputed for q and k; mean size over runs that drop one layer's gradient",
             "Kramar et al., 2403.00745, edge version",
             "layers + 2 forward, layers backward passes",
-            {"qk_fix": "true or false", "grad_drop": "true or false (false: signed scores)"},
+            {"qk_fix": "true or false", "grad_drop": "true or false (false: signed scores)", **BY_RULES},
             f"{FLAT}; {UNITS}",
         ),
         Method(
@@ -170,7 +174,7 @@ METHODS: dict[str, Method] = {
             "mean of |df/dz_n| of nodes q, k, v, MLP, over the L2 norm of their layer; least of an edge's two nodes",
             "Michel et al., 1905.10650; as in 2304.14997",
             "1 forward, 1 backward pass",
-            {},
+            BY_RULES,
             f"{FLAT}; {UNITS}",
         ),
         Method(
@@ -179,7 +183,7 @@ METHODS: dict[str, Method] = {
             "-df/dz_n at ones, z_n between a node's reference and running output; least of an edge's two nodes",
             "attribution patching of nodes",
             "1 forward, 1 backward pass",
-            {},
+            BY_RULES,
             f"{FLAT}; {UNITS}",
         ),
         Method(
@@ -188,7 +192,7 @@ METHODS: dict[str, Method] = {
             "mean over k of -df/dz_n at z = (k + 1/2)/m for all nodes; least of an edge's two nodes",
             "integrated gradients, 1703.01365",
             "m forward, m backward passes",
-            {"steps": "1 or more"},
+            {"steps": "1 or more", **BY_RULES},
             f"accuracy; {UNITS}",
         ),
         Method(

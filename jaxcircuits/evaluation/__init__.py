@@ -3,6 +3,8 @@
 from .ablation import Ablated as Ablated
 from .ablation import Ablation as Ablation
 from .ablation import ablated as ablated
+from .comparison import Comparison as Comparison
+from .comparison import compare_methods as compare_methods
 from .completeness import Completeness as Completeness
 from .completeness import completeness as completeness
 from .controls import RandomControl as RandomControl
@@ -29,12 +31,15 @@ from .hypotheses import partial_necessity as partial_necessity
 from .hypotheses import sufficiency as sufficiency
 from .inspection import Inspection as Inspection
 from .inspection import inspect_circuit as inspect_circuit
+from .necessity import NecessityCurve as NecessityCurve
+from .necessity import necessity_curve as necessity_curve
 from .paired import Paired as Paired
 from .paired import paired as paired
 from .random_circuits import random_circuits as random_circuits
 from .records import Record as Record
 from .records import Spread as Spread
 from .records import read_record as read_record
+from .retention import retained as retained
 from .roc import ROC as ROC
 from .roc import roc as roc
 from .roc import roc_areas as roc_areas

@@ -15,6 +15,7 @@ from .ablation import Ablated, ablated, kept
 from .completeness import Completeness, completeness
 from .controls import RandomControl, RandomCurve, ResetControl, random_control, random_curve, reset_control
 from .faithfulness import Faithfulness, FaithfulnessCurve, faithfulness, faithfulness_curve
+from .necessity import NecessityCurve, necessity_curve
 from .records import Record
 
 
@@ -23,7 +24,7 @@ class Evaluation(Record):
     """All measures of one circuit; None where there is nothing to measure or it was not asked for.
 
     - `faithfulness`, `completeness`, and `random`: of a circuit; not of the whole graph.
-    - `curve`, `random_curve`: of its scores, if these differ among edges. `reset`: see `ResetControl`.
+    - `curve`, `random_curve`, `necessity`: of its scores, if these differ among edges. `reset`: see `ResetControl`.
     """
 
     kind: ClassVar[str] = "evaluation"
@@ -34,6 +35,7 @@ class Evaluation(Record):
     random_curve: RandomCurve | None
     reset: ResetControl | None
     run: dict[str, Any]
+    necessity: NecessityCurve | None = None
 
 
 @checked
@@ -83,4 +85,5 @@ def _evaluate(judged: Ablated, circuit: Circuit, random: int, seed: int, reset: 
         random_curve=random_curve(judged, curve, count=min(random, 10), seed=seed) if random and curve else None,
         reset=None if control is None else reset_control(judged, circuit, control, method),
         run=own.run,
+        necessity=None if curve is None else necessity_curve(judged, circuit),
     )

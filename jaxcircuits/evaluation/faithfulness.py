@@ -16,6 +16,7 @@ from jaxtyping import Float
 
 from ..arguments import checked
 from ..circuit import RANKS, Circuit
+from ..graph import Graph
 from ..objective import Objective
 from ..scores import Scores
 from .ablation import Ablated, ablated, masks_of
@@ -23,6 +24,9 @@ from .records import Record, Spread
 
 MIB_SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Shares of all edges at which MIB evaluates."""
+
+DIFFERENCES = ("logit_diff", "logit_diff_max", "prob_diff", "greater_than")
+"""Metrics below 0 where the right answers win over the wrong ones."""
 
 STANDARD_ERRORS = 2.0
 """A ratio is refused when its denominator is less than so many standard errors and float errors together."""
@@ -36,6 +40,7 @@ class Faithfulness(Record):
     - `mean_of_ratios`: the other order: the ratio on every prompt, then their spread; None where one is noise.
     - `loss`, `loss_empty`, `loss_full`: m of the circuit, of no circuit and of the whole model, over the prompts.
     - `edges`, `weighted_edges`: its size, see `weighted_edge_count`.
+    - `correct`: the share of prompts whose answer wins (loss below 0); None of metrics that do not tell.
     """
 
     kind: ClassVar[str] = "faithfulness"
@@ -47,6 +52,7 @@ class Faithfulness(Record):
     loss_full: Spread
     edges: int
     weighted_edges: float
+    correct: float | None = None
     run: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -56,6 +62,8 @@ class FaithfulnessCurve(Record):
 
     - `shares`: of all edges; `chosen`: the edges that these are, before dead ends are dropped.
     - `signed`, `absolute`: F of the best edges by signed and by absolute score.
+    - `acc_auc`: trapezoid area under `correct` of `signed` over the logarithm of the share, divided by its range;
+      unlike CPR it gains nothing from circuits that answer more decidedly than the model. None where that is not told.
     - `cpr`: trapezoid area under `signed`. `cmd`: trapezoid area under |1 - F| of `absolute`. None where F is refused.
     """
 
@@ -67,6 +75,13 @@ class FaithfulnessCurve(Record):
     cpr: float | None
     cmd: float | None
     run: dict[str, Any]
+    acc_auc: float | None = None
+
+    @property
+    def most(self) -> float | None:
+        """The largest F; None where it is refused."""
+        values = [point.value for point in (*self.signed, *self.absolute) if point.value is not None]
+        return max(values) if len(values) == 2 * len(self.shares) else None
 
 
 @checked
@@ -90,10 +105,22 @@ def faithfulness_many(
     """F of many circuits, in batches; those of few edges by their live nodes. Raises ValueError for another graph's."""
     judged = ablated(objective)
     masks = masks_of(judged.graph, circuits)
+    return _judged(judged, masks, judged.losses(masks, exchangeable=False))
+
+
+def judged_running(judged: Ablated, running: np.ndarray) -> tuple[Faithfulness, ...]:
+    """F of runs with these edges in, [run, sender, receiver], whatever the ablation takes for a circuit's."""
+    return _judged(judged, running, judged.losses_of(running, exchangeable=False))
+
+
+def _judged(judged: Ablated, masks: np.ndarray, each: Float[np.ndarray, "circuit batch"]) -> tuple[Faithfulness, ...]:
     empty, full = judged.baselines()
-    noise = judged.rounding()
-    each = judged.losses(masks, exchangeable=False)
-    return tuple(_faithfulness(mask, losses, (empty, full), noise) for mask, losses in zip(masks, each, strict=True))
+    noise, tells = judged.rounding(), judged.objective.metric_name in DIFFERENCES
+    results = (_faithfulness(mask, losses, (empty, full), noise) for mask, losses in zip(masks, each, strict=True))
+    if not tells:
+        return tuple(results)
+    shares = [float((losses < 0).mean()) for losses in each]
+    return tuple(dataclasses.replace(one, correct=share) for one, share in zip(results, shares, strict=True))
 
 
 @checked
@@ -108,17 +135,14 @@ def faithfulness_curve(
     Raises ValueError for other shares and scores of another graph.
     """
     judged, graph = ablated(objective), scores.graph
-    if graph != judged.graph:
-        raise ValueError("scores: expected those of the objective's graph, got another graph's")
-    if not shares or any(not 0 < share <= 1 for share in shares) or list(shares) != sorted(set(shares)):
-        raise ValueError(f"shares: expected ascending numbers above 0, at most 1, got {list(shares)}")
+    check_shares(judged.graph, graph, shares)
     chosen = tuple(int(share * graph.num_edges) for share in shares)
     circuits = [Circuit.select(scores, edges=count, rank=rank) for rank in RANKS for count in chosen]
     points = faithfulness_many(judged, circuits)
     signed, absolute = points[: len(shares)], points[len(shares) :]
-    cpr, cmd = _areas(shares, signed)[0], _areas(shares, absolute)[1]
+    cpr, cmd = area_under(shares, signed), _area_beside_1(shares, absolute)
     run = {**judged.describe(), "scores": scores.run}
-    return FaithfulnessCurve(tuple(shares), chosen, signed, absolute, cpr, cmd, run)
+    return FaithfulnessCurve(tuple(shares), chosen, signed, absolute, cpr, cmd, run, _acc_auc(shares, signed))
 
 
 def weighted_edge_count(mask: np.ndarray, neurons: Float[np.ndarray, " sender"] | None = None) -> float:
@@ -129,13 +153,36 @@ def weighted_edge_count(mask: np.ndarray, neurons: Float[np.ndarray, " sender"] 
     return float(mask.sum() if neurons is None else (mask * neurons[:, None]).sum())
 
 
-def _areas(shares: Sequence[float], points: Sequence[Faithfulness]) -> tuple[float | None, float | None]:
-    """The areas under F and under |1 - F|."""
-    values = [point.value for point in points]
-    if any(value is None for value in values):
-        return None, None
-    values = np.array(values, np.float64)
-    return float(np.trapezoid(values, shares)), float(np.trapezoid(np.abs(1 - values), shares))
+def check_shares(own: Graph, graph: Graph, shares: Sequence[float]) -> None:
+    """Raises ValueError for scores of another graph than the objective's own, and for shares that do not ascend."""
+    if graph != own:
+        raise ValueError("scores: expected those of the objective's graph, got another graph's")
+    if not shares or any(not 0 < share <= 1 for share in shares) or list(shares) != sorted(set(shares)):
+        raise ValueError(f"shares: expected ascending numbers above 0, at most 1, got {list(shares)}")
+
+
+def area_under(shares: Sequence[float], points: Sequence[Faithfulness]) -> float | None:
+    """Trapezoid area under F; None where it is refused."""
+    values = _values(points)
+    return None if values is None else float(np.trapezoid(values, shares))
+
+
+def _area_beside_1(shares: Sequence[float], points: Sequence[Faithfulness]) -> float | None:
+    values = _values(points)
+    return None if values is None else float(np.trapezoid(np.abs(1 - values), shares))
+
+
+def _acc_auc(shares: Sequence[float], points: Sequence[Faithfulness]) -> float | None:
+    correct = [point.correct for point in points if point.correct is not None]
+    if len(correct) < len(points):
+        return None
+    where = np.log(shares)
+    return correct[0] if len(shares) == 1 else float(np.trapezoid(correct, where) / (where[-1] - where[0]))
+
+
+def _values(points: Sequence[Faithfulness]) -> Float[np.ndarray, " point"] | None:
+    values = [point.value for point in points if point.value is not None]
+    return np.array(values) if len(values) == len(points) else None
 
 
 def _faithfulness(

@@ -11,7 +11,7 @@ from jaxtyping import Array, DTypeLike, Float, Int, PRNGKeyArray
 from .. import layout
 from ..layout import Layout, Stack
 from ..types import Tokens
-from . import parts
+from . import backward, parts
 from .model import AbstractModel, Index, Indices, Positions
 from .parts import MLP, Attention, GatedMLP, Norm, RMSNorm
 from .rotary import RopeScaling, Rotation, rotation
@@ -175,6 +175,7 @@ class Decoder(AbstractModel):
         """What a head or an MLP writes."""
         if kind == "mlp":
             return ys[0]
+        ys = backward.now().inputs(ys)
         return self.attention(layer, ys, at) @ ys[2] @ self.blocks.attention.output[layer, index]
 
     def attention(self, layer: Index, ys: tuple[Array, ...], at: Positions) -> Float[Array, "at position"]:
@@ -186,7 +187,7 @@ class Decoder(AbstractModel):
     ) -> Float[Array, "*positions vocab"]:
         """Logits of the value that the receiver `logits` reads: of all tokens, or of those in `columns` alone."""
         weight = self.token_embedding if self.unembedding is None else self.unembedding
-        with jax.default_matmul_precision(self.precision):
+        with self.computing():
             return parts.normed(self.final_norm, residual) @ (weight if columns is None else weight[columns]).T
 
     def scores_to_pattern(self, layer: Index, scores: Float[Array, "at position"], at: Positions) -> Array:
@@ -210,6 +211,7 @@ class JointDecoder(Decoder):
         """What all heads of a layer write; what an MLP writes."""
         if kind == "mlp":
             return ys[0]
+        ys = backward.now().inputs(ys)
         rows = self.attention(layer, ys, at) @ ys[2] @ self.blocks.attention.output[layer]
         return parts.of_layer(self.blocks.attention_post_norm, layer).shares(rows)
 

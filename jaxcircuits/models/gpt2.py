@@ -17,7 +17,7 @@ from jaxtyping import Array, DTypeLike, Float, Int, PRNGKeyArray
 from .. import layout
 from ..layout import Layout
 from ..types import Tokens
-from . import parts
+from . import backward, parts
 from .gpt2_config import GPT2Config
 from .model import AbstractModel
 from .parts import MLP, LayerNorm, normed
@@ -156,6 +156,7 @@ class GPT2(AbstractModel):
         """What a head or an MLP writes."""
         if kind == "mlp":
             return ys[0]
+        ys = backward.now().inputs(ys)
         return self._pattern(layer, ys, at) @ ys[2] @ self.blocks.attention.output[layer, index]
 
     def constant(self, layer: Int[Array, ""], moment: int) -> Float[Array, " width"] | None:
@@ -170,7 +171,7 @@ class GPT2(AbstractModel):
         bias = self.unembedding_bias
         if columns is not None:
             weight, bias = weight[columns], None if bias is None else bias[columns]
-        with jax.default_matmul_precision(self.precision):
+        with self.computing():
             logits = normed(self.final_norm, residual) @ weight.T
         return logits if bias is None else logits + jnp.broadcast_to(bias, logits.shape)
 

@@ -12,9 +12,11 @@ Layers and indices are traced: weights are stacked over layers, and one compiled
 runs are in `runs.py`, `slopes.py` and `displaced.py`.
 """
 
+import contextlib
+import dataclasses
 import functools
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import equinox as eqx
@@ -25,6 +27,7 @@ from ..graph import Graph
 from ..layout import Layout
 from ..types import NodeMask, PositionedMask, ReceiverValues, SenderValues, Tokens
 from . import displaced, runs, slopes
+from .backward import BACKWARD, under
 
 Index = Int[Array, ""]
 Indices = Int[Array, "*node"]
@@ -33,10 +36,12 @@ Positions = Int[Array, " at"]
 
 class AbstractModel(eqx.Module):
     """Any architecture. `precision` is JAX's matmul precision for every contraction: "highest" is full float32 on any
-    device, where JAX's own default would be bfloat16 (TPU) or TF32 (recent GPUs).
+    device, where JAX's own default would be bfloat16 (TPU) or TF32 (recent GPUs). `backward`: the rules of its
+    backward pass, see `backward.py`.
     """
 
     precision: str = eqx.field(static=True, default="highest", kw_only=True)
+    backward: str = eqx.field(static=True, default="plain", kw_only=True)
 
     # --- what an architecture says -------------------------------------------------------------
 
@@ -126,6 +131,18 @@ class AbstractModel(eqx.Module):
 
     # --- what follows from it ------------------------------------------------------------------
 
+    def with_backward(self, name: str) -> "AbstractModel":
+        """The same model with other rules of the backward pass. Raises ValueError for an unknown name."""
+        if name not in BACKWARD:
+            raise ValueError(f"backward: expected one of {', '.join(BACKWARD)}, got {name!r}")
+        return dataclasses.replace(self, backward=name)
+
+    @contextlib.contextmanager
+    def computing(self) -> Iterator[None]:
+        """How its functions compute: at its precision, by its rules of the backward pass."""
+        with jax.default_matmul_precision(self.precision), under(self.backward):
+            yield
+
     @property
     def graph(self) -> Graph:
         return _graph_of(self.layout)
@@ -145,7 +162,7 @@ class AbstractModel(eqx.Module):
     ) -> Float[Array, "position width"]:
         """The value that the receiver `logits` reads: of the whole model, or of the circuit `mask`."""
         if mask is None:
-            with jax.default_matmul_precision(self.precision):
+            with self.computing():
                 return runs.residual(self, tokens)
         if reference is None:
             raise ValueError("a mask needs reference values: what absent edges carry, [sender, position, width]")
@@ -159,12 +176,12 @@ class AbstractModel(eqx.Module):
         `offsets` are added to what each receiver reads: their gradients give those of every edge,
         `df/dmask_sr = <delta_s, df/doffset_r>`.
         """
-        with jax.default_matmul_precision(self.precision):
+        with self.computing():
             return runs.masked(self, tokens, mask, reference, offsets)
 
     def recorded(self, tokens: Tokens) -> tuple[Float[Array, "moment position width"], SenderValues]:
         """`receiver_streams` and `sender_values` of one run."""
-        with jax.default_matmul_precision(self.precision):
+        with self.computing():
             return runs.recorded(self, tokens)
 
     def sender_values(self, tokens: Tokens) -> SenderValues:
@@ -177,7 +194,7 @@ class AbstractModel(eqx.Module):
 
     def attention_patterns(self, tokens: Tokens) -> Float[Array, "layer head position position"]:
         """How much each position of the clean run reads of each earlier one, in every head."""
-        with jax.default_matmul_precision(self.precision):
+        with self.computing():
             return runs.patterns(self, tokens)
 
     def node_run(
@@ -188,7 +205,7 @@ class AbstractModel(eqx.Module):
         - `node_mask`: z of every query, key, value and MLP output, in the order of `graph.receivers` without `logits`.
         - `reference`: y_ref, as `node_values` gives it; None: zero, so that the mask multiplies.
         """
-        with jax.default_matmul_precision(self.precision):
+        with self.computing():
             return runs.node_run(self, tokens, node_mask, reference)
 
     def node_values(self, reference: SenderValues) -> runs.NodeValues:
@@ -196,7 +213,7 @@ class AbstractModel(eqx.Module):
 
         From the senders' values of a run these are that run's.
         """
-        with jax.default_matmul_precision(self.precision):
+        with self.computing():
             return runs.node_values(self, reference)
 
     def receiver_slopes(
@@ -209,7 +226,7 @@ class AbstractModel(eqx.Module):
 
         `held`: senders that write given constants instead, which no gradient passes.
         """
-        with jax.default_matmul_precision(self.precision):
+        with self.computing():
             return slopes.receiver_slopes(self, tokens, score, held)
 
     def place(self, receiver: int) -> displaced.Place:
@@ -227,12 +244,12 @@ class AbstractModel(eqx.Module):
 
         - `streams`, `written`: of the clean run, as `receiver_streams` and `sender_values` give them.
         """
-        with jax.default_matmul_precision(self.precision):
+        with self.computing():
             return displaced.displaced_residual(self, place, streams, written, offset)
 
     def residual_from(self, x: Float[Array, "position width"], moment: Index) -> Float[Array, "position width"]:
         """What `logits` reads in the plain run that reads `x` at a (traced) moment."""
-        with jax.default_matmul_precision(self.precision):
+        with self.computing():
             return displaced.residual_from(self, x, moment)
 
     def change_effects(
@@ -247,7 +264,7 @@ class AbstractModel(eqx.Module):
         - `x`: what it reads. `slopes`: gradients of several runs at what its node writes. The node is recomputed, not
           linearised.
         """
-        with jax.default_matmul_precision(self.precision):
+        with self.computing():
             return displaced.change_effects(self, place, x, changes, slopes)
 
 

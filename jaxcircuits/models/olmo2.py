@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
-from . import parts
+from . import backward, parts
 from .decoder import Block, DecoderConfig, Draw, JointDecoder
 from .model import Index, Positions
 from .parts import RMSNorm
@@ -70,5 +70,5 @@ class Olmo2(JointDecoder):
 
 def _normed(norm: RMSNorm, ys: Float[Array, "head position key"]) -> Float[Array, "head position key"]:
     """Queries or keys of all heads after one norm of all; heads of a group have equal keys, so these count alike."""
-    scale = jax.lax.rsqrt((ys**2).mean((0, 2), keepdims=True) + norm.epsilon)
+    scale = backward.now().scale(jax.lax.rsqrt((ys**2).mean((0, 2), keepdims=True) + norm.epsilon))
     return ys * scale * jnp.repeat(norm.weight, len(ys) // len(norm.weight), axis=0)[:, None]

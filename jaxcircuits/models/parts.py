@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from . import backward
+
 ACTIVATIONS: dict[str, Callable] = {
     "gelu": partial(jax.nn.gelu, approximate=False),
     "gelu_new": jax.nn.gelu,
@@ -34,7 +36,7 @@ class LayerNorm(eqx.Module):
 
     def __call__(self, x: Float[Array, " width"]) -> Float[Array, " width"]:
         centred = x - x.mean()
-        return centred * jax.lax.rsqrt((centred**2).mean() + self.epsilon) * self.weight + self.bias
+        return centred * _scale(centred, self.epsilon) * self.weight + self.bias
 
 
 class RMSNorm(eqx.Module):
@@ -45,15 +47,19 @@ class RMSNorm(eqx.Module):
     offset: float = eqx.field(static=True, default=0.0)
 
     def __call__(self, x: Float[Array, " width"]) -> Float[Array, " width"]:
-        return x * jax.lax.rsqrt((x**2).mean() + self.epsilon) * (self.offset + self.weight)
+        return x * _scale(x, self.epsilon) * (self.offset + self.weight)
 
     def shares(self, rows: Float[Array, "head at width"]) -> Float[Array, "head at width"]:
         """What each row is of the norm of their sum: they add up to it, under the sum's own scale."""
-        scale = jax.lax.rsqrt((rows.sum(0) ** 2).mean(-1, keepdims=True) + self.epsilon)
+        scale = backward.now().scale(jax.lax.rsqrt((rows.sum(0) ** 2).mean(-1, keepdims=True) + self.epsilon))
         return rows * (scale * (self.offset + self.weight)[None])[None]
 
 
 Norm = LayerNorm | RMSNorm
+
+
+def _scale(x: Float[Array, " width"], epsilon: float) -> Float[Array, ""]:
+    return backward.now().scale(jax.lax.rsqrt((x**2).mean() + epsilon))
 
 
 def normed(norm: Norm | None, x: Float[Array, "*inputs width"]) -> Float[Array, "*inputs width"]:
@@ -130,7 +136,7 @@ class MLP(eqx.Module):
         return MLP(w_in, b_in, w_out, self.b_out / groups, self.activation)
 
     def __call__(self, x: Float[Array, "position width"]) -> Float[Array, "position width"]:
-        return ACTIVATIONS[self.activation](x @ self.w_in + self.b_in[None]) @ self.w_out + self.b_out[None]
+        return _activated(self.activation, x @ self.w_in + self.b_in[None]) @ self.w_out + self.b_out[None]
 
 
 class GatedMLP(eqx.Module):
@@ -156,8 +162,13 @@ class GatedMLP(eqx.Module):
         return GatedMLP(gate, up, _cut(index, groups, self.down, 0), gate_bias, up_bias, down_bias, self.activation)
 
     def __call__(self, x: Float[Array, "position width"]) -> Float[Array, "position width"]:
-        gate = ACTIVATIONS[self.activation](affine(x, self.gate, self.gate_bias))
-        return affine(gate * affine(x, self.up, self.up_bias), self.down, self.down_bias)
+        gate = _activated(self.activation, affine(x, self.gate, self.gate_bias))
+        product = backward.now().product(gate * affine(x, self.up, self.up_bias))
+        return affine(product, self.down, self.down_bias)
+
+
+def _activated(name: str, x: Float[Array, "position neuron"]) -> Float[Array, "position neuron"]:
+    return backward.now().activation(ACTIVATIONS[name], x)
 
 
 def attention_pattern(
@@ -175,7 +186,7 @@ def attention_pattern(
     seen = jnp.ones_like(back, bool) if window is None else back < window
     if causal:
         seen &= back >= 0
-    return jax.nn.softmax(jnp.where(seen, scores, jnp.finfo(scores.dtype).min), axis=-1)
+    return backward.now().softmax(jnp.where(seen, scores, jnp.finfo(scores.dtype).min))
 
 
 def capped(scores: Float[Array, "*shape"], cap: float | None) -> Float[Array, "*shape"]:

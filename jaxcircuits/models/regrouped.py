@@ -29,6 +29,10 @@ class Regrouped(AbstractModel):
     def units_name(self) -> str:
         return self.chosen
 
+    def with_backward(self, name: str) -> AbstractModel:
+        """Of the model within, too."""
+        return dataclasses.replace(self, model=self.model.with_backward(name), backward=name)
+
     @property
     def layout(self) -> Layout:
         return changed(self.model.layout, self._group)

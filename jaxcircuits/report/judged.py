@@ -55,6 +55,12 @@ def measures(evaluation: Part) -> list[Part]:
             _measure("CPR", curve["cpr"], refused, "area under faithfulness", beside=_areas_beside(evaluation, "cpr")),
             _measure("CMD", curve["cmd"], refused, "area between it and 1", beside=_areas_beside(evaluation, "cmd")),
         ]
+        if (accuracy := curve.get("acc_auc")) is not None:
+            note = "share of prompts whose answer wins, over the logarithm of the size"
+            found.append(_measure("acc-AUC", accuracy, None, note))
+    if without := evaluation.get("necessity"):
+        refused = without["points"][0]["refused"]
+        found.append(_measure("Without the best", without["area"], refused, "area under faithfulness; lower is better"))
     if whole := evaluation["completeness"]:
         note = f"the most that a knock-out differs from the model's: without {whole['worst']}"
         found.append(_measure("Incompleteness", whole["incompleteness"], None, note))

@@ -144,7 +144,6 @@ def _ranked(settings: Settings, label: str, name: str, objective: Objective, tru
             raise Refused(str(error).removeprefix(f"{method}: ")) from None
 
     label = f"{label}-{objective.metric_name}-{name.replace(' ', '-')}"
-    goes_on = METHODS[method].takes_checkpoint
-    scored = kept_scores(settings, label, score, objective, takes_checkpoint=goes_on, **options)
+    scored = kept_scores(settings, label, score, objective, **options)
     sizes = Circuit(scored.graph, scored.graph.valid, np.abs(scored.scores), scored.run)
     return [Circuit(scored.graph, mask, scored.scores, scored.run) for mask in stages(sizes)]

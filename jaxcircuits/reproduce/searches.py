@@ -60,17 +60,10 @@ def hisp_circuits(settings: Settings, name: str, objective: Objective) -> list[C
 
 
 def kept_scores(
-    settings: Settings,
-    name: str,
-    method: Callable[..., Any],
-    objective: Objective,
-    *,
-    takes_checkpoint: bool = False,
-    **options: Any,
+    settings: Settings, name: str, method: Callable[..., Any], objective: Objective, **options: Any
 ) -> Circuit:
     """A method's scores under some hyperparameters, as a circuit: of all edges, or of those whose mask was learnt."""
-    taken = options | ({"checkpoint": settings.part(name)} if takes_checkpoint else {})
-    return settings.kept(name, lambda: method(objective, **taken), objective=identity_of(objective), **options)
+    return settings.kept(name, lambda: method(objective, **options), objective=identity_of(objective), **options)
 
 
 def stages(scored: Scores | Circuit) -> list[EdgeBools]:

@@ -1,0 +1,138 @@
+"""Rules of the backward pass: what takes the place of a derivative in a decoder's few nonlinear places.
+
+| rules | norms | activations but ReLU | gated products | softmax p of x | q, k, v |
+|---|---|---|---|---|---|
+| `plain` | their derivatives | | | | |
+| `relp` (2508.21258) | scale held fixed | slope act(x)/x | half to each factor | its own | 1, 1, 1 |
+| `attn-lrp` (2402.05602) | scale held fixed | slope act(x)/x | half to each factor | relevance | 1/4, 1/4, 1/2 |
+| `gim` (2505.17630) | scale held fixed | their own | half to each factor | warm | 1/4, 1/4, 1/2 |
+
+relevance: `dx_i = sum(g p) p_i / x_i`. warm: `dx = s (g - sum(g s))` with `s = softmax(x / 2)`.
+
+Values of the forward pass are the same. 1/4, 1/4, 1/2 of the gradients at queries, keys and values are halves at the
+scores and at the mixed values: each is a product of two. `x_i` below 1e-6 in size is kept that far from 0 as the
+divisor of an activation; of the softmax its gradient is 0 there.
+
+A model has one name of rules, `model.backward`; while one of its functions is traced, `now()` are these rules.
+"""
+
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+SMALL = 1e-6
+
+
+class Rules(NamedTuple):
+    """What is computed where: all are the same function of their values, with other slopes."""
+
+    scale: Callable[[Array], Array]
+    activation: Callable[[Callable[[Array], Array], Array], Array]
+    product: Callable[[Array], Array]
+    softmax: Callable[[Array], Array]
+    inputs: Callable[[tuple[Array, ...]], tuple[Array, ...]]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def scaled(x: Array, factor: float) -> Array:
+    """`x`; its gradient times a factor."""
+    return x
+
+
+scaled.defvjp(lambda x, factor: (x, None), lambda factor, _, g: (g * factor,))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _along(function: Callable[[Array], Array], x: Array) -> Array:
+    """`function(x)`, its slope that of the line through 0."""
+    return function(x)
+
+
+def _along_forward(function: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:
+    y = function(x)
+    return y, y / jnp.where(jnp.abs(x) < SMALL, jnp.where(x < 0, -SMALL, SMALL), x)
+
+
+_along.defvjp(_along_forward, lambda function, slope, g: (g * slope,))
+
+
+@jax.custom_vjp
+def _relevance_softmax(x: Float[Array, "*_ key"]) -> Float[Array, "*_ key"]:
+    return jax.nn.softmax(x, axis=-1)
+
+
+def _relevance_backward(kept: tuple[Array, Array], g: Array) -> tuple[Array]:
+    x, p = kept
+    is_small = jnp.abs(x) < SMALL
+    return (jnp.where(is_small, 0, (g * p).sum(-1, keepdims=True) * p / jnp.where(is_small, 1, x)),)
+
+
+_relevance_softmax.defvjp(lambda x: (p := jax.nn.softmax(x, axis=-1), (x, p)), _relevance_backward)
+
+
+@jax.custom_vjp
+def _warm_softmax(x: Float[Array, "*_ key"]) -> Float[Array, "*_ key"]:
+    return jax.nn.softmax(x, axis=-1)
+
+
+def _warm_backward(x: Array, g: Array) -> tuple[Array]:
+    s = jax.nn.softmax(x / 2, axis=-1)
+    return (s * (g - (g * s).sum(-1, keepdims=True)),)
+
+
+_warm_softmax.defvjp(lambda x: (jax.nn.softmax(x, axis=-1), x), _warm_backward)
+
+
+def _same(x: Any) -> Any:
+    return x
+
+
+def _halved(x: Array) -> Array:
+    return scaled(x, 0.5)
+
+
+def _slope_of_line(function: Callable[[Array], Array], x: Array) -> Array:
+    return function(x) if function is jax.nn.relu else _along(function, x)
+
+
+def _parted(ys: tuple[Array, ...]) -> tuple[Array, ...]:
+    """Queries, keys and values: a product of two halves, whose product with the values is halved."""
+    return tuple(scaled(y, factor) for y, factor in zip(ys, (0.25, 0.25, 0.5), strict=True))
+
+
+def _applied(function: Callable[[Array], Array], x: Array) -> Array:
+    return function(x)
+
+
+_softmax = partial(jax.nn.softmax, axis=-1)
+_fixed = jax.lax.stop_gradient
+
+BACKWARD = {
+    "plain": Rules(_same, _applied, _same, _softmax, _same),
+    "relp": Rules(_fixed, _slope_of_line, _halved, _softmax, _same),
+    "attn-lrp": Rules(_fixed, _slope_of_line, _halved, _relevance_softmax, _parted),
+    "gim": Rules(_fixed, _applied, _halved, _warm_softmax, _parted),
+}
+
+_now: contextvars.ContextVar[Rules] = contextvars.ContextVar("backward", default=BACKWARD["plain"])
+
+
+def now() -> Rules:
+    """The rules of the model that is traced."""
+    return _now.get()
+
+
+@contextlib.contextmanager
+def under(name: str) -> Iterator[None]:
+    """Inside, `now()` are the rules of this name."""
+    token = _now.set(BACKWARD[name])
+    try:
+        yield
+    finally:
+        _now.reset(token)
