@@ -16,6 +16,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, ArrayLike
 
+from .arguments import checked
 from .files import check_can_fill
 
 CANDIDATES, PROMPTS = "candidates", "prompts"
@@ -129,6 +130,7 @@ def memory_limit() -> int:
 # --- devices -----------------------------------------------------------------------------------
 
 
+@checked
 def device_mesh(prompts: int, devices: int | None = None) -> Mesh:
     """A mesh of all devices, or of the first `devices`, for an objective of so many prompts.
 

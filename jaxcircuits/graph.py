@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Int
 
 from . import layout as layouts
+from .arguments import checked
 from .axes import KINDS, Receiver, Sender, tables
 from .layout import Layout, Nodes
 from .types import EdgeBools
@@ -34,6 +35,7 @@ class Graph:
                 raise ValueError(f"layout: expected {what} of different names, got {repeated[0]!r} more than once")
 
     @classmethod
+    @checked
     def transformer(
         cls,
         layers: int,

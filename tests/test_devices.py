@@ -40,7 +40,7 @@ def eight():
 
 
 def assert_same(some, others):
-    assert some["decisions"] == others["decisions"]
+    assert some["decisions"] == others["decisions"] and some["replicates"] == others["replicates"]
     for name in ("many", "per_example", "gradient", "metrics"):
         np.testing.assert_allclose(some[name], others[name], rtol=1e-12, atol=1e-13)
 
@@ -53,8 +53,9 @@ def test_eight_devices_decide_what_one_does(eight):
 
 @pytest.mark.mission
 def test_devices_exchange_numbers_only(eight):
-    """A compiled chain sums each candidate's metric over the prompts; no activations travel."""
-    assert eight["collectives"] and max(eight["collectives"]) <= 8 * 4
+    """Of a compiled chain each candidate's metric on each prompt is gathered; no activations travel."""
+    candidates, prompts, bytes_each = 4, 4, 8
+    assert eight["collectives"] and max(eight["collectives"]) <= candidates * prompts * bytes_each
 
 
 @pytest.mark.mission

@@ -175,3 +175,19 @@ assert abs(float(objective(found.mask)) - found.metric_final) < 0.01
 """,
         OBJECTIVE,
     )
+
+
+def test_what_is_no_circuit_no_graph_and_no_number_is_refused_by_its_name():
+    check("""
+circuit = jc.Circuit.select(scores, edges=9)
+for layers in (2.5, "2", True):
+    check(lambda: jc.Graph.transformer(layers, 2), "layers: expected a whole number")
+check(lambda: jc.Graph.transformer(2, 2.0), "heads: expected a whole number")
+check(lambda: jc.device_mesh(2.5), "prompts: expected a whole number")
+check(lambda: jc.gate(["and"]), "name: expected a text")
+for compare in (jc.similarity, jc.jaccard):
+    check(lambda: compare(circuit, "circuit.json"), "second: expected a Circuit, got 'circuit.json'")
+check(lambda: jc.rank_correlation(zeros, circuit), "first: expected a Scores or a Circuit, got a ndarray")
+check(lambda: jc.top_overlap(circuit, circuit, 2.5), "size: expected a whole number")
+assert jc.similarity(circuit, circuit).jaccard_edges == 1
+""")

@@ -248,3 +248,29 @@ def test_what_is_refused(objective, tmp_path):
             jc.read_record(tmp_path / "bad.json")
     with pytest.raises(ValueError, match="no record"):
         jc.read_record(GOLDEN / "nothing.json")
+
+
+def test_intervals_are_the_bootstraps_over_the_prompts(x64):
+    """Against draws of one's own."""
+    model, pairs = micro_model("gpt2", dtype=jnp.float64), micro_pairs(batch=40)
+    objective = jc.Objective(model, pairs, "logit_diff")
+    scores = jc.eap(objective)
+    circuit = jc.Circuit.select(scores, edges=objective.graph.num_edges // 2)
+    record, curve = (
+        jc.faithfulness(objective, circuit),
+        jc.faithfulness_curve(objective, scores, shares=(0.3, 0.6, 1.0)),
+    )
+    zeros = np.zeros(objective.graph.shape)
+    each, empty, full = (np.asarray(objective.per_example(mask)) for mask in (circuit, zeros, objective.full_mask()))
+    rows = np.random.default_rng(7).integers(0, 40, (8000, 40))
+    ratios = (each - empty)[rows].sum(1) / (full - empty)[rows].sum(1)
+    if record.value is None:
+        assert record.interval is None
+        return
+    width = np.diff(np.quantile(ratios, [0.025, 0.975]))[0]
+    np.testing.assert_allclose(record.interval, np.quantile(ratios, [0.025, 0.975]), atol=0.15 * width)
+    assert record.interval[0] < record.value < record.interval[1]
+    assert curve.cpr_interval[0] < curve.cpr < curve.cpr_interval[1]
+    assert curve.cmd_interval[0] <= curve.cmd <= curve.cmd_interval[1] + 1e-9
+    whole = curve.signed[-1]
+    np.testing.assert_allclose(whole.interval, [1, 1], atol=1e-9)

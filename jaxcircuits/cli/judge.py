@@ -278,11 +278,12 @@ def _print_evaluation(record: Evaluation) -> None:
         worst = record.completeness
         out.print(f"incompleteness {worst.incompleteness:.4g}, without {worst.worst}", markup=False)
     if record.curve is not None:
-        out.print(f"CPR {_number(record.curve.cpr)}, CMD {_number(record.curve.cmd)}{_accuracy(record.curve)}")
-        if record.curve.most is not None and record.curve.most > OVERSHOT:
-            out.print(
-                f"  F reaches {record.curve.most:.3f}: CPR counts it, though the model does 1; trust CMD, acc-AUC"
-            )
+        curve = record.curve
+        areas = [f"CPR {_number(curve.cpr)}{_between(curve.cpr_interval)}"]
+        areas += [f"CMD {_number(curve.cmd)}{_between(curve.cmd_interval)}"]
+        out.print(f"{', '.join(areas)}{_accuracy(curve)}")
+        if curve.most is not None and curve.most > OVERSHOT:
+            out.print(f"  F reaches {curve.most:.3f}: CPR counts it, though the model does 1; trust CMD, acc-AUC")
     if record.necessity is not None:
         out.print(f"area under F without the best edges {_number(record.necessity.area)} (lower is better)")
     if record.random_curve is not None and record.random_curve.cpr is not None and record.random_curve.cmd is not None:
@@ -309,7 +310,12 @@ def _accuracy(curve: FaithfulnessCurve) -> str:
 
 
 def _faithful(value: Faithfulness) -> str:
-    return f"refused ({value.refused})" if value.value is None else f"{value.value:.4f}"
+    return f"refused ({value.refused})" if value.value is None else f"{value.value:.4f}{_between(value.interval)}"
+
+
+def _between(interval: tuple[float, float] | None) -> str:
+    """A 95 % interval over the prompts."""
+    return "" if interval is None else f" ({interval[0]:.3f} to {interval[1]:.3f})"
 
 
 def _number(value: float | None) -> str:

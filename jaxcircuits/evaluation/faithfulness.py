@@ -18,6 +18,7 @@ from ..arguments import checked
 from ..circuit import RANKS, Circuit
 from ..graph import Graph
 from ..objective import Objective
+from ..resampling import draws
 from ..scores import Scores
 from .ablation import Ablated, ablated, masks_of
 from .records import Record, Spread
@@ -27,6 +28,9 @@ MIB_SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 DIFFERENCES = ("logit_diff", "logit_diff_max", "prob_diff", "greater_than")
 """Metrics below 0 where the right answers win over the wrong ones."""
+
+REPLICATES = 2000
+"""Bootstrap draws of the prompts behind an interval; their seed is 0, so that an evaluation is the same again."""
 
 STANDARD_ERRORS = 2.0
 """A ratio is refused when its denominator is less than so many standard errors and float errors together."""
@@ -41,6 +45,7 @@ class Faithfulness(Record):
     - `loss`, `loss_empty`, `loss_full`: m of the circuit, of no circuit and of the whole model, over the prompts.
     - `edges`, `weighted_edges`: its size, see `weighted_edge_count`.
     - `correct`: the share of prompts whose answer wins (loss below 0); None of metrics that do not tell.
+    - `interval`: 95 % percentile bootstrap interval of `value` over the prompts; None where that is.
     """
 
     kind: ClassVar[str] = "faithfulness"
@@ -53,6 +58,7 @@ class Faithfulness(Record):
     edges: int
     weighted_edges: float
     correct: float | None = None
+    interval: tuple[float, float] | None = None
     run: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -65,6 +71,7 @@ class FaithfulnessCurve(Record):
     - `acc_auc`: trapezoid area under `correct` of `signed` over the logarithm of the share, divided by its range;
       unlike CPR it gains nothing from circuits that answer more decidedly than the model. None where that is not told.
     - `cpr`: trapezoid area under `signed`. `cmd`: trapezoid area under |1 - F| of `absolute`. None where F is refused.
+    - `cpr_interval`, `cmd_interval`: 95 % percentile bootstrap intervals over the prompts, the ranking as it is.
     """
 
     kind: ClassVar[str] = "faithfulness curve"
@@ -76,6 +83,8 @@ class FaithfulnessCurve(Record):
     cmd: float | None
     run: dict[str, Any]
     acc_auc: float | None = None
+    cpr_interval: tuple[float, float] | None = None
+    cmd_interval: tuple[float, float] | None = None
 
     @property
     def most(self) -> float | None:
@@ -105,18 +114,28 @@ def faithfulness_many(
     """F of many circuits, in batches; those of few edges by their live nodes. Raises ValueError for another graph's."""
     judged = ablated(objective)
     masks = masks_of(judged.graph, circuits)
-    return _judged(judged, masks, judged.losses(masks, exchangeable=False))
+    baselines = judged.baselines()
+    return _judged(judged, masks, judged.losses(masks, exchangeable=False), baselines)
 
 
 def judged_running(judged: Ablated, running: np.ndarray) -> tuple[Faithfulness, ...]:
     """F of runs with these edges in, [run, sender, receiver], whatever the ablation takes for a circuit's."""
-    return _judged(judged, running, judged.losses_of(running, exchangeable=False))
+    baselines = judged.baselines()
+    return _judged(judged, running, judged.losses_of(running, exchangeable=False), baselines)
 
 
-def _judged(judged: Ablated, masks: np.ndarray, each: Float[np.ndarray, "circuit batch"]) -> tuple[Faithfulness, ...]:
-    empty, full = judged.baselines()
+def _judged(
+    judged: Ablated,
+    masks: np.ndarray,
+    each: Float[np.ndarray, "circuit prompt"],
+    baselines: Float[np.ndarray, "2 prompt"],
+) -> tuple[Faithfulness, ...]:
+    empty, full = baselines
     noise, tells = judged.rounding(), judged.objective.metric_name in DIFFERENCES
-    results = (_faithfulness(mask, losses, (empty, full), noise) for mask, losses in zip(masks, each, strict=True))
+    results = [_faithfulness(mask, losses, (empty, full), noise) for mask, losses in zip(masks, each, strict=True)]
+    if len(full) > 1 and results and results[0].value is not None:  # it is refused for all alike, or for none
+        within = map(_within, resampled(each, baselines))
+        results = [dataclasses.replace(one, interval=ends) for one, ends in zip(results, within, strict=True)]
     if not tells:
         return tuple(results)
     shares = [float((losses < 0).mean()) for losses in each]
@@ -138,11 +157,35 @@ def faithfulness_curve(
     check_shares(judged.graph, graph, shares)
     chosen = tuple(int(share * graph.num_edges) for share in shares)
     circuits = [Circuit.select(scores, edges=count, rank=rank) for rank in RANKS for count in chosen]
-    points = faithfulness_many(judged, circuits)
+    masks = masks_of(judged.graph, circuits)
+    baselines, each = judged.baselines(), judged.losses(masks, exchangeable=False)
+    points = _judged(judged, masks, each, baselines)
     signed, absolute = points[: len(shares)], points[len(shares) :]
     cpr, cmd = area_under(shares, signed), _area_beside_1(shares, absolute)
     run = {**judged.describe(), "scores": scores.run}
-    return FaithfulnessCurve(tuple(shares), chosen, signed, absolute, cpr, cmd, run, _acc_auc(shares, signed))
+    curve = FaithfulnessCurve(tuple(shares), chosen, signed, absolute, cpr, cmd, run, _acc_auc(shares, signed))
+    if cpr is None or cmd is None or each.shape[1] < 2:
+        return curve
+    ratios = resampled(each, baselines)
+    above = _within(np.trapezoid(ratios[: len(shares)], shares, axis=0))
+    beside = _within(np.trapezoid(np.abs(1 - ratios[len(shares) :]), shares, axis=0))
+    return dataclasses.replace(curve, cpr_interval=above, cmd_interval=beside)
+
+
+def resampled(
+    each: Float[np.ndarray, "circuit prompt"], baselines: Float[np.ndarray, "2 prompt"]
+) -> Float[np.ndarray, "circuit replicate"]:
+    """F of circuits on `REPLICATES` bootstrap draws of the prompts, the same for all circuits."""
+    empty, full = baselines
+    counts = draws(len(full), REPLICATES, "bootstrap", 0.5, 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return ((each - empty) @ counts.T) / ((full - empty) @ counts.T)
+
+
+def _within(values: Float[np.ndarray, " replicate"]) -> tuple[float, float]:
+    with np.errstate(invalid="ignore"):  # a draw without any difference to divide by
+        low, high = np.quantile(values, [0.025, 0.975]).tolist()
+    return low, high
 
 
 def weighted_edge_count(mask: np.ndarray, neurons: Float[np.ndarray, " sender"] | None = None) -> float:

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ..arguments import checked
 from ..circuit import RANKS, Circuit
 from ..scores import Scores
 from .records import Record
@@ -35,6 +36,7 @@ class Similarity(Record):
     run: dict[str, Any]
 
 
+@checked
 def similarity(first: Circuit, second: Circuit) -> Similarity:
     """Everything that tells two circuits of one graph apart. Raises ValueError for different graphs."""
     _same_graph(first, second)
@@ -51,6 +53,7 @@ def similarity(first: Circuit, second: Circuit) -> Similarity:
     )
 
 
+@checked
 def jaccard(first: Circuit, second: Circuit, *, level: str = "edge") -> float | None:
     """`|A and B| / |A or B|` of two circuits' edges or nodes; None where both are empty.
 
@@ -62,6 +65,7 @@ def jaccard(first: Circuit, second: Circuit, *, level: str = "edge") -> float | 
     return int((one & other).sum()) / either if either else None
 
 
+@checked
 def top_overlap(first: Scores | Circuit, second: Scores | Circuit, size: int, *, rank: str = "signed") -> float:
     """The share of the `size` best edges that two rankings have in common; ties by edge order.
 
@@ -74,6 +78,7 @@ def top_overlap(first: Scores | Circuit, second: Scores | Circuit, size: int, *,
     return len(best[0] & best[1]) / size
 
 
+@checked
 def rank_correlation(first: Scores | Circuit, second: Scores | Circuit, *, rank: str = "signed") -> float | None:
     """Spearman's rank correlation of all edges' scores; None where one of them is constant.
 

@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .. import layout
+from ..arguments import checked
 from ..layout import Layout
 from ..types import Tokens
 from .model import AbstractModel
@@ -177,6 +178,7 @@ class Digits:
         return " ".join(words)
 
 
+@checked
 def gate(name: str) -> Gates:
     """A built-in network: "and", "or", "xor", "xor_relu", "majority" (of three), "adder" (of three digits: sum, carry).
 

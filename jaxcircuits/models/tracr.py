@@ -59,6 +59,8 @@ def permute_positions(model: GPT2, order: Sequence[int]) -> GPT2:
 
     Raises ValueError for what is no order of the first positions, and for a model without a position embedding.
     """
+    if not isinstance(order, Sequence | np.ndarray):
+        raise ValueError(f"order: expected a list of positions, got {order!r:.60}")
     if not 0 < len(order) <= model.max_positions or sorted(order) != list(range(len(order))):
         raise ValueError(f"order: expected 0..n-1 in another order, n up to {model.max_positions}, got {list(order)}")
     if (positions := model.position_embedding) is None:
