@@ -270,7 +270,7 @@ def test_what_a_circuit_is_worth_stands_beside_its_controls(show):
     page = show([ONE], judgements=[evaluation(), five_tests()])
     first = text(page, "#judged article")
     assert "Faithfulness" in first and "0.8" in first and "0.2 ± 0.141" in first and "random circuits" in first
-    assert number(page, "#judged article") == 5 and number(page, "#judged .refused") == 0
+    assert number(page, "#judged article") == 7 and number(page, "#judged .refused") == 0
     assert number(page, "#spreads .spread") == 4 and "over 3 prompts" in text(page, "#spreads h3")
     assert number(page, "#charts .lines .series") == 4 + 4 and number(page, "#charts .band") == 1  # and their legend
     verdicts = page.execute_script("return [...document.querySelectorAll('.verdict')].map((e) => e.textContent)")
@@ -288,7 +288,7 @@ def test_what_a_circuit_is_worth_stands_beside_its_controls(show):
 
 def test_refused_ratios_say_why(show):
     page = show([ONE], judgements=[evaluation(None)])
-    assert number(page, "#judged b.refused") == 4 and "that is noise <b>" in text(page, "#judged article")
+    assert number(page, "#judged b.refused") == 5 and "that is noise <b>" in text(page, "#judged article")
     assert number(page, "#judged article b b") == 0 and number(page, "#charts figure") == 0
     assert number(show([ONE]), "#judged > *") == 0
 
