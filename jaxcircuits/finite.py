@@ -21,7 +21,7 @@ def check_finite(what: str, values: ArrayLike, **axes: Sequence[str] | None) -> 
     values = values if isinstance(values, jax.Array) else np.asarray(values)
     if values.dtype.kind in "biu" or all(are_finite([values])):
         return
-    values = _on_host(values)
+    values = on_host(values)
     finite = np.isfinite(values)
     place = tuple(int(index) for index in np.argwhere(~finite)[0])
     named = zip(axes.items(), place, strict=False)
@@ -36,7 +36,7 @@ def check_weights(model: Any) -> None:
     weights = jax.tree_util.tree_flatten_with_path(eqx.filter(model, eqx.is_inexact_array))[0]
     for (where, weight), is_finite in zip(weights, are_finite([weight for _, weight in weights]), strict=True):
         if not is_finite:
-            values = _on_host(weight)
+            values = on_host(weight)
             index = np.argwhere(~np.isfinite(values))[0].tolist()
             path = jax.tree_util.keystr(where).lstrip(".")
             raise ValueError(f"weight {path}{index}: expected a finite number, got {values[tuple(index)]}; {REMEDY}")
@@ -65,7 +65,7 @@ def _are_finite_there(arrays: Sequence[Array]) -> Bool[Array, " array"]:
     return jnp.array([jnp.isfinite(array).all() for array in arrays], bool)
 
 
-def _on_host(x: Array | np.ndarray) -> np.ndarray:
+def on_host(x: Array | np.ndarray) -> np.ndarray:
     """The whole array, also one that is spread over several processes."""
     is_spread = isinstance(x, jax.Array) and not x.is_fully_addressable and not x.is_fully_replicated
     return np.asarray(multihost_utils.process_allgather(x, tiled=True) if is_spread else x)

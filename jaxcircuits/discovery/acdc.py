@@ -17,6 +17,7 @@ from jaxtyping import ArrayLike, Float
 
 from ..arguments import check_number, checked
 from ..batching import compile_clock
+from ..finite import on_host
 from ..identity import digest_of, identity_of
 from ..live import LiveEvaluator
 from ..objective import Objective
@@ -197,7 +198,7 @@ def weights_of(objective: Objective, counts: ArrayLike | Sequence) -> Float[np.n
     prompts = objective.num_prompts
     if counts.shape[-1:] != (prompts,) or not np.isfinite(counts).all() or (counts < 0).any():
         raise ValueError(f"prompt_weights: expected {prompts} numbers, 0 or more, got {counts!r:.60}")
-    whole = counts @ np.asarray(objective.weights, np.float64).sum(1)
+    whole = counts @ on_host(objective.weights).astype(np.float64).sum(1)
     if not whole.all():
         raise ValueError("prompt_weights: expected one above 0, got none")
     return counts / whole[..., None]
