@@ -208,7 +208,7 @@ def test_a_selected_circuit_and_the_best_edges_are_one_click_apart(show):
 
 
 def test_replicates_fade_what_is_not_sure_and_have_a_slider(show):
-    one = circuit(20)
+    one = circuit(20, metric_final=0.5)
     names = one.graph.names_of(one.graph.valid)[:30]
     kept = dict(zip(names, range(200, 50, -5), strict=True))
     record = {"count": 200, "kept": kept, "edges": [20], "metrics": [0.5], "jaccards": [1.0], "resample": "bootstrap"}
@@ -217,6 +217,9 @@ def test_replicates_fade_what_is_not_sure_and_have_a_slider(show):
     assert "3 edges are kept in at least 95\u202f% of them, 27 in fewer" in text(page, "#lead")
     click(page, "#controls label:nth-of-type(2) input")
     assert number(page, "#graph .edge") == 3
+    assert "The 3 edges of" in text(page, "#lead") and "kl is" not in text(
+        page, "#lead"
+    )  # it was found for the circuit
     put(page, "#share", 60)
     assert number(page, "#graph .edge") == 17 and "60\u202f%" in text(page, "#controls output")
     put(page, "#share", 1)
@@ -226,7 +229,21 @@ def test_replicates_fade_what_is_not_sure_and_have_a_slider(show):
     page.execute_script("update({ edge: view.shown[2].id })")
     assert "95\u202f% (91\u202f% to 98\u202f%)" in text(page, "#panel")
     click(page, "#controls label:nth-of-type(1) input")
-    assert number(page, "#graph .edge") == 20
+    assert number(page, "#graph .edge") == 20 and "kl is 0.5" in text(page, "#lead")
+
+
+def test_circuits_of_clusters_show_their_prompts_and_no_curve(show):
+    shared = {"metric_final": 1.0, "decisions": []}
+    both = [
+        circuit(5 + 5 * number, **shared, cluster={"number": number + 1, "prompts": prompts})
+        for number, prompts in enumerate(([0, 2], [1]))
+    ]
+    page = show(both, inspections=[inspection(one) for one in both])  # of the first prompt
+    assert "cluster 2: 1 prompt" in text(page, "#controls output") and number(page, "#charts figure") == 0
+    assert number(page, "#prompts .prompts > li") == 0
+    put(page, "#sweep", 0)
+    assert "cluster 1: 2 prompts" in text(page, "#controls output")
+    assert number(page, "#prompts .prompts > li") == 1 and "prompts of this cluster" in text(page, "#prompts")
 
 
 def test_pointing_at_an_edge_names_it(show):

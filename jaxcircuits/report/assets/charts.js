@@ -79,7 +79,7 @@ function front(sorted) {
 
 function drawCharts() {
   const figures = [];
-  const swept = circuits.filter((circuit) => typeof circuit.run.metric_final === "number");
+  const swept = circuits.filter(({ run }) => typeof run.metric_final === "number" && !run.cluster); // each cluster has its own prompts
   if (swept.length > 1) {
     const metric = swept[0].run.metric ?? "loss";
     figures.push(chart({

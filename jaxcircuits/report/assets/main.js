@@ -11,7 +11,7 @@ listeners.push((change) => {
     drawHead();
     drawTable();
   }
-  if (changes(change, "best", "circuit")) { drawPrompts(); drawRecord(); }
+  if (changes(change, "best", "share", "circuit")) { drawPrompts(); drawRecord(); }
   if (changes(change, "circuit")) drawCharts();
   if (changes(change, "node", "edge", "query")) mark();
   if (changes(change, "edge")) drawTable();

@@ -2,8 +2,8 @@
 // The head of the page, its controls, the prompts and the record of the run.
 
 const label = (circuit) => {
-  const { threshold, selection, sparsity, kind } = circuit.run;
-  if (kind?.prompts) return `kind ${kind.number}: ${counted(kind.prompts.length, "prompt")}`;
+  const { threshold, selection, sparsity, cluster } = circuit.run;
+  if (cluster?.prompts) return `cluster ${cluster.number}: ${counted(cluster.prompts.length, "prompt")}`;
   if (typeof threshold === "number") return `threshold ${number(threshold)}`;
   if (selection?.edges !== undefined) return `of the best ${count(selection.edges)}`;
   if (selection?.threshold !== undefined) return `score ≥ ${number(selection.threshold)}`;
@@ -21,8 +21,10 @@ function drawHead() {
   const whole = counted(graph.numEdges, "edge");
   const absent = CARRIED[run.reference];
   const rest = absent ? `, and every other edge set to ${absent},` : ", without every other,";
-  let text = `The ${count(kept)} best of the model's ${whole}${run.method ? ` by ${run.method}` : ""}.`;
-  if (state.best === null) {
+  let text = state.share === null
+    ? `The ${count(kept)} best of the model's ${whole}${run.method ? ` by ${run.method}` : ""}.`
+    : `The ${counted(kept, "edge")} of ${count(graph.numEdges)} that at least ${percent(state.share)} of the replicates keep.`;
+  if (isCircuit()) {
     text = `${count(kept)} of the model's ${whole} stay.`;
     if (typeof run.metric_final === "number") {
       const full = typeof run.metric_full === "number" ? `, where the whole model has ${tidy(run.metric_full)}` : "";
@@ -35,12 +37,12 @@ function drawHead() {
   const facts = [
     ["Edges", count(kept), `${number((100 * kept) / graph.numEdges)} % of ${count(graph.numEdges)}`],
     ["Nodes", count(view.nodes.size), `of ${count(graph.numNodes)}`],
-    ...(typeof run.metric_final === "number" && state.best === null ? [[metricName(), tidy(run.metric_final), "of the circuit; lower is better"]] : []),
-    ...(prompts.length && state.best === null && typeof run.metric_final !== "number"
+    ...(typeof run.metric_final === "number" && isCircuit() ? [[metricName(), tidy(run.metric_final), "of the circuit; lower is better"]] : []),
+    ...(prompts.length && isCircuit() && typeof run.metric_final !== "number"
       ? [[`${metricName()}, circuit`, tidy(mean(view.circuit.losses)), prompted]] : []),
-    ...(prompts.length && state.best === null ? [[`${metricName()}, no edges`, tidy(mean(prompts.map((one) => one.empty))), prompted]] : []),
-    ...(run.method ? [["Method", run.method, [state.best === null ? label(view.circuit) : "", run.reference].filter(Boolean).join(", ")]] : []),
-    ...(run.prompts || prompts.length ? [["Prompts", count(run.prompts ?? prompts.length), run.task ?? ""]] : []),
+    ...(prompts.length && isCircuit() ? [[`${metricName()}, no edges`, tidy(mean(prompts.map((one) => one.empty))), prompted]] : []),
+    ...(run.method ? [["Method", run.method, [isCircuit() ? label(view.circuit) : "", run.reference].filter(Boolean).join(", ")]] : []),
+    ...(run.prompts || prompts.length ? [["Prompts", count(run.cluster?.prompts?.length ?? run.prompts ?? prompts.length), run.task ?? ""]] : []),
   ];
   byId("facts").replaceChildren(...facts.map(([name, value, note]) =>
     el("div", {}, el("dt", {}, name), el("dd", {}, el("b", {}, value), el("small", {}, note)))));
@@ -143,15 +145,15 @@ function drawPrompts() {
   }
   const { losses } = view.circuit;
   const chip = (text, kind) => el("span", { class: `answer ${kind}` }, el("span", { class: "hidden" }, kind === "right" ? "right: " : "wrong: "), readable(text));
-  const isOfKind = (i) => !view.circuit.run.kind?.prompts || view.circuit.run.kind.prompts.includes(i);
-  const cards = prompts.map((prompt, i) => !isOfKind(i) ? null : el("li", {},
+  const isOfCluster = (i) => !view.circuit.run.cluster?.prompts || view.circuit.run.cluster.prompts.includes(i);
+  const cards = prompts.map((prompt, i) => !isOfCluster(i) ? null : el("li", {},
     el("p", { class: "text" }, el("span", { class: "rank" }, `${i + 1}`), prompt.tokens.map((token) => el("span", { class: "token" }, token)), " ",
       prompt.answers.map((text) => chip(text, "right")), prompt.wrong.slice(0, 5).map((text) => chip(text, "wrong")),
       prompt.wrong.length > 5 ? el("span", { class: "hint" }, ` and ${prompt.wrong.length - 5} more`) : null),
-    el("dl", { class: "losses" }, [["whole model", prompt.full], ...(state.best === null ? [["circuit", losses[i]]] : []), ["no edges", prompt.empty]].map(([name, value]) =>
+    el("dl", { class: "losses" }, [["whole model", prompt.full], ...(isCircuit() ? [["circuit", losses[i]]] : []), ["no edges", prompt.empty]].map(([name, value]) =>
       el("div", {}, el("dt", {}, name), el("dd", {}, tidy(value)))))));
   const total = view.circuit.run.prompts;
-  const some = view.circuit.run.kind ? "The prompts of this kind" : total > prompts.length ? `The first ${prompts.length} of ${count(total)} prompts` : "All prompts";
+  const some = view.circuit.run.cluster ? "The prompts of this cluster" : total > prompts.length ? `The first ${prompts.length} of ${count(total)} prompts` : "All prompts";
   const note = `${some}, with the right and wrong answers and ${metricName()} on each; lower is better.`;
   byId("prompts").replaceChildren(el("p", { class: "hint" }, note), el("ol", { class: "prompts" }, cards));
 }

@@ -29,6 +29,7 @@ const state = {
   prompt: 0,
   query: "",
 };
+const isCircuit = () => state.best === null && state.share === null; // what is in view, or a choice of edges
 const listeners = [];
 const update = (change) => {
   Object.assign(state, change);
