@@ -15,9 +15,9 @@ from .checkpoints import save as save
 from .circuit import Circuit as Circuit
 from .data import PromptPairs as PromptPairs
 from .discovery import ACDCResult as ACDCResult
+from .discovery import Clusters as Clusters
 from .discovery import Decision as Decision
 from .discovery import DenseEvaluator as DenseEvaluator
-from .discovery import Kinds as Kinds
 from .discovery import LearntMask as LearntMask
 from .discovery import OptimalReference as OptimalReference
 from .discovery import Progress as Progress

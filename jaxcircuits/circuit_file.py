@@ -43,7 +43,7 @@ COUNTS = (
     "device_calls",
 )
 FLAGS = ("signed", "groups", "absolute", "bos")
-TABLES = ("config", "selection", "source", "replicates", "kind")
+TABLES = ("config", "selection", "source", "replicates", "cluster")
 """Entries of a run's record that programs read, by their kind; every other one is for people, and may be anything."""
 
 
@@ -218,7 +218,7 @@ def check_run(run: Any) -> None:
     """Raises ValueError for a record with an entry of another kind than programs read there."""
     if not isinstance(run, dict):
         raise ValueError("run: expected a JSON object")
-    typed, selection, source, replicates, kind_of_prompts = (run.get(name, {}) for name in TABLES)
+    typed, selection, source, replicates, cluster = (run.get(name, {}) for name in TABLES)
     for names, is_so, kind in (
         (TEXTS, _is_text, "a text"),
         (NUMBERS, _is_recorded, "a number"),
@@ -244,9 +244,9 @@ def check_run(run: Any) -> None:
             raise ValueError(f"run: {where}: {name}: expected {kind}, got {table[name]!r:.60}")
     if replicates:
         _check_replicates(replicates)
-    prompts = kind_of_prompts.get("prompts", [])
+    prompts = cluster.get("prompts", [])
     if not isinstance(prompts, list) or not all(map(is_count, prompts)):
-        raise ValueError(f"run: kind: prompts: expected a list of the numbers of prompts, got {prompts!r:.60}")
+        raise ValueError(f"run: cluster: prompts: expected a list of the numbers of prompts, got {prompts!r:.60}")
 
 
 def _check_replicates(value: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Each prompt's own circuit, and kinds of prompts."""
+"""Each prompt's own circuit, and clusters of prompts."""
 
 import itertools
 
@@ -11,14 +11,14 @@ import jaxcircuits as jc
 from jaxcircuits.discovery.per_prompt import _labels, silhouette
 
 
-def test_each_prompt_and_each_kind_has_the_circuit_of_its_prompts_alone(x64):
+def test_each_prompt_and_each_cluster_has_the_circuit_of_its_prompts_alone(x64):
     objective = jc.Objective(micro_model("gpt2", dtype=jnp.float64), micro_pairs(batch=6), "kl")
-    found = jc.per_prompt(objective, 0.05, kinds=2)
+    found = jc.per_prompt(objective, 0.05, clusters=2)
     for prompt, mask in enumerate(found.masks):
         np.testing.assert_array_equal(mask, jc.acdc(objective.take(np.array([prompt])), 0.05).mask)
     assert len(found.circuits) == 2 and len(found.prompts(0)) >= len(found.prompts(1)) > 0
-    for kind, circuit in enumerate(found.circuits):
-        alone = jc.acdc(objective.take(found.prompts(kind)), 0.05)
+    for number, circuit in enumerate(found.circuits):
+        alone = jc.acdc(objective.take(found.prompts(number)), 0.05)
         np.testing.assert_array_equal(circuit.mask, alone.mask)
     np.testing.assert_array_equal(found.full.mask, jc.acdc(objective, 0.05).mask)
     both, either = (found.masks[0] & found.masks[1]).sum(), (found.masks[0] | found.masks[1]).sum()
@@ -42,7 +42,7 @@ def test_the_silhouette_is_rousseeuws():
     assert silhouette(distances, np.zeros(9, int)) == 0
 
 
-def test_kinds_that_there_are_are_found_the_largest_first():
+def test_clusters_that_there_are_are_found_the_largest_first():
     place = np.array([5.0, 0.0, 0.1, 5.1, 5.2, 9.0, 0.2, 5.3])
     labels, silhouettes = _labels(np.abs(place[:, None] - place[None]), None)
     assert labels.tolist() == [0, 1, 1, 0, 0, 2, 1, 0] and max(silhouettes, key=silhouettes.get) == 3
@@ -50,22 +50,22 @@ def test_kinds_that_there_are_are_found_the_largest_first():
     assert len(set(_labels(np.abs(place[:, None] - place[None]), 2)[0])) == 2
 
 
-WRONG = [({"kinds": 9}, "at most 5"), ({"kinds": 0}, "kinds"), ({"prompt_weights": [1]}, "alone")]
+WRONG = [({"clusters": 9}, "at most 5"), ({"clusters": 0}, "clusters"), ({"prompt_weights": [1]}, "alone")]
 
 
 @pytest.mark.parametrize("options, said", WRONG)
-def test_what_makes_no_kinds_is_refused(options, said):
+def test_what_makes_no_clusters_is_refused(options, said):
     with pytest.raises(ValueError, match=said):
         jc.per_prompt(jc.Objective(micro_model("gpt2"), micro_pairs(), "kl"), 0.05, **options)
 
 
-def test_the_command_prints_and_writes_each_kind(run, tmp_path):
-    options = "--size", 4, "--threshold", 1, "--per-prompt", "--kinds", 2
+def test_the_command_prints_and_writes_each_cluster(run, tmp_path):
+    options = "--size", 4, "--threshold", 1, "--per-prompt", "--clusters", 2
     code, printed, _ = run(
         "discover", "ioi", *options, "--out", tmp_path / "c.json", "--report", tmp_path / "page.html"
     )
-    assert code == 0 and "kind 1: " in printed and "kind 2: " in printed and "of 4 prompts" in printed
-    kinds = [jc.Circuit.load(tmp_path / f"c-{number}.json").run["kind"]["prompts"] for number in (1, 2)]
-    assert sorted(itertools.chain(*kinds)) == [0, 1, 2, 3]
+    assert code == 0 and "cluster 1: " in printed and "cluster 2: " in printed and "of 4 prompts" in printed
+    clusters = [jc.Circuit.load(tmp_path / f"c-{number}.json").run["cluster"]["prompts"] for number in (1, 2)]
+    assert sorted(itertools.chain(*clusters)) == [0, 1, 2, 3]
     code, _, said = run("discover", "ioi", *options, "--replicates", 3)
     assert code == 1 and "no --replicates besides" in said

@@ -18,7 +18,7 @@ from ..objective import Objective
 from ..report import plot_pareto
 from ..resampling import RESAMPLES
 from .config import Context, config_of
-from .lists import print_circuit, print_kind
+from .lists import print_circuit, print_cluster
 from .options import (
     Checkpoint,
     Config,
@@ -61,9 +61,9 @@ class ReplicateOptions(NamedTuple):
     resample: Annotated[str, typer.Option(help=f"how prompts are drawn: {', '.join(RESAMPLES)}")] = "bootstrap"
     per_prompt: Annotated[
         bool,
-        typer.Option(help="search every prompt alone, and each kind of prompts; --out c.json: c-1.json, ..."),
+        typer.Option(help="search every prompt alone, and each cluster of prompts; --out c.json: c-1.json, ..."),
     ] = False
-    kinds: Annotated[int | None, typer.Option(help="of prompts; default: as the silhouette says", min=1)] = None
+    clusters: Annotated[int | None, typer.Option(help="of prompts; default: as the silhouette says", min=1)] = None
     left_out: Annotated[float, typer.Option(help="share of the prompts that `--resample keep` leaves out")] = 0.9
 
 
@@ -93,7 +93,7 @@ def discover(
     circuits, loaded = _run(ctx, task, prompts, search, checkpoint, find)
     for number, circuit in enumerate(circuits, 1):
         if resampling.per_prompt:
-            print_kind(circuit, loaded.pairs, loaded.checkpoint)
+            print_cluster(circuit, loaded.pairs, loaded.checkpoint)
         print_circuit(circuit)
         if out_file is not None:
             file = out_file.with_stem(f"{out_file.stem}-{number}") if resampling.per_prompt else out_file
@@ -107,12 +107,13 @@ def discover(
 def _of_samples(
     objective: Objective, threshold: float, resampling: ReplicateOptions, seed: int, **options: Any
 ) -> Sequence[ACDCResult | Replicates]:
-    """What ACDC finds: once, with replicates, or on each kind of prompts."""
+    """What ACDC finds: once, with replicates, or on each cluster of prompts."""
     if resampling.per_prompt:
-        found = per_prompt(objective, threshold, kinds=resampling.kinds, seed=seed, **options)
-        kinds = [{"number": kind + 1, "prompts": found.prompts(kind).tolist()} for kind in range(len(found.circuits))]
-        each = zip(found.circuits, kinds, strict=True)
-        return [dataclasses.replace(circuit, options={**circuit.options, "kind": kind}) for circuit, kind in each]
+        found = per_prompt(objective, threshold, clusters=resampling.clusters, seed=seed, **options)
+        prompts = [found.prompts(number).tolist() for number in range(len(found.circuits))]
+        clusters = [{"number": number, "prompts": own} for number, own in enumerate(prompts, 1)]
+        each = zip(found.circuits, clusters, strict=True)
+        return [dataclasses.replace(circuit, options={**circuit.options, "cluster": own}) for circuit, own in each]
     if resampling.replicates:
         drawn = dict(count=resampling.replicates, resample=resampling.resample, q=resampling.left_out, seed=seed)
         return [replicates(objective, threshold, **drawn, order_seed=seed, **options)]

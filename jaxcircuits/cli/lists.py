@@ -108,10 +108,10 @@ def _print_replicates(circuit: Circuit, shares: EdgeScores) -> None:
         out.print(f"  {what}: {middle:.4g} ({low:.4g} to {high:.4g} in 95% of them)", markup=False)
 
 
-def print_kind(circuit: Circuit, pairs: PromptPairs, checkpoint: checkpoints.Checkpoint) -> None:
+def print_cluster(circuit: Circuit, pairs: PromptPairs, checkpoint: checkpoints.Checkpoint) -> None:
     """Which prompts a circuit is of."""
-    prompts = circuit.run["kind"]["prompts"]
-    out.print(f"kind {circuit.run['kind']['number']}: {len(prompts)} of {len(pairs)} prompts")
+    prompts = circuit.run["cluster"]["prompts"]
+    out.print(f"cluster {circuit.run['cluster']['number']}: {len(prompts)} of {len(pairs)} prompts")
     lengths = pairs.inside().sum(1)
     for number in prompts[:SHOWN]:
         ids = pairs.clean[number, : lengths[number]].tolist()

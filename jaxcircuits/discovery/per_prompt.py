@@ -1,4 +1,4 @@
-"""One circuit a prompt, and kinds of prompts: those whose circuits are alike, with a circuit of each kind."""
+"""One circuit a prompt, and clusters of prompts whose circuits are alike, with a circuit of each cluster."""
 
 import dataclasses
 import os
@@ -17,16 +17,16 @@ from .acdc import acdc, searched, weights_of
 from .acdc_result import ACDCResult
 from .judges import Judges
 
-MOST_KINDS = 8
+MOST_CLUSTERS = 8
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Kinds:
+class Clusters:
     """Prompts by the circuits that they have alone.
 
     - `full`: the circuit of all prompts. `masks`, `metrics`: each prompt's own circuit, and its metric of that.
-    - `labels`: the kind of each prompt, from 0 on, the largest first. `circuits`: of each kind, on its prompts.
-    - `distances`: 1 - Jaccard of two prompts' edges. `silhouettes`: Rousseeuw's (1987), of each number of kinds tried.
+    - `labels`: the cluster of each prompt, from 0 on, the largest first. `circuits`: of each, on its prompts.
+    - `distances`: 1 - Jaccard of two prompts' edges. `silhouettes`: Rousseeuw's (1987), of each number tried.
     """
 
     full: ACDCResult
@@ -41,9 +41,9 @@ class Kinds:
     def graph(self) -> Graph:
         return self.full.graph
 
-    def prompts(self, kind: int) -> Int[np.ndarray, " number"]:
-        """The numbers of a kind's prompts."""
-        return np.flatnonzero(self.labels == kind)
+    def prompts(self, cluster: int) -> Int[np.ndarray, " number"]:
+        """The numbers of a cluster's prompts."""
+        return np.flatnonzero(self.labels == cluster)
 
 
 @checked
@@ -51,16 +51,17 @@ def per_prompt(
     objective: Objective,
     threshold: float,
     *,
-    kinds: int | None = None,
+    clusters: int | None = None,
     checkpoint: str | os.PathLike | None = None,
     **options: Any,
-) -> Kinds:
-    """ACDC on every prompt alone, exactly and in one search; prompts by what they keep; ACDC on each kind.
+) -> Clusters:
+    """ACDC on every prompt alone, exactly and in one search; prompts clustered by what they keep; ACDC on each
+    cluster.
 
     Prompts are joined by average linkage of 1 - Jaccard of their edges.
 
-    - `kinds`: how many; default: the number from 2 to `MOST_KINDS` with the best silhouette, and 1 where all prompts
-      have the same circuit.
+    - `clusters`: how many; default: the number from 2 to `MOST_CLUSTERS` with the best silhouette, and 1 where all
+      prompts have the same circuit.
     - `options`: those of `acdc`. `checkpoint`: a folder that keeps how far the run is.
 
     Raises ValueError for a bad option, for less than 2 prompts, and as `acdc` does.
@@ -69,13 +70,13 @@ def per_prompt(
     prompts = objective.num_prompts
     if prompts < 2:
         raise ValueError(f"per_prompt: expected at least 2 prompts, got {prompts}")
-    if kinds is not None:
-        check_count("kinds", kinds, 1)
-        if kinds > prompts:
-            raise ValueError(f"kinds: expected at most {prompts}, one a prompt, got {kinds}")
+    if clusters is not None:
+        check_count("clusters", clusters, 1)
+        if clusters > prompts:
+            raise ValueError(f"clusters: expected at most {prompts}, one a prompt, got {clusters}")
     if "prompt_weights" in options:
         raise ValueError("prompt_weights: each prompt is searched alone, got weights of all")
-    folders = {name: None if checkpoint is None else Path(checkpoint) / name for name in ("full", "each", "kinds")}
+    folders = {name: None if checkpoint is None else Path(checkpoint) / name for name in ("full", "each", "clusters")}
     full = acdc(objective, threshold, **options, checkpoint=folders["full"])
     absolute = options.pop("absolute", False)
     options = {"predictor": full, **options}
@@ -87,10 +88,10 @@ def per_prompt(
     alone = search("each", np.eye(prompts))
     masks = np.array([result.mask for result in alone])
     distances = _distances(masks)
-    labels, silhouettes = _labels(distances, kinds)
-    found = search("kinds", np.array([labels == kind for kind in range(labels.max() + 1)], float))
+    labels, silhouettes = _labels(distances, clusters)
+    found = search("clusters", np.array([labels == label for label in range(labels.max() + 1)], float))
     metrics = np.array([result.metric_final for result in alone])
-    return Kinds(full, masks, metrics, labels, tuple(found), distances, silhouettes)
+    return Clusters(full, masks, metrics, labels, tuple(found), distances, silhouettes)
 
 
 def _distances(masks: np.ndarray) -> Float[np.ndarray, "prompt prompt"]:
@@ -98,10 +99,10 @@ def _distances(masks: np.ndarray) -> Float[np.ndarray, "prompt prompt"]:
     return squareform(pdist(masks.reshape(len(masks), -1), "jaccard"))
 
 
-def _labels(distances: np.ndarray, kinds: int | None) -> tuple[np.ndarray, dict[int, float]]:
-    """The kind of each prompt, the largest kind first, then by first prompts; silhouettes of the numbers tried."""
+def _labels(distances: np.ndarray, clusters: int | None) -> tuple[np.ndarray, dict[int, float]]:
+    """The cluster of each prompt, the largest first, then by first prompts; silhouettes of the numbers tried."""
     tree = hierarchy.linkage(squareform(distances, checks=False), "average")
-    numbers = range(2, min(MOST_KINDS, len(distances) - 1) + 1) if kinds is None else [kinds]
+    numbers = range(2, min(MOST_CLUSTERS, len(distances) - 1) + 1) if clusters is None else [clusters]
     cuts = {number: hierarchy.cut_tree(tree, number)[:, 0] for number in numbers}
     silhouettes = {number: silhouette(distances, cut) for number, cut in cuts.items()}
     is_one = not distances.any() or not cuts
