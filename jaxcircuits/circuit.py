@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 RANKS = ("signed", "absolute")
 
+OF_ANOTHER = ("metric_final", "groups_kept", "kept_groups")
+"""Entries of a run's record that hold for the circuit that it found, not for one that is selected by its scores."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Circuit:
@@ -103,7 +106,8 @@ class Circuit:
             chosen = {"rank": rank, "greedy": greedy, "edges": edges, "threshold": threshold}
         else:
             chosen = {"at_least": at_least, "greedy": greedy}
-        run = {**scored.run, "selection": {key: value for key, value in chosen.items() if value is not None}}
+        run = {key: value for key, value in scored.run.items() if key not in OF_ANOTHER}
+        run["selection"] = {key: value for key, value in chosen.items() if value is not None}
         return cls(graph, mask, scored.scores, run, getattr(scored, "d_model", 0)).drop_dead_ends()
 
     @property

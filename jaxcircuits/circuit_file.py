@@ -242,7 +242,7 @@ def check_run(run: Any) -> None:
     ):
         if table.get(name) is not None and not is_so(table[name]):
             raise ValueError(f"run: {where}: {name}: expected {kind}, got {table[name]!r:.60}")
-    if replicates:
+    if "replicates" in run:
         _check_replicates(replicates)
     prompts = cluster.get("prompts", [])
     if not isinstance(prompts, list) or not all(map(is_count, prompts)):

@@ -11,7 +11,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_matrix, csr_matrix, hstack, identity, vstack
 
 from .arguments import checked, is_count
-from .circuit import RANKS, Circuit
+from .circuit import OF_ANOTHER, RANKS, Circuit
 from .graph import Graph
 from .scores import Scores
 from .types import EdgeBools, EdgeScores
@@ -31,7 +31,8 @@ def select_connected(scored: Scores | Circuit, edges: int, *, rank: str = "signe
             f"select: expected 0 to {graph.num_edges} edges by {' or '.join(RANKS)}, got {edges} by {rank!r}"
         )
     strength = np.abs(scored.scores) if rank == "absolute" else scored.scores
-    run = {**scored.run, "selection": {"rank": rank, "select": "ilp", "edges": edges}}
+    before = {key: value for key, value in scored.run.items() if key not in OF_ANOTHER}
+    run = {**before, "selection": {"rank": rank, "select": "ilp", "edges": edges}}
     mask = best_connected(graph, strength, edges)
     return Circuit(graph, mask, scored.scores, run, getattr(scored, "d_model", 0)).drop_dead_ends()
 

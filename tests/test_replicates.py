@@ -153,12 +153,17 @@ def test_a_file_keeps_the_shares_and_chooses_by_them(tmp_path, x64):
     sure = jc.Circuit.select(again, at_least=0.9)
     np.testing.assert_array_equal(sure.mask, objective.graph.drop_dead_ends(found.core(0.9)))
     assert sure.run["selection"] == {"at_least": 0.9, "greedy": False}
+    assert "metric_final" in again.run and "metric_final" not in sure.run  # it is another circuit's
     record = again.run["replicates"]
     assert record["edges"] == found.masks.sum((1, 2)).tolist() and record["count"] == 20
     assert jc.Circuit.of(found.full).shares is None
     with pytest.raises(ValueError, match="a circuit with replicates"):
         jc.Circuit.select(jc.Circuit.of(found.full), at_least=0.9)
     value = json.loads((tmp_path / "circuit.json").read_text())
+    value["run"]["replicates"] = {}
+    (tmp_path / "wrong.json").write_text(json.dumps(value))
+    with pytest.raises(ValueError, match="replicates: count"):
+        jc.Circuit.load(tmp_path / "wrong.json")
     for wrong in ({"count": 0}, {"kept": {"input->nowhere": 1}}, {"kept": {"input->logits": 21}}, {"edges": ["x"]}):
         value["run"]["replicates"] = {**record, **wrong}
         (tmp_path / "wrong.json").write_text(json.dumps(value))
@@ -224,7 +229,10 @@ def test_the_command_says_how_sure_each_edge_is(run, tmp_path):
         tmp_path / "p.html",
     )
     assert (
-        code == 0 and "4 bootstrap replicates:" in printed and "Jaccard to this circuit:" in printed and "%)" in printed
+        code == 0
+        and "4 bootstrap replicates:" in printed
+        and "Jaccard to that of all prompts:" in printed
+        and "%)" in printed
     )
     code, shown, _ = run("show", file)
     assert code == 0 and shown.strip() in printed

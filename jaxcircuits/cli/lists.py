@@ -103,7 +103,7 @@ def _print_replicates(circuit: Circuit, shares: EdgeScores) -> None:
     if names:
         out.print(f"  not in this circuit, but in some: {', '.join(names)}{more}", markup=False)
     metric = str(circuit.run.get("metric", "metric"))
-    for name, what in (("edges", "edges"), ("metrics", metric), ("jaccards", "Jaccard to this circuit")):
+    for name, what in (("edges", "edges"), ("metrics", metric), ("jaccards", "Jaccard to that of all prompts")):
         low, middle, high = np.quantile(record[name], [0.025, 0.5, 0.975])
         out.print(f"  {what}: {middle:.4g} ({low:.4g} to {high:.4g} in 95% of them)", markup=False)
 
