@@ -67,5 +67,17 @@ def test_the_command_prints_and_writes_each_cluster(run, tmp_path):
     assert code == 0 and "cluster 1: " in printed and "cluster 2: " in printed and "of 4 prompts" in printed
     clusters = [jc.Circuit.load(tmp_path / f"c-{number}.json").run["cluster"]["prompts"] for number in (1, 2)]
     assert sorted(itertools.chain(*clusters)) == [0, 1, 2, 3]
-    code, _, said = run("discover", "ioi", *options, "--replicates", 3)
-    assert code == 1 and "no --replicates besides" in said
+
+
+def test_options_that_would_do_nothing_are_refused_before_anything_is_loaded(run, tmp_path):
+    (tmp_path / "c-2.json").mkdir()
+    for options, message in (
+        (["--per-prompt", "--replicates", 3], "no --replicates besides"),
+        (["--clusters", 2], "--clusters: expected --per-prompt"),
+        (["--resample", "keep"], "--resample: expected --replicates"),
+        (["--resample", "jackknife", "--replicates", 2], "--resample: expected one of bootstrap, keep"),
+        (["--left-out", 0.5, "--replicates", 2], "--left-out: expected --resample keep"),
+        (["--per-prompt", "--out", tmp_path / "c.json"], "c-2.json"),
+    ):
+        code, _, said = run("discover", "ioi", "--model", "no such model", *options)
+        assert code == 1 and message in said, said

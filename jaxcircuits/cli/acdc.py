@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from ..circuit import Circuit
 from ..discovery import ACDCResult, Replicates, acdc, acdc_sweep, per_prompt, replicates
 from ..discovery import Progress as ACDCProgress
+from ..discovery.per_prompt import MOST_CLUSTERS
 from ..discovery.schedule import HEAD_ORDERS, NAME_ORDERS
 from ..files import short_name, write_text
 from ..objective import Objective
@@ -64,7 +65,22 @@ class ReplicateOptions(NamedTuple):
         typer.Option(help="search every prompt alone, and each cluster of prompts; --out c.json: c-1.json, ..."),
     ] = False
     clusters: Annotated[int | None, typer.Option(help="of prompts; default: as the silhouette says", min=1)] = None
-    left_out: Annotated[float, typer.Option(help="share of the prompts that `--resample keep` leaves out")] = 0.9
+    left_out: Annotated[
+        float | None, typer.Option(help="share of the prompts that `--resample keep` leaves out; default: 0.9")
+    ] = None
+
+    def check(self) -> None:
+        """Raises ValueError for an option that would do nothing beside the others."""
+        if self.per_prompt and self.replicates:
+            raise ValueError("--per-prompt: expected no --replicates besides: every prompt is searched alone")
+        if self.clusters is not None and not self.per_prompt:
+            raise ValueError("--clusters: expected --per-prompt besides: these are clusters of prompts")
+        if self.resample not in RESAMPLES:
+            raise ValueError(f"--resample: expected one of {', '.join(RESAMPLES)}, got {self.resample!r}")
+        if self.resample != RESAMPLES[0] and not self.replicates:
+            raise ValueError("--resample: expected --replicates besides, how often prompts are drawn")
+        if self.left_out is not None and self.resample != "keep":
+            raise ValueError("--left-out: expected --resample keep besides: a bootstrap draws as many as there are")
 
 
 @takes_groups
@@ -82,8 +98,10 @@ def discover(
 ) -> None:
     """Finds a circuit with ACDC and prints it."""
     check_writable(task, search.within, out=out_file, report=report)
-    if resampling.per_prompt and resampling.replicates:
-        raise ValueError("--per-prompt: expected no --replicates besides: every prompt is searched alone")
+    resampling.check()
+    if resampling.per_prompt and out_file is not None:
+        numbers = range(1, (resampling.clusters or MOST_CLUSTERS) + 1)
+        check_writable(task, search.within, **{f"out {number}": _numbered(out_file, number) for number in numbers})
     check_fillable(checkpoint=checkpoint)
     check_page(report)
 
@@ -96,12 +114,16 @@ def discover(
             print_cluster(circuit, loaded.pairs, loaded.checkpoint)
         print_circuit(circuit)
         if out_file is not None:
-            file = out_file.with_stem(f"{out_file.stem}-{number}") if resampling.per_prompt else out_file
+            file = _numbered(out_file, number) if resampling.per_prompt else out_file
             circuit.save(file)
             out.print(f"written to {file}", markup=False)
     if report is not None:
         shown = len(loaded.pairs) if resampling.per_prompt else PROMPTS_SHOWN
         write_report(report, circuits, loaded.objective, loaded.checkpoint, shown)
+
+
+def _numbered(path: Path, number: int) -> Path:
+    return path.with_stem(f"{path.stem}-{number}")
 
 
 def _of_samples(
@@ -115,7 +137,9 @@ def _of_samples(
         each = zip(found.circuits, clusters, strict=True)
         return [dataclasses.replace(circuit, options={**circuit.options, "cluster": own}) for circuit, own in each]
     if resampling.replicates:
-        drawn = dict(count=resampling.replicates, resample=resampling.resample, q=resampling.left_out, seed=seed)
+        drawn = dict(count=resampling.replicates, resample=resampling.resample, seed=seed)
+        if resampling.left_out is not None:
+            drawn["q"] = resampling.left_out
         return [replicates(objective, threshold, **drawn, order_seed=seed, **options)]
     return [acdc(objective, threshold, seed=seed, **options)]
 
