@@ -5,6 +5,8 @@ from jaxtyping import Float, Int
 from scipy import stats
 
 RESAMPLES = ("bootstrap", "keep")
+LEFT_OUT = 0.9
+"""Share of the prompts that "keep" leaves out, if nothing else is said."""
 
 
 def draws(prompts: int, count: int, resample: str, q: float, seed: int) -> Int[np.ndarray, "replicate prompt"]:

@@ -11,7 +11,7 @@ from scipy import stats
 from test_units import make
 
 import jaxcircuits as jc
-from jaxcircuits.discovery.acdc import searched, weights_of
+from jaxcircuits.discovery.acdc import searched
 from jaxcircuits.discovery.judges import Judges
 from jaxcircuits.resampling import interval_of
 
@@ -104,8 +104,8 @@ def test_no_change_of_the_prompts_contradicts_a_certificate(x64):
     q, pool, used = 0.3, 7, 5
     objective = objective_of(batch=pool)
     subsets = np.array(list(itertools.product([0, 1], repeat=pool)))
-    judges = Judges.of(0.05, weights_of(objective, subsets[1:]), False)
-    kept = np.array([np.zeros(objective.graph.shape, bool), *(r.mask for r in searched(objective, judges, {}))])
+    judges = Judges.of(objective, 0.05, subsets[1:])
+    kept = np.array([np.zeros(objective.graph.shape, bool), *(r.mask for r in searched(objective, judges))])
 
     def shares(prompts):
         among = ~subsets[:, [p for p in range(pool) if p not in prompts]].any(1)

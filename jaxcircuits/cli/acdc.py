@@ -17,7 +17,7 @@ from ..discovery.schedule import HEAD_ORDERS, NAME_ORDERS
 from ..files import short_name, write_text
 from ..objective import Objective
 from ..report import plot_pareto
-from ..resampling import RESAMPLES
+from ..resampling import LEFT_OUT, RESAMPLES
 from .config import Context, config_of
 from .lists import print_circuit, print_cluster
 from .options import (
@@ -66,7 +66,7 @@ class ReplicateOptions(NamedTuple):
     ] = False
     clusters: Annotated[int | None, typer.Option(help="of prompts; default: as the silhouette says", min=1)] = None
     left_out: Annotated[
-        float | None, typer.Option(help="share of the prompts that `--resample keep` leaves out; default: 0.9")
+        float | None, typer.Option(help=f"share of the prompts that `--resample keep` leaves out; default: {LEFT_OUT}")
     ] = None
 
     def check(self) -> None:
@@ -137,10 +137,12 @@ def _of_samples(
         each = zip(found.circuits, clusters, strict=True)
         return [dataclasses.replace(circuit, options={**circuit.options, "cluster": own}) for circuit, own in each]
     if resampling.replicates:
-        drawn = dict(count=resampling.replicates, resample=resampling.resample, seed=seed)
-        if resampling.left_out is not None:
-            drawn["q"] = resampling.left_out
-        return [replicates(objective, threshold, **drawn, order_seed=seed, **options)]
+        count, resample = resampling.replicates, resampling.resample
+        q = LEFT_OUT if resampling.left_out is None else resampling.left_out
+        drawn = replicates(
+            objective, threshold, count=count, resample=resample, q=q, seed=seed, order_seed=seed, **options
+        )
+        return [drawn]
     return [acdc(objective, threshold, seed=seed, **options)]
 
 

@@ -13,11 +13,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import ArrayLike, Float
+from jaxtyping import ArrayLike
 
 from ..arguments import check_number, checked
 from ..batching import compile_clock
-from ..finite import on_host
 from ..identity import digest_of, identity_of
 from ..live import LiveEvaluator
 from ..objective import Objective
@@ -93,13 +92,10 @@ def acdc_sweep(
         raise ValueError(f"thresholds: expected at least one number, got {thresholds!r:.60}")
     for threshold in thresholds:
         check_number("threshold", threshold)
-    weights = weights_of(objective, np.ones(objective.num_prompts) if prompt_weights is None else prompt_weights)
-    judges = Judges.of(sorted(set(thresholds)), weights, absolute)
-    record = {} if prompt_weights is None else {"prompt_weights": np.asarray(prompt_weights).tolist()}
+    judges = Judges.of(objective, sorted(set(thresholds)), prompt_weights, absolute=absolute)
     results = searched(
         objective,
         judges,
-        record,
         order=order,
         head_order=head_order,
         groups=groups,
@@ -121,8 +117,8 @@ def acdc_sweep(
 def searched(
     objective: Objective,
     judges: Judges,
-    record: dict[str, Any],
     *,
+    drawn: dict[str, Any] | None = None,
     order: str = "last_first",
     head_order: str = "descending",
     groups: bool = True,
@@ -137,7 +133,7 @@ def searched(
 ) -> list[ACDCResult]:
     """What each judge's search finds, each as it would be alone; see `acdc_sweep`.
 
-    - `record`: what says in the results' record, and in a checkpoint, how the judges came about.
+    - `drawn`: how the judges came about, by which a checkpoint says in what another run differs.
     """
     if width is not None and not 1 <= width <= WIDTHS[-1]:
         raise ValueError(f"width: expected 1 to {WIDTHS[-1]}, got {width}")
@@ -149,8 +145,10 @@ def searched(
         raise ValueError(f"evaluator: expected LiveEvaluator or DenseEvaluator, got {evaluator!r:.60}")
     steps = all_steps(graph, order=order, head_order=head_order, groups=groups, seed=seed)
     options = {"order": order, "head_order": head_order, "groups": groups, "absolute": judges.absolute}
-    options |= {"order_seed": seed, "evaluator": evaluator.__name__, **record}
-    asked = {"method": "acdc", "thresholds": judges.thresholds.tolist(), **options}
+    options |= {"order_seed": seed, "evaluator": evaluator.__name__}
+    asked = {"method": "acdc", "thresholds": judges.thresholds.tolist(), **options, **(drawn or {})}
+    if judges.counts is not None:
+        asked["prompt_weights"] = digest_of(judges.counts)
     options |= {"width": width, **objective.describe()}
     if within is not None:
         within = np.asarray(within, bool) & graph.valid
@@ -187,21 +185,6 @@ def searched(
             sweep.reached(milestone=search.walk.receiver != receiver)
         sweep.save()
     return [results[number] for number in range(len(judges))]
-
-
-def weights_of(objective: Objective, counts: ArrayLike | Sequence) -> Float[np.ndarray, "*judge prompt"]:
-    """The weights of the prompts' values in a metric in which each prompt counts so much.
-
-    Raises ValueError for counts that are not one finite number, 0 or more, a prompt, or that are 0 in all.
-    """
-    counts = np.asarray(counts, np.float64)
-    prompts = objective.num_prompts
-    if counts.shape[-1:] != (prompts,) or not np.isfinite(counts).all() or (counts < 0).any():
-        raise ValueError(f"prompt_weights: expected {prompts} numbers, 0 or more, got {counts!r:.60}")
-    whole = counts @ on_host(objective.weights).astype(np.float64).sum(1)
-    if not whole.all():
-        raise ValueError("prompt_weights: expected one above 0, got none")
-    return counts / whole[..., None]
 
 
 def _warn_of_noise(result: ACDCResult) -> None:

@@ -13,7 +13,7 @@ from scipy.spatial.distance import pdist, squareform
 from ..arguments import check_count, check_number, checked
 from ..graph import Graph
 from ..objective import Objective
-from .acdc import acdc, searched, weights_of
+from .acdc import acdc, searched
 from .acdc_result import ACDCResult
 from .judges import Judges
 
@@ -82,8 +82,8 @@ def per_prompt(
     options = {"predictor": full, **options}
 
     def search(name: str, counts: np.ndarray) -> list[ACDCResult]:
-        judges = Judges.of(threshold, weights_of(objective, counts), absolute)
-        return searched(objective, judges, {"prompts_searched": name}, **options, checkpoint=folders[name])
+        judges = Judges.of(objective, threshold, counts, absolute=absolute)
+        return searched(objective, judges, **options, checkpoint=folders[name])
 
     alone = search("each", np.eye(prompts))
     masks = np.array([result.mask for result in alone])

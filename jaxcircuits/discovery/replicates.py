@@ -16,9 +16,9 @@ from jaxtyping import Bool, Float, Int
 from ..arguments import check_count, check_number, checked
 from ..graph import Graph
 from ..objective import Objective
-from ..resampling import draws, interval_of
+from ..resampling import LEFT_OUT, draws, interval_of
 from ..types import EdgeBools, EdgeScores
-from .acdc import acdc, searched, weights_of
+from .acdc import acdc, searched
 from .acdc_result import ACDCResult
 from .judges import Judges
 
@@ -135,7 +135,7 @@ def replicates(
     *,
     count: int = 200,
     resample: str = "bootstrap",
-    q: float = 0.9,
+    q: float = LEFT_OUT,
     seed: int = 0,
     checkpoint: str | os.PathLike | None = None,
     **options: Any,
@@ -164,9 +164,9 @@ def replicates(
     is_drawn = counts.any(1)
     masks, metrics = np.zeros((count, *full.mask.shape), bool), np.zeros(count)
     if is_drawn.any():
-        judges = Judges.of(threshold, weights_of(objective, counts[is_drawn]), options.pop("absolute", False))
+        judges = Judges.of(objective, threshold, counts[is_drawn], absolute=options.pop("absolute", False))
         options = {"predictor": full, **options, "checkpoint": folders["replicates"]}
-        found = searched(objective, judges, {"replicates": drawn}, **options)
+        found = searched(objective, judges, drawn={"replicates": drawn}, **options)
         masks[is_drawn], metrics[is_drawn] = [r.mask for r in found], [r.metric_final for r in found]
         seconds = full.seconds + max(result.seconds for result in found)
     else:

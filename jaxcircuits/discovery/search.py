@@ -189,7 +189,7 @@ class Search:
             undecided=tuple(d.name for d, margin in zip(decisions, margins, strict=True) if margin < 2 * noise),
             seconds=seconds[0],
             seconds_compiling=seconds[1],
-            options={"threshold": float(judge.thresholds[0]), **options},
+            options={"threshold": float(judge.thresholds[0]), **judge.weighing(), **options},
         )
 
     def progress(self, seconds: float) -> Progress:
