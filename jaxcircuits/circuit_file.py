@@ -244,6 +244,9 @@ def check_run(run: Any) -> None:
             raise ValueError(f"run: {where}: {name}: expected {kind}, got {table[name]!r:.60}")
     if "replicates" in run:
         _check_replicates(replicates)
+    weights = run.get("prompt_weights", [])
+    if not isinstance(weights, list) or not all(is_number(weight) and weight >= 0 for weight in weights):
+        raise ValueError(f"run: prompt_weights: expected a list of numbers, 0 or more, got {weights!r:.60}")
     prompts = cluster.get("prompts", [])
     if not isinstance(prompts, list) or not all(map(is_count, prompts)):
         raise ValueError(f"run: cluster: prompts: expected a list of the numbers of prompts, got {prompts!r:.60}")

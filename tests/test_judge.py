@@ -133,6 +133,12 @@ def test_acdc_is_run_on_the_reset_network_with_its_own_threshold(micro):
     np.testing.assert_array_equal(again.mask, found.mask)
     for run in ({}, {"method": "acdc"}, {**found.run, "edges_within": 3}):
         assert _method_of(dataclasses.replace(found, run=run)) is None
+    weights = [1, 0, 3, 0, 1]
+    weighed = jc.Circuit.of(jc.acdc(objective, 0.05, prompt_weights=weights, order="first_last", width=4))
+    assert not np.array_equal(weighed.mask, found.mask)
+    np.testing.assert_array_equal(_method_of(weighed)(objective).mask, weighed.mask)
+    with pytest.raises(ValueError, match="found on 5 weighed prompts, got 3: .* --no-controls"):
+        _method_of(weighed)(objective.take(np.arange(3)))
 
 
 def test_scores_of_some_positions_are_those_on_the_reset_network_too(micro):

@@ -65,7 +65,10 @@ def test_the_command_prints_and_writes_each_cluster(run, tmp_path):
         "discover", "ioi", *options, "--out", tmp_path / "c.json", "--report", tmp_path / "page.html"
     )
     assert code == 0 and "cluster 1: " in printed and "cluster 2: " in printed and "of 4 prompts" in printed
-    clusters = [jc.Circuit.load(tmp_path / f"c-{number}.json").run["cluster"]["prompts"] for number in (1, 2)]
+    found = [jc.Circuit.load(tmp_path / f"c-{number}.json").run for number in (1, 2)]
+    clusters = [record["cluster"]["prompts"] for record in found]
+    assert [np.flatnonzero(record["prompt_weights"]).tolist() for record in found] == clusters
+    assert f"{len(clusters[0])} of 4 prompts, acdc" in printed
     assert sorted(itertools.chain(*clusters)) == [0, 1, 2, 3]
 
 

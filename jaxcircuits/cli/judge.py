@@ -242,7 +242,17 @@ def _method_of(circuit: Circuit, checkpoint: Path | None = None) -> Callable[[Ob
     if name == "acdc" and "threshold" in run and "edges_within" not in run:  # of which it says the number alone
         taken = {key: run[key] for key in ("order", "head_order", "groups", "absolute") if key in run}
         taken["seed"] = run.get("order_seed", 0)
-        return lambda objective: acdc(objective, float(run["threshold"]), **taken, **kept)
+        weighed = run.get("prompt_weights")
+
+        def search(objective: Objective) -> Any:
+            if weighed is not None and len(weighed) != objective.num_prompts:
+                raise ValueError(
+                    f"the circuit was found on {len(weighed)} weighed prompts, got {objective.num_prompts}: the same "
+                    "method does not run on them; leave out --size, or give --no-controls"
+                )
+            return acdc(objective, float(run["threshold"]), prompt_weights=weighed, **taken, **kept)
+
+        return search
     if name not in methods.METHODS:
         return None
     method = methods.METHODS[name]

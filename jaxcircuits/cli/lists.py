@@ -55,7 +55,9 @@ def print_circuit(circuit: Circuit) -> None:
     """A circuit, receiver by receiver from the output on, and what it cost."""
     run, graph = circuit.run, circuit.graph
     head = [f"{run['task']} on {run['model']}"] if {"task", "model"} <= run.keys() else []
-    head += [f"{run['prompts']} prompts"] if "prompts" in run else []
+    if "prompts" in run:
+        weighed = sum(weight > 0 for weight in run["prompt_weights"]) if "prompt_weights" in run else run["prompts"]
+        head += [f"{run['prompts']} prompts" if weighed == run["prompts"] else f"{weighed} of {run['prompts']} prompts"]
     head += [str(run[key]) for key in ("method", "metric", "reference") if key in run]
     head += [run["units"]] if "units" in run else []
     head += [f"threshold {float(run['threshold']):g}"] if "threshold" in run else []
