@@ -251,26 +251,25 @@ def test_what_is_refused(objective, tmp_path):
 
 
 def test_intervals_are_the_bootstraps_over_the_prompts(x64):
-    """Against draws of one's own."""
-    model, pairs = micro_model("gpt2", dtype=jnp.float64), micro_pairs(batch=40)
-    objective = jc.Objective(model, pairs, "logit_diff")
-    scores = jc.eap(objective)
-    circuit = jc.Circuit.select(scores, edges=objective.graph.num_edges // 2)
-    record, curve = (
-        jc.faithfulness(objective, circuit),
-        jc.faithfulness_curve(objective, scores, shares=(0.3, 0.6, 1.0)),
-    )
-    zeros = np.zeros(objective.graph.shape)
-    each, empty, full = (np.asarray(objective.per_example(mask)) for mask in (circuit, zeros, objective.full_mask()))
+    """Of F, CPR and CMD, against draws of one's own."""
+    objective = jc.Objective(micro_model("gpt2", dtype=jnp.float64), micro_pairs(batch=40), "kl")
+    scores, shares = jc.exact(objective), (0.3, 0.6, 1.0)
+    curve = jc.faithfulness_curve(objective, scores, shares=shares)
+    losses = [objective.per_example(mask) for mask in (np.zeros(objective.graph.shape), objective.full_mask())]
+    empty, full = (np.asarray(loss) for loss in losses)
     rows = np.random.default_rng(7).integers(0, 40, (8000, 40))
-    ratios = (each - empty)[rows].sum(1) / (full - empty)[rows].sum(1)
-    if record.value is None:
-        assert record.interval is None
-        return
-    width = np.diff(np.quantile(ratios, [0.025, 0.975]))[0]
-    np.testing.assert_allclose(record.interval, np.quantile(ratios, [0.025, 0.975]), atol=0.15 * width)
-    assert record.interval[0] < record.value < record.interval[1]
-    assert curve.cpr_interval[0] < curve.cpr < curve.cpr_interval[1]
-    assert curve.cmd_interval[0] <= curve.cmd <= curve.cmd_interval[1] + 1e-9
-    whole = curve.signed[-1]
-    np.testing.assert_allclose(whole.interval, [1, 1], atol=1e-9)
+
+    def ratios(rank):
+        chosen = [jc.Circuit.select(scores, edges=count, rank=rank) for count in curve.chosen]
+        each = np.array([objective.per_example(circuit) for circuit in chosen])
+        return (each - empty)[:, rows].sum(2) / (full - empty)[rows].sum(1)
+
+    signed, absolute = ratios("signed"), ratios("absolute")
+    areas = np.trapezoid(signed, shares, axis=0), np.trapezoid(np.abs(1 - absolute), shares, axis=0)
+    points = [(point.interval, point.value, values) for point, values in zip(curve.signed[:2], signed, strict=False)]
+    found = [(curve.cpr_interval, curve.cpr, areas[0]), (curve.cmd_interval, curve.cmd, areas[1]), *points]
+    for interval, value, values in found:
+        ends = np.quantile(values, [0.025, 0.975])
+        assert interval[0] < value < interval[1]
+        np.testing.assert_allclose(interval, ends, atol=0.15 * np.ptp(ends))
+    np.testing.assert_allclose(curve.signed[-1].interval, [1, 1], atol=1e-9)
