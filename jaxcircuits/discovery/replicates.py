@@ -14,20 +14,20 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from ..arguments import check_count, check_number, checked
-from ..graph import Graph
 from ..objective import Objective
 from ..resampling import LEFT_OUT, draws, interval_of
 from ..types import EdgeBools, EdgeScores
 from .acdc import acdc, searched
 from .acdc_result import ACDCResult
 from .judges import Judges
+from .resampled import Resampled
 
 ABSTAINS = -1
 """Stands in a certificate for: nothing is known."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Replicates:
+class Replicates(Resampled):
     """The circuits that ACDC finds on resampled prompts, beside the one that it finds on all.
 
     - `full`: on all prompts alike. `counts`: how often each prompt is in each replicate.
@@ -44,20 +44,6 @@ class Replicates:
     q: float
     seed: int
     seconds: float
-
-    @property
-    def graph(self) -> Graph:
-        return self.full.graph
-
-    @property
-    def mask(self) -> EdgeBools:
-        """The circuit on all prompts."""
-        return self.full.mask
-
-    @property
-    def scores(self) -> EdgeScores:
-        """The increments on all prompts."""
-        return self.full.scores
 
     @cached_property
     def kept(self) -> Int[np.ndarray, "sender receiver"]:

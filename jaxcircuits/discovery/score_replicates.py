@@ -10,18 +10,18 @@ from jaxtyping import Bool, Float, Int
 from scipy import stats
 
 from ..arguments import check_count, checked
-from ..graph import Graph
 from ..objective import Objective
 from ..resampling import draws
 from ..scores import Scores
-from ..types import EdgeBools, EdgeScores
+from ..types import EdgeScores
+from .resampled import Resampled
 
 AT_ONCE = 4096
 """Edges whose replicates are in memory at once."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ScoreReplicates:
+class ScoreReplicates(Resampled):
     """Scores of all prompts, of each, and of resampled ones.
 
     - `full`: of all prompts, the mean of `each`, [prompt, edge], in the order of `graph.edges`.
@@ -32,20 +32,6 @@ class ScoreReplicates:
     each: Float[np.ndarray, "prompt edge"]
     counts: Int[np.ndarray, "replicate prompt"]
     seed: int
-
-    @property
-    def graph(self) -> Graph:
-        return self.full.graph
-
-    @property
-    def mask(self) -> EdgeBools:
-        """Every edge, as that of scores."""
-        return self.full.mask
-
-    @property
-    def scores(self) -> EdgeScores:
-        """The values of all prompts."""
-        return self.full.values
 
     @cached_property
     def intervals(self) -> Float[np.ndarray, "2 edge"]:
