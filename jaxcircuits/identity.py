@@ -56,7 +56,8 @@ def description(objective: Any) -> dict[str, Any]:
 def _digest_of_prompts(objective: Any) -> str:
     """Of the prompts and labels, not of what a model makes of them."""
     labels = (getattr(objective.labels, name) for name in ("answer", "wrong", "year", "target"))
-    return digest((objective.clean, objective.scored, *(label for label in labels if label is not None)))
+    rest = (*labels, objective.span_at)
+    return digest((objective.clean, objective.scored, *(part for part in rest if part is not None)))
 
 
 def identity_of(objective: Any) -> dict[str, Any]:
@@ -73,7 +74,7 @@ def identity_of(objective: Any) -> dict[str, Any]:
     labels = eqx.tree_at(lambda labels: labels.full, inner.labels, None)
     return {
         "model": f"{digest_of(inner.model)}-{_structure(inner.model)}",
-        "data": digest_of((inner.clean, inner.inside, inner.scored, inner.weights, labels)),
+        "data": digest_of((inner.clean, inner.inside, inner.scored, inner.weights, labels, inner.span_at)),
         "metric": _metric(inner),
         "reference values": digest_of(inner.reference),
         **{name: record[name] for name in RECORDED},

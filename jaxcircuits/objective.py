@@ -44,6 +44,7 @@ class Objective(eqx.Module):
     model: Model
     clean: Int[Array, "batch position"]
     inside: Bool[Array, "batch position"]
+    span_at: Int[Array, "batch position"] | None
     scored: Int[Array, "batch scored"]
     weights: Float[Array, "batch scored"]
     labels: Labels
@@ -79,13 +80,14 @@ class Objective(eqx.Module):
         - `mesh`: the devices to spread over (`jaxcircuits.device_mesh`): prompts along its axis `prompts`, circuits
           along `candidates`; weights on every device, or split among them if they do not fit.
 
-        Raises ValueError for prompts that do not fit the model or the mesh, labels that the metric misses, unknown
-        names, and NaN or infinity in a weight, the clean run, the reference or the metric; MemoryError if not even one
-        prompt fits.
+        Raises ValueError for prompts that do not fit the model or the mesh, or have not the spans that it is divided
+        at, labels that the metric misses, unknown names, and NaN or infinity in a weight, the clean run, the reference
+        or the metric; MemoryError if not even one prompt fits.
         """
         if not hasattr(model, "residual"):
             raise ValueError(f"model: expected a model, as `load(...).model`, got a {type(model).__name__}")
         pairs.check_against(model.vocab_size, model.max_positions)
+        span_at = pairs.span_at(model.span_names)
         self.metric = metrics.by_name(metric)
         self.metric_name = metrics.name_of(self.metric)
         check_options(reference, average, microbatch, mesh, len(pairs))
@@ -95,22 +97,24 @@ class Objective(eqx.Module):
         self.model = model = batching.place_weights(model, mesh)
         self.reference_name = name_of(reference)
         self.clean, self.inside = (place(x, mesh, PROMPTS) for x in (pairs.clean, pairs.inside()))
+        self.span_at = None if span_at is None else place(span_at, mesh, PROMPTS)
         scored, counts = pairs.scored()
         self.scored = place(scored.astype(np.int32), mesh, PROMPTS)
         per_prompt = counts.sum(1, keepdims=True) if average == "per_prompt" else counts.sum() / len(pairs)
         self.weights = place((counts / per_prompt).astype(np.dtype(model.dtype)), mesh, PROMPTS)
         prompt = jax.ShapeDtypeStruct(pairs.clean.shape[1:], jnp.int32)
-        labels = labels_of(pairs, scored, jax.eval_shape(model, prompt), mesh)
+        residual = jax.eval_shape(lambda tokens: model.of_prompt(tokens).residual(tokens), prompt)
+        labels = labels_of(pairs, scored, jax.eval_shape(model.unembed, residual), mesh)
         check_metric(self.metric, labels)
 
         senders = len(model.graph.senders)
-        shape = (senders, *pairs.clean.shape, jax.eval_shape(model.residual, prompt).shape[-1])
+        shape = (senders, *pairs.clean.shape, residual.shape[-1])
         zeros = place(np.zeros(shape, np.dtype(model.dtype)), mesh, None, PROMPTS)
         self.labels, self.reference = labels, zeros
         self.microbatch = microbatch or self._microbatch_that_fits()
         full, values = losses.clean_run(self)
         self.labels = eqx.tree_at(lambda labels: labels.full, labels, full)
-        self.reference = reference_values(reference, model, pairs, zeros, size=self.microbatch, mesh=mesh)
+        self.reference = reference_values(reference, model, pairs, zeros, self.span_at, size=self.microbatch, mesh=mesh)
         check_parts_finite(self, values)
 
     __hash__ = object.__hash__
@@ -168,9 +172,10 @@ class Objective(eqx.Module):
     def take(self, rows: ArrayLike) -> "Objective":
         """The same function on some of the prompts, e.g. a batch of them; `rows` may be traced."""
         rows = jnp.asarray(rows)
-        each = self.clean, self.inside, self.scored, self.weights, self.labels
+        each = self.clean, self.inside, self.span_at, self.scored, self.weights, self.labels
         taken = *jax.tree.map(lambda x: x[rows], each), self.reference[:, rows]
-        return eqx.tree_at(lambda o: (o.clean, o.inside, o.scored, o.weights, o.labels, o.reference), self, taken)
+        where = lambda o: (o.clean, o.inside, o.span_at, o.scored, o.weights, o.labels, o.reference)  # noqa: E731
+        return eqx.tree_at(where, self, taken, is_leaf=lambda x: x is None)
 
     def restoring(self, pairs: PromptPairs | None) -> "Objective":
         """The same loss, against the same labels, of the corrupt prompts' run, where absent edges carry clean values.
@@ -183,7 +188,8 @@ class Objective(eqx.Module):
             raise ValueError(
                 f"restoring starts from a corrupt run: expected reference 'resample', got {self.reference_name!r}"
             )
-        if pairs is None or not np.array_equal(pairs.clean, np.asarray(self.clean)):
+        own = jax.tree.map(np.asarray, (self.clean, self.span_at))
+        if pairs is None or not eqx.tree_equal((pairs.clean, pairs.span_at(self.model.span_names)), own):
             raise ValueError("restoring needs the prompts that the objective was made of, as `pairs`")
         swapped = dataclasses.replace(pairs, clean=pairs.corrupt, corrupt=pairs.clean)
         options = {"average": self.average, "microbatch": self.microbatch, "mesh": self.mesh}
