@@ -43,6 +43,7 @@ class Objective(eqx.Module):
 
     model: Model
     clean: Int[Array, "batch position"]
+    corrupt: Int[Array, "batch position"]
     inside: Bool[Array, "batch position"]
     scored: Int[Array, "batch scored"]
     weights: Float[Array, "batch scored"]
@@ -94,7 +95,8 @@ class Objective(eqx.Module):
         self.mesh, self.average = mesh, average
         self.model = model = batching.place_weights(model, mesh)
         self.reference_name = name_of(reference)
-        self.clean, self.inside = (place(x, mesh, PROMPTS) for x in (pairs.clean, pairs.inside()))
+        tokens = pairs.clean, pairs.corrupt, pairs.inside()
+        self.clean, self.corrupt, self.inside = (place(x, mesh, PROMPTS) for x in tokens)
         scored, counts = pairs.scored()
         self.scored = place(scored.astype(np.int32), mesh, PROMPTS)
         per_prompt = counts.sum(1, keepdims=True) if average == "per_prompt" else counts.sum() / len(pairs)
@@ -168,9 +170,12 @@ class Objective(eqx.Module):
     def take(self, rows: ArrayLike) -> "Objective":
         """The same function on some of the prompts, e.g. a batch of them; `rows` may be traced."""
         rows = jnp.asarray(rows)
-        each = self.clean, self.inside, self.scored, self.weights, self.labels
-        taken = *jax.tree.map(lambda x: x[rows], each), self.reference[:, rows]
-        return eqx.tree_at(lambda o: (o.clean, o.inside, o.scored, o.weights, o.labels, o.reference), self, taken)
+
+        def parts(of: "Objective") -> tuple[Any, ...]:
+            return of.clean, of.corrupt, of.inside, of.scored, of.weights, of.labels
+
+        taken = *jax.tree.map(lambda x: x[rows], parts(self)), self.reference[:, rows]
+        return eqx.tree_at(lambda o: (*parts(o), o.reference), self, taken)
 
     def restoring(self, pairs: PromptPairs | None) -> "Objective":
         """The same loss, against the same labels, of the corrupt prompts' run, where absent edges carry clean values.
@@ -183,7 +188,8 @@ class Objective(eqx.Module):
             raise ValueError(
                 f"restoring starts from a corrupt run: expected reference 'resample', got {self.reference_name!r}"
             )
-        if pairs is None or not np.array_equal(pairs.clean, np.asarray(self.clean)):
+        own = np.asarray(self.clean), np.asarray(self.corrupt)
+        if pairs is None or not all(map(np.array_equal, (pairs.clean, pairs.corrupt), own)):
             raise ValueError("restoring needs the prompts that the objective was made of, as `pairs`")
         swapped = dataclasses.replace(pairs, clean=pairs.corrupt, corrupt=pairs.clean)
         options = {"average": self.average, "microbatch": self.microbatch, "mesh": self.mesh}
