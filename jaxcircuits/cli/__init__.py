@@ -12,6 +12,7 @@ import typer
 from .acdc import discover, sweep
 from .judge import compare, evaluate_circuit, test_circuit
 from .lists import list_methods, list_models, show
+from .mib import mib
 from .options import err
 from .report import report
 from .reproduce import reproduce
@@ -35,7 +36,7 @@ def _about() -> None:
     """Finds the circuit behind a behaviour of a language model."""
 
 
-for command in (discover, sweep, score, prune, show, compare, report, reproduce):
+for command in (discover, sweep, score, prune, show, compare, report, reproduce, mib):
     app.command()(command)
 app.command(name="evaluate")(evaluate_circuit)
 app.command(name="test")(test_circuit)
