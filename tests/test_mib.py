@@ -204,6 +204,22 @@ def test_nine_circuits_of_a_grouped_model_in_ungrouped_names(run, grouped, monke
     assert code == 1 and "expected a folder without a result of ioi_grouped" in error and "would be lost" in error
 
 
+def test_given_scores_are_submitted_and_a_file_holds_both_sets_of_prompts(run, grouped):
+    given = jc.Circuit.of(scored(2, jc.Graph.transformer(2, 4)))
+    given.save(grouped / "given.json")
+    (grouped / "rows.json").write_text(json.dumps(ROWS))
+    command = ["mib", "ioi", "--model", grouped / "grouped", "--data", grouped / "rows.json", "--size", 3]
+    code, printed, error = run(*command, "--scores", grouped / "given.json", "--out", grouped / "out")
+    assert code == 0, error
+    assert "rows.json, its first rows scored; 3 scored, 3 others judged" in printed
+    scores, _ = eap_ig(grouped / "out" / "ioi_grouped" / "importances.json")
+    assert scores == {given.graph.edge_name(*e): float(np.float32(given.scores[tuple(e)])) for e in given.graph.edges}
+    scored(2).save(grouped / "other.json")
+    code, _, error = run(*command, "--scores", grouped / "other.json", "--out", grouped / "again")
+    assert code == 1 and "--scores: expected scores of this model, --units ungrouped" in error
+    assert not (grouped / "again").exists()
+
+
 @pytest.mark.parametrize("ties", [False, True])
 def test_nine_circuits_score_as_mib_sums_them(ties, x64):
     objective = jc.Objective(micro_model("gpt2", dtype=jax.numpy.float64), micro_pairs(), "kl")
