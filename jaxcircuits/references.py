@@ -26,7 +26,6 @@ def reference_values(
     model: Model,
     pairs: PromptPairs,
     zeros: Float[Array, "sender batch position width"],
-    *,
     size: int,
     mesh: Mesh | None,
 ) -> Float[Array, "sender batch position width"]:

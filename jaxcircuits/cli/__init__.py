@@ -9,6 +9,8 @@ from typing import Any, NoReturn
 import jax
 import typer
 
+from ..arguments import is_memory_full
+from ..batching import LESS
 from .acdc import discover, sweep
 from .judge import compare, evaluate_circuit, test_circuit
 from .lists import list_methods, list_models, show
@@ -61,9 +63,9 @@ def run(arguments: Sequence[str]) -> int:
     except (ValueError, OSError, MemoryError) as error:
         return _fail(str(error) or "out of memory", 1)
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not is_memory_full(error):
             raise
-        return _fail(f"out of memory: {error}; take fewer or shorter prompts, or a device with more memory", 1)
+        return _fail(f"out of memory: {error}; {LESS}", 1)
 
 
 def main() -> NoReturn:
