@@ -108,6 +108,8 @@ from .interchange import to_autocircuit as to_autocircuit
 from .interchange import write_mib as write_mib
 from .live import LiveEvaluator as LiveEvaluator
 from .metrics import Labels as Labels
+from .mib import check_mib as check_mib
+from .mib import mib_curve as mib_curve
 from .models import GPT2 as GPT2
 from .models import Gates as Gates
 from .models import GPT2Config as GPT2Config

@@ -14,6 +14,7 @@ from ..batching import LESS
 from .acdc import discover, sweep
 from .judge import compare, evaluate_circuit, test_circuit
 from .lists import list_methods, list_models, show
+from .mib import mib
 from .options import err
 from .report import report
 from .reproduce import reproduce
@@ -38,7 +39,7 @@ def _about() -> None:
     """Finds the circuit behind a behaviour of a language model."""
 
 
-for command in (discover, sweep, score, prune, show, compare, vary, report, reproduce):
+for command in (discover, sweep, score, prune, show, compare, vary, report, reproduce, mib):
     app.command()(command)
 app.command(name="evaluate")(evaluate_circuit)
 app.command(name="test")(test_circuit)
