@@ -7,6 +7,7 @@ import os
 import sys
 import types
 import typing
+import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -43,8 +44,10 @@ def checked(function: Function) -> Function:
     """A function that refuses arguments of another kind than its annotations state, by name and as ValueError.
 
     These are whole numbers (True and 2.0 are none; `seed` is at least 0), finite numbers, truth values, texts, paths,
-    this library's records, and unions of them. What is annotated otherwise, the function checks itself.
+    this library's records, and unions of them. What is annotated otherwise, the function checks itself. It is one that
+    goes on where memory does not do, see `fitting`.
     """
+    fits = fitting(function)
     annotations = {name: parameter.annotation for name, parameter in inspect.signature(function).parameters.items()}
     kinds = {name: found for name, annotation in annotations.items() if (found := _kinds(annotation))}
 
@@ -56,9 +59,41 @@ def checked(function: Function) -> Function:
                 plain = isinstance(value, bool | int | float | str | None)
                 got = f"{value!r:.60}" if plain else f"a {type(value).__name__}"
                 raise ValueError(f"{name}: expected {expected}, got {got}")
-        return function(*given, **named)
+        return fits(*given, **named)
 
     return typing.cast(Function, called)
+
+
+def fitting(function: Function) -> Function:
+    """A function of objectives that begins anew with half as many prompts at once where the device's memory is full.
+
+    It says so in a warning. Where prompts are computed one by one already, the device's error stays.
+    """
+
+    @functools.wraps(function)
+    def fits(*given: Any, **named: Any) -> Any:
+        try:
+            return function(*given, **named)
+        except RuntimeError as error:
+            made = function.__name__ == "__init__"  # then the first is what is being made
+            fewer = {id(value): value.halved() for value in (*given[made:], *named.values()) if _is_divisible(value)}
+            if not fewer or not is_memory_full(error):
+                raise
+        least = min(value.microbatch for value in fewer.values())
+        warnings.warn(f"the memory is full: goes on with {least} prompts at once (--batch, microbatch=)", stacklevel=3)
+        given = tuple(fewer.get(id(value), value) for value in given)
+        return fits(*given, **{name: fewer.get(id(value), value) for name, value in named.items()})
+
+    return typing.cast(Function, fits)
+
+
+def is_memory_full(error: Exception) -> bool:
+    """Whether a device said so."""
+    return "RESOURCE_EXHAUSTED" in str(error)
+
+
+def _is_divisible(value: Any) -> bool:
+    return hasattr(value, "halved") and value.microbatch > 1
 
 
 KINDS = {int: "a whole number", float: "a finite number", bool: "True or False", str: "a text", type(None): "None"}

@@ -92,6 +92,9 @@ def flattened(tree: Any) -> tuple[Rest, list[Any]]:
 # --- memory ------------------------------------------------------------------------------------
 
 
+LESS = "take fewer or shorter prompts, a device with more memory, or a mesh of several"
+
+
 def memory_needed(jitted: Any, *inputs: Any) -> int:
     """Bytes a device that a compiled function takes for results and on the way; calling it then compiles nothing."""
     compiled = jitted.lower(*inputs).compile()
@@ -103,10 +106,7 @@ def check_fits(bytes_needed: int, what: str, share: float = 0.5) -> None:
     """Raises MemoryError if so many bytes are more than a share of the device's memory (the first process's)."""
     limit = int(share * memory_limit())
     if from_first_process(int(bytes_needed > limit)):
-        raise MemoryError(
-            f"{what} needs {bytes_needed / 2**30:.1f} GiB, {limit / 2**30:.1f} GiB may be used: take fewer or shorter "
-            "prompts, a device with more memory, or a mesh of several"
-        )
+        raise MemoryError(f"{what} needs {bytes_needed / 2**30:.1f} GiB, {limit / 2**30:.1f} GiB may be used: {LESS}")
 
 
 def largest_that_fits(needed: Callable[[int], int], size: int) -> int:

@@ -236,7 +236,7 @@ def check_run(run: Any) -> None:
         ("config", typed, "seed", is_count, "a whole number, 0 or more"),
         ("source", source, "task", _is_text, "a text"),
         ("source", source, "model", _is_text, "a text"),
-        ("source", source, "digest", _is_text, "a text"),
+        ("source", source, "digest_of_pairs", _is_text, "a text"),
         ("source", source, "seed", is_count, "a whole number, 0 or more"),
         ("selection", selection, "rank", _is_text, "a text"),
     ):

@@ -29,6 +29,7 @@ class PromptPairs:
     - `positions`: True where logits are scored instead; metrics are averaged over them.
     - `year`, `digits`: for the metric `greater_than`. `target`: for `l2`, [batch, vocab] or
       [batch, position, vocab].
+    - `group`: which prompts belong together, a number each, such as their template; see `variation`.
     - `spans`: token positions by name, [batch, 2], the first and the one before which the span ends: where in each
       prompt (the clean and its corrupt one) the subject is, say. No two share a token.
 
@@ -46,6 +47,7 @@ class PromptPairs:
     year: Int[np.ndarray, " batch"] | None = None
     digits: Int[np.ndarray, " years"] | None = None
     target: Float[np.ndarray, "batch ..."] | None = None
+    group: Int[np.ndarray, " batch"] | None = None
     spans: dict[str, Ends] | None = None
 
     def __post_init__(self) -> None:
@@ -139,9 +141,9 @@ class PromptPairs:
     ) -> "PromptPairs":
         """Reads `.npz` (token ids), `.jsonl` or `.csv` (text; needs the model's tokenizer).
 
-        Text fields: `clean`, `corrupt`, and optionally `answer`, `wrong` (one token each; in jsonl also lists). Other
-        columns (arrays [batch, 2]) are `spans`: a text that the clean prompt has once, or positions [first, end] among
-        the text's own tokens.
+        Text fields: `clean`, `corrupt`, and optionally `answer`, `wrong` (one token each; in jsonl also lists), and
+        `group` (any name). Other columns (arrays [batch, 2]) are `spans`: a text that the clean prompt has once, or
+        positions [first, end] among the text's own tokens.
         `bos`, `template`: what stands around each text, as `framed` says.
         Raises ValueError for a file that is missing, malformed, or has unknown fields or tokens.
         """
@@ -182,6 +184,7 @@ class PromptPairs:
             "year": [(batch,)],
             "digits": [(None,)],
             "target": [(batch, None), (batch, width, None)],
+            "group": [(batch,)],
         }
         for name, allowed in shapes.items():
             value = getattr(self, name)

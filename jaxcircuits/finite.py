@@ -10,7 +10,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Array, ArrayLike, Bool
 
-REMEDY = "NaN or infinity decides nothing: look for its origin, or for a number too large for this dtype (float64)"
+REMEDY = "NaN or infinity decides nothing: look for its origin, or for a number that only float64 can hold"
 
 
 def check_finite(what: str, values: ArrayLike, **axes: Sequence[str] | None) -> None:

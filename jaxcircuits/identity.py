@@ -22,7 +22,7 @@ def description(objective: Any) -> dict[str, Any]:
     device = jax.devices()[0]
     count = 1 if objective.mesh is None else objective.mesh.size
     return {
-        SOURCE: {} if objective.mesh is not None else {"digest": _digest_of_prompts(objective)},
+        SOURCE: {} if objective.mesh is not None else {"digest_of_pairs": _digest_of_pairs(objective)},
         "metric": objective.metric_name,
         "reference": objective.reference_name,
         "ablation": {
@@ -53,11 +53,10 @@ def description(objective: Any) -> dict[str, Any]:
     }
 
 
-def _digest_of_prompts(objective: Any) -> str:
-    """Of the prompts and labels, not of what a model makes of them."""
-    labels = (getattr(objective.labels, name) for name in ("answer", "wrong", "year", "target"))
-    rest = (*labels, objective.span_at)
-    return digest((objective.clean, objective.scored, *(part for part in rest if part is not None)))
+def _digest_of_pairs(objective: Any) -> str:
+    """Of the prompts, their corrupt versions, spans and labels, not of what a model makes of them."""
+    tokens = objective.clean, objective.corrupt, objective.inside, objective.scored, objective.span_at
+    return digest_of((tokens, eqx.tree_at(lambda labels: labels.full, objective.labels, None)))
 
 
 def identity_of(objective: Any) -> dict[str, Any]:
@@ -74,7 +73,9 @@ def identity_of(objective: Any) -> dict[str, Any]:
     labels = eqx.tree_at(lambda labels: labels.full, inner.labels, None)
     return {
         "model": f"{digest_of(inner.model)}-{_structure(inner.model)}",
-        "data": digest_of((inner.clean, inner.inside, inner.scored, inner.weights, labels, inner.span_at)),
+        "data": digest_of(
+            (inner.clean, inner.corrupt, inner.inside, inner.scored, inner.weights, labels, inner.span_at)
+        ),
         "metric": _metric(inner),
         "reference values": digest_of(inner.reference),
         **{name: record[name] for name in RECORDED},

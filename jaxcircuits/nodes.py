@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from . import batching
-from .arguments import checked
+from .arguments import checked, fitting
 from .graph import Graph
 from .masks import mask_of
 from .models import NodeValues
@@ -69,18 +69,29 @@ class NodeObjective(eqx.Module):
         """The loss, mean over the prompts. Raises ValueError for a mask of another shape."""
         return self.per_example(node_mask).mean()
 
+    @fitting
     def per_example(self, node_mask: ArrayLike) -> Float[Array, " batch"]:
         """The loss on each prompt."""
         return _per_example(self, self._cast(node_mask))
 
+    @fitting
     def gradient_per_example(self, node_mask: ArrayLike) -> Float[Array, "batch node"]:
         """`df_i/dz` on each prompt: `<x - x_ref, df_i/dx>` at the masked run."""
         return _values_and_gradients(self, self._cast(node_mask))[1]
 
+    @fitting
     def value_and_gradient(self, node_mask: ArrayLike) -> tuple[Float[Array, ""], NodeMask]:
         """The loss and `df/dz`, means over the prompts."""
         values, gradients = _values_and_gradients(self, self._cast(node_mask))
         return values.mean(), gradients.mean(0)
+
+    @property
+    def microbatch(self) -> int:
+        return self.objective.microbatch
+
+    def halved(self) -> "NodeObjective":
+        """The same function, computed half as many prompts at once."""
+        return eqx.tree_at(lambda o: o.objective, self, self.objective.halved())
 
     def take(self, rows: ArrayLike) -> "NodeObjective":
         """The same function on some of the prompts."""

@@ -1,5 +1,6 @@
 """The centre: model + prompts + metric + reference values as one function of the mask."""
 
+import copy
 import dataclasses
 from typing import Any
 
@@ -12,7 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from . import batching, gradients, losses, metrics
-from .arguments import check_count, checked
+from .arguments import check_count, checked, fitting
 from .batching import CANDIDATES, PROMPTS, place
 from .data import PromptPairs
 from .gradients import Spans
@@ -43,6 +44,7 @@ class Objective(eqx.Module):
 
     model: Model
     clean: Int[Array, "batch position"]
+    corrupt: Int[Array, "batch position"]
     inside: Bool[Array, "batch position"]
     span_at: Int[Array, "batch position"] | None
     scored: Int[Array, "batch scored"]
@@ -96,7 +98,8 @@ class Objective(eqx.Module):
         self.mesh, self.average = mesh, average
         self.model = model = batching.place_weights(model, mesh)
         self.reference_name = name_of(reference)
-        self.clean, self.inside = (place(x, mesh, PROMPTS) for x in (pairs.clean, pairs.inside()))
+        tokens = pairs.clean, pairs.corrupt, pairs.inside()
+        self.clean, self.corrupt, self.inside = (place(x, mesh, PROMPTS) for x in tokens)
         self.span_at = None if span_at is None else place(span_at, mesh, PROMPTS)
         scored, counts = pairs.scored()
         self.scored = place(scored.astype(np.int32), mesh, PROMPTS)
@@ -112,9 +115,14 @@ class Objective(eqx.Module):
         zeros = place(np.zeros(shape, np.dtype(model.dtype)), mesh, None, PROMPTS)
         self.labels, self.reference = labels, zeros
         self.microbatch = microbatch or self._microbatch_that_fits()
-        full, values = losses.clean_run(self)
+
+        def clean_and_reference(objective: "Objective") -> tuple[Any, ...]:
+            size = objective.microbatch
+            values = reference_values(reference, model, pairs, zeros, objective.span_at, size, mesh)
+            return size, losses.clean_run(objective), values
+
+        self.microbatch, (full, values), self.reference = fitting(clean_and_reference)(self)
         self.labels = eqx.tree_at(lambda labels: labels.full, labels, full)
-        self.reference = reference_values(reference, model, pairs, zeros, self.span_at, size=self.microbatch, mesh=mesh)
         check_parts_finite(self, values)
 
     __hash__ = object.__hash__
@@ -133,18 +141,22 @@ class Objective(eqx.Module):
     def num_prompts(self) -> int:
         return self.clean.shape[0]
 
+    @fitting
     def __call__(self, mask: MaskLike) -> Float[Array, ""]:
         """The circuit's loss, mean over the prompts. Raises ValueError for a mask of another shape."""
         return losses.mean(self, self._cast(mask, positioned=True))
 
+    @fitting
     def per_example(self, mask: MaskLike) -> Float[Array, " batch"]:
         """The circuit's loss on each prompt."""
         return losses.per_example(self, self._cast(mask, positioned=True))
 
+    @fitting
     def many(self, masks: MaskLike, width: int = 8) -> Float[Array, " circuit"]:
         """The losses of many circuits [circuit, sender, receiver, *position], `width` of them at a time."""
         return losses.many(self, *self._cast_many(masks, width))
 
+    @fitting
     def per_example_many(self, masks: MaskLike, width: int = 8) -> Float[Array, "circuit batch"]:
         """`many`, one number a prompt."""
         return losses.per_example_many(self, *self._cast_many(masks, width))
@@ -155,6 +167,7 @@ class Objective(eqx.Module):
         masks = self._placed(np.zeros((width, *self.graph.shape), bool))
         return batching.memory_needed(losses.many, self, masks, self._rounded(width))
 
+    @fitting
     def gradient(self, mask: MaskLike, *, spans: ArrayLike | None = None) -> Float[Array, "*span sender receiver"]:
         """`df/dmask` at any mask, 0 where there is no edge; at ones it is minus EAP (2310.10348).
 
@@ -165,6 +178,7 @@ class Objective(eqx.Module):
         """
         return gradients.value_and_gradient(self, self._cast(mask), self._cast_spans(spans))[1]
 
+    @fitting
     def value_and_gradient(self, mask: MaskLike) -> tuple[Float[Array, ""], Mask]:
         """`objective(mask)` and `objective.gradient(mask)` from one forward and one backward pass."""
         return gradients.value_and_gradient(self, self._cast(mask), None)
@@ -172,10 +186,18 @@ class Objective(eqx.Module):
     def take(self, rows: ArrayLike) -> "Objective":
         """The same function on some of the prompts, e.g. a batch of them; `rows` may be traced."""
         rows = jnp.asarray(rows)
-        each = self.clean, self.inside, self.span_at, self.scored, self.weights, self.labels
-        taken = *jax.tree.map(lambda x: x[rows], each), self.reference[:, rows]
-        where = lambda o: (o.clean, o.inside, o.span_at, o.scored, o.weights, o.labels, o.reference)  # noqa: E731
-        return eqx.tree_at(where, self, taken, is_leaf=lambda x: x is None)
+
+        def parts(of: "Objective") -> tuple[Any, ...]:
+            return of.clean, of.corrupt, of.inside, of.span_at, of.scored, of.weights, of.labels
+
+        taken = *jax.tree.map(lambda x: x[rows], parts(self)), self.reference[:, rows]
+        return eqx.tree_at(lambda o: (*parts(o), o.reference), self, taken, is_leaf=lambda x: x is None)
+
+    def halved(self) -> "Objective":
+        """The same function, computed half as many prompts at once."""
+        half = copy.copy(self)
+        object.__setattr__(half, "microbatch", -(-self.microbatch // 2))
+        return half
 
     def restoring(self, pairs: PromptPairs | None) -> "Objective":
         """The same loss, against the same labels, of the corrupt prompts' run, where absent edges carry clean values.
@@ -188,18 +210,21 @@ class Objective(eqx.Module):
             raise ValueError(
                 f"restoring starts from a corrupt run: expected reference 'resample', got {self.reference_name!r}"
             )
-        own = jax.tree.map(np.asarray, (self.clean, self.span_at))
-        if pairs is None or not eqx.tree_equal((pairs.clean, pairs.span_at(self.model.span_names)), own):
+        own = jax.tree.map(np.asarray, (self.clean, self.corrupt, self.span_at))
+        names = self.model.span_names
+        if pairs is None or not eqx.tree_equal((pairs.clean, pairs.corrupt, pairs.span_at(names)), own):
             raise ValueError("restoring needs the prompts that the objective was made of, as `pairs`")
         swapped = dataclasses.replace(pairs, clean=pairs.corrupt, corrupt=pairs.clean)
         options = {"average": self.average, "microbatch": self.microbatch, "mesh": self.mesh}
         restoring = Objective(self.model, swapped, self.metric, "resample", **options)
         return eqx.tree_at(lambda o: o.labels.full, restoring, self.labels.full)
 
+    @fitting
     def clean_gradient(self, *, spans: ArrayLike | None = None) -> Float[Array, "*span sender receiver"]:
         """`gradient` at ones, at the cost of one forward and one backward pass of the plain model."""
         return gradients.clean_gradient(self, self._cast_spans(spans))
 
+    @fitting
     def displacement_gradient(
         self, held: ArrayLike, alphas: ArrayLike, *, spans: ArrayLike | None = None
     ) -> Float[Array, "*span sender receiver"]:

@@ -30,7 +30,6 @@ def reference_values(
     pairs: PromptPairs,
     zeros: Float[Array, "sender batch position width"],
     span_at: SpanAt,
-    *,
     size: int,
     mesh: Mesh | None,
 ) -> Float[Array, "sender batch position width"]:
@@ -58,7 +57,7 @@ def reference_values(
         return within_spans(model, place(values, mesh, None, PROMPTS), span_at)
     values = sender_values(model, place(pairs.corrupt, mesh, PROMPTS), size, span_at)
     if isinstance(reference, str) and reference == "mean":
-        return _mean_reference(values, place(pairs.inside(), mesh, PROMPTS), span_at, len(model.span_names) + 1, mesh)
+        return divided(model, _mean_reference(values, place(pairs.inside(), mesh, PROMPTS), mesh), span_at)
     return values
 
 
@@ -66,26 +65,30 @@ def within_spans(
     model: Model, values: Float[Array, "sender batch position width"], span_at: SpanAt
 ) -> Float[Array, "sender batch position width"]:
     """Values of senders that are nodes at spans of the prompts, 0 at the other positions; without spans all of them."""
-    return values if span_at is None else _within(values, span_at, len(model.span_names) + 1)
+    return values if span_at is None else _within(values, span_at, len(model.span_names) + 1, is_whole=True)
+
+
+def divided(
+    model: Model, values: Float[Array, "sender batch position width"], span_at: SpanAt
+) -> Float[Array, "sender batch position width"]:
+    """Values of other prompts, whose spans lie elsewhere, at each prompt's own spans: whole nodes', divided there."""
+    return values if span_at is None else _within(values, span_at, len(model.span_names) + 1, is_whole=False)
 
 
 @eqx.filter_jit
-def _within(values: Array, span_at: Array, parts: int) -> Float[Array, "sender batch position width"]:
-    """A node is so many senders behind each other, in the order of the spans' numbers."""
+def _within(values: Array, span_at: Array, parts: int, is_whole: bool) -> Float[Array, "sender batch position width"]:
+    """A node is so many senders behind each other, in the order of the spans' numbers; `is_whole`: each has all."""
     inside = span_at[None] == jnp.arange(parts, dtype=span_at.dtype)[:, None, None]
     each = values.reshape(-1, *inside.shape[:2], *values.shape[2:])
+    each = each if is_whole else each.sum(1, keepdims=True)
     return jnp.where(inside[None, ..., None], each, 0).reshape(values.shape)
 
 
 @eqx.filter_jit
-def _mean_reference(
-    values: Array, inside: Array, span_at: SpanAt, parts: int, mesh: Mesh | None
-) -> Float[Array, "sender batch position width"]:
+def _mean_reference(values: Array, inside: Array, mesh: Mesh | None) -> Float[Array, "sender batch position width"]:
     """For every prompt, the mean of all prompts at each position; padding does not count."""
-    if span_at is not None:  # what the whole node writes there, whose spans lie elsewhere in other prompts
-        values = jnp.repeat(values.reshape(-1, parts, *values.shape[1:]).sum(1), parts, 0)
-    mean = jnp.broadcast_to(mean_inside(values, inside, (1,)), values.shape)
-    return constrain(mean if span_at is None else _within(mean, span_at, parts), mesh, None, PROMPTS)
+    mean = mean_inside(values, inside, (1,))
+    return constrain(jnp.broadcast_to(mean, values.shape), mesh, None, PROMPTS)
 
 
 def mean_inside(values: Array, inside: Array, axes: tuple[int, ...]) -> Float[Array, "sender _ _ width"]:

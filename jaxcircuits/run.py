@@ -16,7 +16,8 @@ class Source:
     """What an objective was made of; None where a record does not say.
 
     - `model`: what `checkpoints.load` takes. `task`: a built-in one or a file. `prompts`, `seed`: their number, and the
-      seed that they were drawn with (not the method's, which is `seed` of the record). `digest`: of the prompts.
+      seed that they were drawn with (not the method's, which is `seed` of the record). `digest`: of the pairs
+      (an earlier file's `digest` is of the clean prompts alone, and not looked at).
     - `metric`, `reference`, `average`, `dtype`: as `Objective` takes them. `bos`, `template`: how texts were framed.
       `units`, `spans`: what the model's nodes are.
     """
@@ -41,7 +42,7 @@ class Source:
         said, typed = _table(run, SOURCE), _table(run, "config")
         found = {name: said.get(name, typed.get(name, run.get(name))) for name in ("model", "task")}
         found["seed"] = said.get("seed") if SOURCE in run else typed.get("seed", run.get("seed"))
-        found["digest"] = said.get("digest")
+        found["digest"] = said.get("digest_of_pairs")
         return cls(**found, **{field.name: run.get(field.name) for field in dataclasses.fields(cls)[len(found) :]})
 
 

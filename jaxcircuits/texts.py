@@ -14,7 +14,7 @@ from .files import is_text, parse_json, read_text, repeated
 from .named_spans import names_among, read_span
 
 PADDING = -1
-FIELDS = ("clean", "corrupt", "answer", "wrong", "length", "positions", "year", "digits", "target", "spans")
+FIELDS = ("clean", "corrupt", "answer", "wrong", "length", "positions", "year", "digits", "target", "group", "spans")
 """Of `PromptPairs`; a column whose name is almost one of these is mistyped."""
 
 POSITIONS = re.compile(r"\[\s*(\d{1,9})\s*,\s*(\d{1,9})\s*\]")
@@ -26,9 +26,10 @@ SENTENCEPIECE_SPACE = "\u2581"
 def tokens_of(rows: Sequence[dict[str, Any]], tokenizer: Any) -> dict[str, Any]:
     """Fields of `PromptPairs` from dicts with `clean`, `corrupt` and optionally `answer`, `wrong` (text or lists).
 
-    Other columns are spans by name, as `read_span` reads them. Prompts of different lengths are padded on the right.
-    Raises ValueError, naming the row, for a clean and a corrupt prompt of different lengths, for unknown tokens, for
-    answers that are not one token, and for columns that are no span.
+    Names of a `group` are numbered in their order; other columns are spans by name, as `read_span` reads them. Prompts
+    of different lengths are padded on the right. Raises ValueError, naming the row, for a clean and a corrupt prompt of
+    different lengths, for unknown tokens, for answers that are not one token, for a group in some rows only, and for
+    columns that are no span.
     """
     if not isinstance(rows, Sequence) or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"rows: expected a list of dicts, one a prompt, got {rows!r:.60}")
@@ -39,11 +40,11 @@ def tokens_of(rows: Sequence[dict[str, Any]], tokenizer: Any) -> dict[str, Any]:
     spans: dict[str, list[tuple[int, int]]] = {name: [] for name in names_among([*rows[0]], FIELDS)}
     for number, row in enumerate(rows):
         missing = {"clean", "corrupt", *spans} - row.keys()
-        unknown = row.keys() - {"clean", "corrupt", "answer", "wrong", *spans}
+        unknown = row.keys() - {"clean", "corrupt", "answer", "wrong", "group", *spans}
         if missing or unknown:
             problem = f"misses {sorted(missing)}" if missing else f"has unknown fields {sorted(map(str, unknown))}"
             raise ValueError(
-                f"row {number} {problem}; expected clean, corrupt and optionally answer, wrong and, in all rows, spans"
+                f"row {number} {problem}; expected clean, corrupt and optionally answer, wrong, group, spans by name"
             )
         try:
             clean.append(encode(tokenizer, row["clean"]))
@@ -72,8 +73,22 @@ def tokens_of(rows: Sequence[dict[str, Any]], tokenizer: Any) -> dict[str, Any]:
         "corrupt": pad(corrupt, 0),
         "length": np.array([len(ids) for ids in clean], np.int32),
         **{name: pad(ids, PADDING) for name, ids in answers.items() if ids},
+        **_groups_of(rows),
         **({"spans": spans} if spans else {}),
     }
+
+
+def _groups_of(rows: Sequence[dict[str, Any]]) -> dict[str, Int[np.ndarray, " row"]]:
+    """The number of each row's `group`; nothing where no row has one. Raises ValueError where some have none."""
+    names = [row.get("group") for row in rows]
+    if all(name is None for name in names):
+        return {}
+    for number, name in enumerate(names):
+        if not isinstance(name, str | int) or name == "":
+            raise ValueError(
+                f"row {number}: group: expected a text or a whole number in all rows or none, got {name!r:.60}"
+            )
+    return {"group": np.unique([str(name) for name in names], return_inverse=True)[1].astype(np.int32)}
 
 
 def encode(tokenizer: Any, text: object) -> list[int]:

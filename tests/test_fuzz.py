@@ -34,7 +34,10 @@ RUN = {
     **{"threshold": 0.1, "prompts": 4, "dtype": "float32", "average": "together", "metric_full": 0.0, "groups": True},
     **{"metric_final": 0.5, "evaluations": 5, "evaluations_wasted": 1, "device_calls": 3, "seconds": 1.5},
     **{"seconds_compiling": 0.5, "selection": {"edges": 3, "rank": "signed"}, "groups_kept": 1},
-    **{"source": {"task": "ioi", "model": "tiny-gpt2", "seed": 0, "digest": "x"}, "config": {"command": "discover"}},
+    **{
+        "source": {"task": "ioi", "model": "tiny-gpt2", "seed": 0, "digest_of_pairs": "x"},
+        "config": {"command": "discover"},
+    },
 }
 
 

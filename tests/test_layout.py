@@ -75,6 +75,8 @@ MAY_IMPORT = {
     "evaluation": BASE
     | {"resampling", "graph", "scores", "objective", "references", "batching", "circuit", "sparse"}
     | KEEPS,
+    "mib": BASE | {"graph", "circuit", "circuit_file", "interchange", "objective", "evaluation"},
+    "mib_data": BASE | {"data", "texts", "tasks"},
     "report": BASE | {"resampling", "axes", "graph", "scores", "circuit", "evaluation"},
 }
 EVERYTHING = {"cli", "reproduce", "__init__"}
@@ -152,6 +154,7 @@ MAY_NAME = {
         "tasks/": "published circuits, each of one model",
         "reproduce/": "published tables, each of one model",
         "cli/": "the default model, and what `models` lists",
+        "mib.py": "the models of a benchmark",
     },
     "a port": {
         "layout.py": "what ports are called",

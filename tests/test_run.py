@@ -1,5 +1,6 @@
 """One record, one reader: judging a saved file is judging the object that it holds."""
 
+import dataclasses
 import json
 
 import jax
@@ -72,7 +73,7 @@ def test_judging_a_saved_file_is_judging_the_object(name, by, run, micro, back_t
         assert record["faithfulness"][part]["mean"] == pytest.approx(getattr(expected, part).mean, rel=1e-5, abs=1e-6)
     for part in ("metric", "reference", "average", "dtype"):
         assert record["run"][part] == objective.describe()[part]
-    assert record["run"]["source"]["digest"] == objective.describe()["source"]["digest"]
+    assert record["run"]["source"]["digest_of_pairs"] == objective.describe()["source"]["digest_of_pairs"]
 
 
 def test_tests_read_the_record_as_evaluations_do(run, micro):
@@ -102,8 +103,20 @@ def test_other_prompts_than_the_records_are_refused(run, micro):
     jc.Circuit.of(jc.random_scores(objective), task="ioi", model=loaded.source).save("unnamed.json")
     objective, loaded = made("micro.npz", "micro", 0, {})
     jc.Circuit.of(jc.random_scores(objective), task="micro.npz", model=loaded.source).save("changed.json")
+    files = ["unnamed.json", "changed.json"]
     micro_pairs(seed=1, kind="positions").save("micro.npz")
-    for file in ("unnamed.json", "changed.json"):
+    for part in ("corrupt", "positions"):
+        objective, loaded = made("micro.npz", "micro", 0, {})
+        pairs = jc.PromptPairs.load("micro.npz")
+        changed = getattr(pairs, part).copy()
+        changed[0, -1] = ~changed[0, -1] if changed.dtype == bool else (changed[0, -1] + 1) % 11
+        assert not np.array_equal(changed, getattr(pairs, part))
+        name = f"{part}.npz"
+        pairs.save(name)
+        files.append(f"{part}.json")
+        jc.Circuit.of(jc.random_scores(objective), task=name, model=loaded.source).save(files[-1])
+        dataclasses.replace(pairs, **{part: changed}).save(name)
+    for file in files:
         code, _, error = run("evaluate", file, "--no-controls")
         assert code == 1 and "are others than the record's" in error and error.count("\n") == 1
     assert run("evaluate", "unnamed.json", "--no-controls", "--seed", 7)[0] == 0
@@ -141,7 +154,7 @@ def test_files_of_earlier_versions_are_read():
     assert Source.of(extended(old, {"model": "other"})).seed == 3
 
 
-@pytest.mark.parametrize("entry", [{"task": 3}, {"model": ["m"]}, {"digest": 4}, {"seed": 1e9}, {"seed": -1}])
+@pytest.mark.parametrize("entry", [{"task": 3}, {"model": ["m"]}, {"digest_of_pairs": 4}, {"seed": 1e9}, {"seed": -1}])
 def test_a_source_of_other_types_is_refused_by_its_entry(entry, run, micro):
     [name] = entry
     graph = micro_model("gpt2").graph

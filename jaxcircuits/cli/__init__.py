@@ -9,15 +9,19 @@ from typing import Any, NoReturn
 import jax
 import typer
 
+from ..arguments import is_memory_full
+from ..batching import LESS
 from .acdc import discover, sweep
 from .judge import compare, evaluate_circuit, test_circuit
 from .lists import list_methods, list_models, show
+from .mib import mib
 from .options import err
 from .report import report
 from .reproduce import reproduce
 from .scores import prune, score
 from .side_by_side import side_by_side
 from .tasks import tasks_command
+from .vary import vary
 
 INTERRUPTED = 130  # the exit code of programs ended by Ctrl-C
 
@@ -35,7 +39,7 @@ def _about() -> None:
     """Finds the circuit behind a behaviour of a language model."""
 
 
-for command in (discover, sweep, score, prune, show, compare, report, reproduce):
+for command in (discover, sweep, score, prune, show, compare, vary, report, reproduce, mib):
     app.command()(command)
 app.command(name="evaluate")(evaluate_circuit)
 app.command(name="test")(test_circuit)
@@ -60,9 +64,9 @@ def run(arguments: Sequence[str]) -> int:
     except (ValueError, OSError, MemoryError) as error:
         return _fail(str(error) or "out of memory", 1)
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not is_memory_full(error):
             raise
-        return _fail(f"out of memory: {error}; take fewer or shorter prompts, or a device with more memory", 1)
+        return _fail(f"out of memory: {error}; {LESS}", 1)
 
 
 def main() -> NoReturn:

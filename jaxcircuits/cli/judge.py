@@ -288,12 +288,7 @@ def _print_evaluation(record: Evaluation) -> None:
         worst = record.completeness
         out.print(f"incompleteness {worst.incompleteness:.4g}, without {worst.worst}", markup=False)
     if record.curve is not None:
-        curve = record.curve
-        areas = [f"CPR {_number(curve.cpr)}{_between(curve.cpr_interval)}"]
-        areas += [f"CMD {_number(curve.cmd)}{_between(curve.cmd_interval)}"]
-        out.print(f"{', '.join(areas)}{_accuracy(curve)}")
-        if curve.most is not None and curve.most > OVERSHOT:
-            out.print(f"  F reaches {curve.most:.3f}: CPR counts it, though the model does 1; trust CMD, acc-AUC")
+        print_curve(record.curve)
     if record.necessity is not None:
         out.print(f"area under F without the best edges {_number(record.necessity.area)} (lower is better)")
     if record.random_curve is not None and record.random_curve.cpr is not None and record.random_curve.cmd is not None:
@@ -301,6 +296,15 @@ def _print_evaluation(record: Evaluation) -> None:
     if record.reset is not None and record.reset.curve is not None:
         curve = record.reset.curve
         out.print(f"  reset network: CPR {_number(curve.cpr)}, CMD {_number(curve.cmd)}")
+
+
+def print_curve(curve: FaithfulnessCurve) -> None:
+    """CPR, CMD and acc-AUC, and a warning where CPR is of circuits that do more than the model."""
+    areas = [f"CPR {_number(curve.cpr)}{_between(curve.cpr_interval)}"]
+    areas += [f"CMD {_number(curve.cmd)}{_between(curve.cmd_interval)}"]
+    out.print(f"{', '.join(areas)}{_accuracy(curve)}")
+    if curve.most is not None and curve.most > OVERSHOT:
+        out.print(f"  F reaches {curve.most:.3f}: CPR counts it, though the model does 1; trust CMD, acc-AUC")
 
 
 def _print_tests(record: HypothesisTests) -> None:

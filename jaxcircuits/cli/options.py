@@ -161,7 +161,7 @@ class Recorded(NamedTuple):
         if self.by_file and self.options.model.removeprefix("bundled ") not in checkpoints.bundled():
             out.print(f"the file names the model {self.options.model}", markup=False)
         loaded = load(self.task, self.options, change)
-        made = loaded.objective.describe()[SOURCE].get("digest")
+        made = loaded.objective.describe()[SOURCE].get("digest_of_pairs")
         if self.digest and made and self.digest != made:
             raise ValueError(
                 f"the prompts of {self.task} (size {self.options.size}, seed {self.options.seed}) are others than the "

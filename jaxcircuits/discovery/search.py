@@ -7,6 +7,8 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from ..arguments import is_memory_full
+from ..batching import LESS
 from ..finite import check_finite
 from .acdc_result import ACDCResult, Decision, Progress, scores_of
 from .evaluators import Evaluator
@@ -89,9 +91,10 @@ class Search:
                 self.calls[width] = self.calls.get(width, 0) + 1
                 return values
             except (MemoryError, jax.errors.JaxRuntimeError) as error:
-                is_full = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
-                if not is_full or width == 1:
+                if isinstance(error, jax.errors.JaxRuntimeError) and not is_memory_full(error):
                     raise
+                if width == 1:
+                    raise MemoryError(str(error) if isinstance(error, MemoryError) else f"{error}; {LESS}") from error
                 policy.limit(width)
                 width = bucket(policy.next(self.right))
                 del steps[width:]

@@ -122,6 +122,14 @@ class Ablated:
     def graph(self) -> Graph:
         return self.objective.graph
 
+    @property
+    def microbatch(self) -> int:
+        return self.objective.microbatch
+
+    def halved(self) -> "Ablated":
+        """The same function, computed half as many prompts at once."""
+        return dataclasses.replace(self, objective=self.objective.halved())
+
     def losses(self, circuits: Masks, *, exchangeable: bool = True) -> Float[np.ndarray, "circuit batch"]:
         """The loss of each circuit on each prompt, see `losses_of`."""
         running = self.ablation.running(self.graph, self.ablation.parts(self.graph, circuits))

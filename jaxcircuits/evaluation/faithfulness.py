@@ -161,9 +161,9 @@ def faithfulness_curve(
     baselines, each = judged.baselines(), judged.losses(masks, exchangeable=False)
     points = _judged(judged, masks, each, baselines)
     signed, absolute = points[: len(shares)], points[len(shares) :]
-    cpr, cmd = area_under(shares, signed), _area_beside_1(shares, absolute)
+    cpr, cmd = area_under(shares, signed), area_beside_1(shares, absolute)
     run = {**judged.describe(), "scores": scores.run}
-    curve = FaithfulnessCurve(tuple(shares), chosen, signed, absolute, cpr, cmd, run, _acc_auc(shares, signed))
+    curve = FaithfulnessCurve(tuple(shares), chosen, signed, absolute, cpr, cmd, run, acc_auc(shares, signed))
     if cpr is None or cmd is None or each.shape[1] < 2:
         return curve
     ratios = resampled(each, baselines)
@@ -210,12 +210,14 @@ def area_under(shares: Sequence[float], points: Sequence[Faithfulness]) -> float
     return None if values is None else float(np.trapezoid(values, shares))
 
 
-def _area_beside_1(shares: Sequence[float], points: Sequence[Faithfulness]) -> float | None:
+def area_beside_1(shares: Sequence[float], points: Sequence[Faithfulness]) -> float | None:
+    """Trapezoid area under |1 - F|; None where it is refused."""
     values = _values(points)
     return None if values is None else float(np.trapezoid(np.abs(1 - values), shares))
 
 
-def _acc_auc(shares: Sequence[float], points: Sequence[Faithfulness]) -> float | None:
+def acc_auc(shares: Sequence[float], points: Sequence[Faithfulness]) -> float | None:
+    """Trapezoid area under the share of prompts answered right over log share; None where that is not told."""
     correct = [point.correct for point in points if point.correct is not None]
     if len(correct) < len(points):
         return None
