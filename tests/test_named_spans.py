@@ -12,6 +12,7 @@ from conftest import gpt2_tokenizer, letters_tokenizer, micro_model
 from test_units import make
 
 import jaxcircuits as jc
+from jaxcircuits.evaluation.variation import _corrupted as with_corrupt_of
 from jaxcircuits.named_spans import read_span
 from jaxcircuits.texts import FIELDS
 
@@ -53,7 +54,7 @@ def by_hand(whole, mask, parts=3):
     losses = []
     for row in range(len(span_at)):
         at_positions = mask.reshape(-1, parts, mask.shape[1])[:, span_at[row]]  # [sender, position, receiver]
-        losses.append(whole.take(np.array([row])).per_example(np.moveaxis(at_positions, 1, 2).astype(float))[0])
+        losses.append(np.asarray(whole.per_example(np.moveaxis(at_positions, 1, 2).astype(float)))[row])
     return np.array(losses)
 
 
@@ -65,7 +66,14 @@ def test_which_span_each_position_is_in():
     assert make_pairs().span_at(()) is None
 
 
-@pytest.mark.parametrize("units, reference", [("split", "resample"), ("layers", "mean"), ("layers", "zero")])
+CASES = [
+    ("layers", "resample"),
+    ("layers", "mean"),
+    *(pytest.param("split", r, marks=MISSION) for r in ("mean", "zero")),
+]
+
+
+@pytest.mark.parametrize("units, reference", CASES)
 def test_an_edge_at_a_span_is_the_edge_at_its_tokens_in_each_prompt(units, reference, x64):
     """Against the model that is not divided, one prompt at a time."""
     whole, apart = (objective_of(units=units, spans=spans, reference=reference) for spans in (None, NAMES))
@@ -96,7 +104,7 @@ def test_an_array_counts_inside_of_a_span_alone(x64):
 
 @pytest.mark.parametrize("chunk", [2, pytest.param(1, marks=MISSION)])
 def test_prompts_take_their_spans_with_them(chunk, x64):
-    """Chosen, split, in chunks, and in the run that starts from the corrupt prompts."""
+    """Chosen, in chunks, with the corrupt version of others, and in the run that starts from the corrupt prompts."""
     apart, whole, pairs = objective_of(), objective_of(spans=None), make_pairs()
     mask = random_masks(apart)[1]
     expected = by_hand(whole, mask)
@@ -104,6 +112,10 @@ def test_prompts_take_their_spans_with_them(chunk, x64):
     np.testing.assert_allclose(some.per_example(mask), expected[[2, 0]], atol=1e-10)
     np.testing.assert_allclose(apart.take(np.array([1])).per_example(mask), expected[[1]], atol=1e-10)
     if chunk == 2:
+        order = np.array([1, 2, 0])
+        others = by_hand(with_corrupt_of(whole, order), mask)
+        np.testing.assert_allclose(with_corrupt_of(apart, order).per_example(mask), others, atol=1e-10)
+        assert (np.abs(others - expected) > 1e-4).all()
         back = by_hand(whole.restoring(pairs), mask)
         np.testing.assert_allclose(apart.restoring(pairs).per_example(mask), back, atol=1e-10)
         with pytest.raises(ValueError, match="restoring needs the prompts that the objective was made of"):
