@@ -67,6 +67,7 @@ from .evaluation import RandomCurve as RandomCurve
 from .evaluation import ResetControl as ResetControl
 from .evaluation import Similarity as Similarity
 from .evaluation import Spread as Spread
+from .evaluation import Variation as Variation
 from .evaluation import ablated as ablated
 from .evaluation import compare_methods as compare_methods
 from .evaluation import completeness as completeness
@@ -91,6 +92,7 @@ from .evaluation import roc_areas as roc_areas
 from .evaluation import roc_of_scores as roc_of_scores
 from .evaluation import similarity as similarity
 from .evaluation import top_overlap as top_overlap
+from .evaluation import variation as variation
 from .evaluation import weighted_edge_count as weighted_edge_count
 from .expand import expand as expand
 from .framing import framed as framed

@@ -28,6 +28,7 @@ class PromptPairs:
     - `positions`: True where logits are scored instead; metrics are averaged over them.
     - `year`, `digits`: for the metric `greater_than`. `target`: for `l2`, [batch, vocab] or
       [batch, position, vocab].
+    - `group`: which prompts belong together, a number each, such as their template; see `variation`.
 
     Raises ValueError for shapes or values that do not fit together; warns of prompts that are not corrupted.
     """
@@ -43,6 +44,7 @@ class PromptPairs:
     year: Int[np.ndarray, " batch"] | None = None
     digits: Int[np.ndarray, " years"] | None = None
     target: Float[np.ndarray, "batch ..."] | None = None
+    group: Int[np.ndarray, " batch"] | None = None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -123,7 +125,8 @@ class PromptPairs:
     ) -> "PromptPairs":
         """Reads `.npz` (token ids), `.jsonl` or `.csv` (text; needs the model's tokenizer).
 
-        Text fields: `clean`, `corrupt`, and optionally `answer`, `wrong` (one token each; in jsonl also lists).
+        Text fields: `clean`, `corrupt`, and optionally `answer`, `wrong` (one token each; in jsonl also lists), and
+        `group` (any name).
         `bos`, `template`: what stands around each text, as `framed` says.
         Raises ValueError for a file that is missing, malformed, or has unknown fields or tokens.
         """
@@ -164,6 +167,7 @@ class PromptPairs:
             "year": [(batch,)],
             "digits": [(None,)],
             "target": [(batch, None), (batch, width, None)],
+            "group": [(batch,)],
         }
         for name, allowed in shapes.items():
             value = getattr(self, name)

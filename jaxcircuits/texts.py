@@ -18,8 +18,9 @@ SENTENCEPIECE_SPACE = "\u2581"
 def tokens_of(rows: Sequence[dict[str, Any]], tokenizer: Any) -> dict[str, Int[np.ndarray, "..."]]:
     """Fields of `PromptPairs` from dicts with `clean`, `corrupt` and optionally `answer`, `wrong` (text or lists).
 
-    Prompts of different lengths are padded on the right. Raises ValueError, naming the row, for a clean and a
-    corrupt prompt of different lengths, for unknown tokens, and for answers that are not one token.
+    Names of a `group` are numbered in their order. Prompts of different lengths are padded on the right. Raises
+    ValueError, naming the row, for a clean and a corrupt prompt of different lengths, for unknown tokens, for answers
+    that are not one token, and for a group in some rows only.
     """
     if not isinstance(rows, Sequence) or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"rows: expected a list of dicts, one a prompt, got {rows!r:.60}")
@@ -29,10 +30,10 @@ def tokens_of(rows: Sequence[dict[str, Any]], tokenizer: Any) -> dict[str, Int[n
     answers: dict[str, list[list[int]]] = {"answer": [], "wrong": []}
     for number, row in enumerate(rows):
         missing = {"clean", "corrupt"} - row.keys()
-        unknown = row.keys() - {"clean", "corrupt", "answer", "wrong"}
+        unknown = row.keys() - {"clean", "corrupt", "answer", "wrong", "group"}
         if missing or unknown:
             problem = f"misses {sorted(missing)}" if missing else f"has unknown fields {sorted(map(str, unknown))}"
-            raise ValueError(f"row {number} {problem}; expected clean, corrupt and optionally answer, wrong")
+            raise ValueError(f"row {number} {problem}; expected clean, corrupt and optionally answer, wrong, group")
         try:
             clean.append(encode(tokenizer, row["clean"]))
             corrupt.append(encode(tokenizer, row["corrupt"]))
@@ -55,7 +56,21 @@ def tokens_of(rows: Sequence[dict[str, Any]], tokenizer: Any) -> dict[str, Int[n
         "corrupt": pad(corrupt, 0),
         "length": np.array([len(ids) for ids in clean], np.int32),
         **{name: pad(ids, PADDING) for name, ids in answers.items() if ids},
+        **_groups_of(rows),
     }
+
+
+def _groups_of(rows: Sequence[dict[str, Any]]) -> dict[str, Int[np.ndarray, " row"]]:
+    """The number of each row's `group`; nothing where no row has one. Raises ValueError where some have none."""
+    names = [row.get("group") for row in rows]
+    if all(name is None for name in names):
+        return {}
+    for number, name in enumerate(names):
+        if not isinstance(name, str | int) or name == "":
+            raise ValueError(
+                f"row {number}: group: expected a text or a whole number in all rows or none, got {name!r:.60}"
+            )
+    return {"group": np.unique([str(name) for name in names], return_inverse=True)[1].astype(np.int32)}
 
 
 def encode(tokenizer: Any, text: object) -> list[int]:

@@ -101,12 +101,12 @@ def test_the_width_is_the_one_with_most_decisions_for_its_cost(free, right, widt
     assert ExpectedWidth(free).next(right) == width
 
 
-def test_on_a_cpu_no_chain_is_wider_than_16():
-    assert ExpectedWidth().next(1.0) == (16 if jax.default_backend() == "cpu" else 64)
+def test_on_a_cpu_no_chain_is_wider_than_4():
+    assert ExpectedWidth().next(1.0) == (4 if jax.default_backend() == "cpu" else 64)
 
 
 def test_a_width_that_did_not_fit_is_not_tried_again():
-    widths = ExpectedWidth()
+    widths = ExpectedWidth(16)
     widths.limit(16)
     assert widths.next(1.0) == 4
     fixed = FixedWidth(16)

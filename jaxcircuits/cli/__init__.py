@@ -21,6 +21,7 @@ from .reproduce import reproduce
 from .scores import prune, score
 from .side_by_side import side_by_side
 from .tasks import tasks_command
+from .vary import vary
 
 INTERRUPTED = 130  # the exit code of programs ended by Ctrl-C
 
@@ -38,7 +39,7 @@ def _about() -> None:
     """Finds the circuit behind a behaviour of a language model."""
 
 
-for command in (discover, sweep, score, prune, show, compare, report, reproduce, mib):
+for command in (discover, sweep, score, prune, show, compare, vary, report, reproduce, mib):
     app.command()(command)
 app.command(name="evaluate")(evaluate_circuit)
 app.command(name="test")(test_circuit)

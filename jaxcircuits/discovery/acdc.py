@@ -179,7 +179,10 @@ def searched(
                 sweep.reached(milestone=True)
                 continue
             receiver = search.walk.receiver
-            sweep.pending[-1:] = search.round(policy)
+            parts = search.round(policy)
+            sweep.pending[-1:] = sorted(
+                parts, key=lambda part: -len(part.judges)
+            )  # few judges first: few searches wait
             if on_progress is not None:
                 on_progress(search.progress(sweep.seconds[0]))
             sweep.reached(milestone=search.walk.receiver != receiver)

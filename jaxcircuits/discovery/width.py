@@ -13,8 +13,8 @@ FREE = {"cpu": 4}
 
 FREE_OF_ACCELERATORS = 16
 
-LARGEST = {"cpu": 16}
-"""By platform, else the last of `WIDTHS`: beyond it a candidate costs more, as its changes leave the caches."""
+LARGEST = {"cpu": 4}
+"""By platform, else the last of `WIDTHS`: beyond it a candidate costs no less, and a second program is compiled."""
 
 
 def bucket(count: int) -> int:

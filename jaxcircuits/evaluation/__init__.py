@@ -51,3 +51,5 @@ from .similarity import similarity as similarity
 from .similarity import top_overlap as top_overlap
 from .testing import HypothesisTests as HypothesisTests
 from .testing import hypothesis_tests as hypothesis_tests
+from .variation import Variation as Variation
+from .variation import variation as variation

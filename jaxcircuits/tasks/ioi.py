@@ -43,7 +43,7 @@ def generate(
     order: str = "ABBA",
     repeats: bool = False,
 ) -> PromptPairs:
-    """IOI prompts; answer: the indirect object, wrong: the subject.
+    """IOI prompts; answer: the indirect object, wrong: the subject; group: the template, where there are several.
 
     - `templates`: how many of the sentence templates to draw from. `order`: "ABBA" (the subject is named second,
       as in ACDC), "BABA" or "mixed". `repeats`: a prompt may come again (for training data).
@@ -58,19 +58,20 @@ def generate(
     places = list(known_words(tokenizer, PLACES, at_least=1))
     objects = list(known_words(tokenizer, OBJECTS, at_least=1))
 
-    def draw() -> tuple[str, str, str, str]:
-        template = TEMPLATES[random.integers(templates)]
+    def draw() -> tuple[str, ...]:
+        number = random.integers(templates)
+        template = TEMPLATES[number]
         where = {"place": random.choice(places), "object": random.choice(objects)}
         receiver, giver, *others = (str(name) for name in random.choice(names, 5, replace=False))
         is_abba = order == "ABBA" or (order == "mixed" and random.random() < 0.5)
         first, second = (receiver, giver) if is_abba else (giver, receiver)
         clean = template.format(first=first, second=second, giver=giver, **where)
         corrupt = template.format(first=others[0], second=others[1], giver=others[2], **where)
-        return clean, corrupt, f" {receiver}", f" {giver}"
+        return clean, corrupt, f" {receiver}", f" {giver}", f"{number:02}"
 
-    fields = ("clean", "corrupt", "answer", "wrong")
+    fields = ("clean", "corrupt", "answer", "wrong", "group")[: 5 if templates > 1 else 4]
     rows = draw_rows(draw, size, repeats=repeats)
-    return from_text([dict(zip(fields, row, strict=True)) for row in rows], tokenizer)
+    return from_text([dict(zip(fields, row, strict=False)) for row in rows], tokenizer)
 
 
 NAME_MOVERS = circuits.heads("9.9 10.0 9.6")
