@@ -112,7 +112,7 @@ def check_result(place: str | os.PathLike) -> tuple[str, ...]:
     Raises ValueError for the first rule that it breaks.
     """
     circuits = read_result(place)
-    if len(circuits) > 1:
+    if len(circuits) != 1:
         return ()
     strength = circuits[0].scores[circuits[0].graph.valid]
     if not np.ptp(strength):

@@ -65,7 +65,7 @@ class FoundOptions(NamedTuple):
     option: Annotated[list[str] | None, typer.Option(help="NAME=VALUE of a method's hyperparameter; repeatable")] = None
     scores: Annotated[Path | None, typer.Option(help="submit this file of scores, without a method")] = None
     nine: Annotated[bool, typer.Option("--nine", help="write nine circuits, of which each has its size")] = False
-    rank: Annotated[str, typer.Option(help=f"of --nine, by scores or their sizes: {', '.join(RANKS)}")] = "signed"
+    rank: Annotated[str, typer.Option(help="of --nine: signed (for CPR), or absolute (for CMD)")] = "signed"
     checkpoint: Checkpoint = None
 
 
