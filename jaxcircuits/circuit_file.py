@@ -259,6 +259,9 @@ def _check_replicates(value: dict[str, Any]) -> None:
         raise ValueError(f"run: replicates: count: expected a whole number above 0, got {count!r:.60}")
     if not isinstance(kept, dict) or not all(is_count(number) and number <= count for number in kept.values()):
         raise ValueError(f"run: replicates: kept: expected up to {count} for edges by name, got {kept!r:.60}")
+    left_out = value.get("left_out", 0.5)
+    if not is_number(left_out) or not 0 < left_out < 1:
+        raise ValueError(f"run: replicates: left_out: expected a share above 0 and below 1, got {left_out!r:.60}")
     for name in ("edges", "metrics", "jaccards"):
         if not isinstance(value.get(name), list) or not value[name] or not all(map(is_number, value[name])):
             raise ValueError(f"run: replicates: {name}: expected a list of numbers, got {value.get(name)!r:.60}")

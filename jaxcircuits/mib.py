@@ -111,10 +111,10 @@ def check_result(place: str | os.PathLike) -> tuple[str, ...]:
 
     Raises ValueError for the first rule that it breaks.
     """
-    circuit, *others = read_result(place)
-    if others:
+    circuits = read_result(place)
+    if len(circuits) != 1:
         return ()
-    strength = circuit.scores[circuit.graph.valid]
+    strength = circuits[0].scores[circuits[0].graph.valid]
     if not np.ptp(strength):
         raise ValueError(f"{place}: expected scores that differ, got {strength[0]:g} of every edge; give circuits")
     if not (tied := _ties(strength)):

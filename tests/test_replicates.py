@@ -239,3 +239,18 @@ def test_the_command_says_how_sure_each_edge_is(run, tmp_path):
     code, shown, _ = run("show", file)
     assert code == 0 and shown.strip() in printed
     assert jc.Circuit.load(file).run["replicates"]["count"] == 4
+
+
+def test_show_says_what_stays_under_changed_prompts(run, tmp_path):
+    """200 of 200 at q = 0.9: mu is 0.9817, 0.9 ** 6 > 1.5 - mu > 0.9 ** 7, and 31 deleted are more than there are."""
+    graph = micro_model("gpt2").graph
+    mask = np.zeros(graph.shape, bool)
+    mask[tuple(graph.edges[0])] = True
+    name = graph.edge_name(*graph.edges[0])
+    record = {"count": 200, "resample": "keep", "left_out": 0.9, "kept": {name: 200}}
+    record |= {"edges": [1], "metrics": [0.5], "jaccards": [1.0]}
+    jc.Circuit(graph, mask, mask * 1.0, {"prompts": 12, "replicates": record}).save(tmp_path / "sure.json")
+    code, printed, error = run("show", tmp_path / "sure.json")
+    assert code == 0, error
+    assert "most of them keep there stay, prompts replaced: 1 if any 1, 1 if any 2, 1 if any 4\n" in printed
+    assert "prompts deleted: 1 if any 1, 1 if any 2, 1 if any 4, 1 if any 8\n" in printed

@@ -11,6 +11,7 @@ from .. import checkpoints
 from ..circuit import Circuit
 from ..data import PromptPairs
 from ..discovery.methods import METHODS
+from ..resampling import certificates_of
 from ..types import EdgeScores
 from .options import out
 
@@ -108,6 +109,18 @@ def _print_replicates(circuit: Circuit, shares: EdgeScores) -> None:
     for name, what in (("edges", "edges"), ("metrics", metric), ("jaccards", "Jaccard to that of all prompts")):
         low, middle, high = np.quantile(record[name], [0.025, 0.5, 0.975])
         out.print(f"  {what}: {middle:.4g} ({low:.4g} to {high:.4g} in 95% of them)", markup=False)
+    if "left_out" in record and "prompts" in circuit.run:
+        kept = np.rint(shares * record["count"]).astype(int)
+        _print_certificates(kept, record["count"], record["left_out"], circuit.run["prompts"])
+
+
+def _print_certificates(kept: np.ndarray, count: int, left_out: float, prompts: int) -> None:
+    """How many of the edges that most replicates keep stay whatever some prompts are changed to."""
+    most = 2 * kept > count
+    for change, table in certificates_of(kept[most], count, left_out, prompts).items():
+        numbers = [(least, int((table >= least).sum())) for least in (1, 2, 4, 8)]
+        stay = ", ".join(f"{number} if any {least}" for least, number in numbers if number) or "none for sure if any"
+        out.print(f"  of {most.sum()} edges that most of them keep there stay, prompts {change}: {stay}", markup=False)
 
 
 def print_cluster(circuit: Circuit, pairs: PromptPairs, checkpoint: checkpoints.Checkpoint) -> None:

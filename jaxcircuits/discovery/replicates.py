@@ -15,15 +15,12 @@ from jaxtyping import Bool, Float, Int
 
 from ..arguments import check_count, check_number, checked
 from ..objective import Objective
-from ..resampling import LEFT_OUT, draws, interval_of
+from ..resampling import LEFT_OUT, certificates_of, draws, interval_of
 from ..types import EdgeBools, EdgeScores
 from .acdc import acdc, searched
 from .acdc_result import ACDCResult
 from .judges import Judges
 from .resampled import Resampled
-
-ABSTAINS = -1
-"""Stands in a certificate for: nothing is known."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -76,25 +73,11 @@ class Replicates(Resampled):
     def certificates(self, confidence: float = 0.95) -> dict[str, Int[np.ndarray, "sender receiver"]]:
         """How many prompts may be "replaced" or "deleted" before the majority's decision on an edge can change.
 
-        By randomised deletion (2602.22968): each prompt is out of a replicate with probability q, so that r changed
-        prompts are all out in a share `q ** r`. With mu the lower end of the majority's share, the decision stands
-        under r replaced prompts if `q ** r > 3 / 2 - mu`, under r deleted ones if `q ** r > 2 (1 - mu)`; at most so
-        many as there are prompts. `ABSTAINS` where mu does not say even that the majority is one.
-
-        Raises ValueError for bootstrap replicates, which say nothing of this.
+        See `resampling.certificates_of`. Raises ValueError for bootstrap replicates, which say nothing of this.
         """
         if self.resample != "keep":
             raise ValueError(f"certificates: expected replicates of resample='keep', got {self.resample!r}")
-        majority = np.maximum(self.kept, len(self.masks) - self.kept)
-        mu = interval_of(majority, len(self.masks), confidence)[0]
-
-        def most(least: np.ndarray) -> np.ndarray:
-            with np.errstate(divide="ignore", invalid="ignore"):
-                count = np.ceil(np.log(least) / np.log(self.q)) - 1  # the largest r with q ** r > least
-            count = np.where(least <= 0, self.counts.shape[1], np.minimum(count, self.counts.shape[1]))
-            return np.where(mu > 0.5, np.maximum(count, 0), ABSTAINS).astype(int)
-
-        return {"replaced": most(3 / 2 - mu), "deleted": most(2 * (1 - mu))}
+        return certificates_of(self.kept, len(self.masks), self.q, self.counts.shape[1], confidence)
 
     @property
     def run(self) -> dict[str, Any]:
