@@ -34,11 +34,15 @@ def make_pairs(spans=APART, **changes):
 
 @functools.cache
 def model_of(name, units, spans):
-    return jc.with_units(make(name), units, spans)
+    return jc.with_units(micro_model(name, dtype=jnp.float64) if name == "gpt2" else make(name), units, spans)
+
+
+def objective_of(name="gpt2", units="layers", spans=NAMES, where="apart", reference="resample"):
+    return made(name, units, spans, where, reference)
 
 
 @functools.cache
-def objective_of(name="gpt2", units="layers", spans=NAMES, where="apart", reference="resample"):
+def made(name, units, spans, where, reference):
     pairs = make_pairs(APART if where == "apart" else ALIKE)
     return jc.Objective(model_of(name, units, spans), pairs, "logit_diff", reference)
 
@@ -66,11 +70,7 @@ def test_which_span_each_position_is_in():
     assert make_pairs().span_at(()) is None
 
 
-CASES = [
-    ("layers", "resample"),
-    ("layers", "mean"),
-    *(pytest.param("split", r, marks=MISSION) for r in ("mean", "zero")),
-]
+CASES = [("layers", "resample"), *(pytest.param("split", name, marks=MISSION) for name in ("mean", "zero"))]
 
 
 @pytest.mark.parametrize("units, reference", CASES)
@@ -116,10 +116,11 @@ def test_prompts_take_their_spans_with_them(chunk, x64):
         others = by_hand(with_corrupt_of(whole, order), mask)
         np.testing.assert_allclose(with_corrupt_of(apart, order).per_example(mask), others, atol=1e-10)
         assert (np.abs(others - expected) > 1e-4).all()
-        back = by_hand(whole.restoring(pairs), mask)
-        np.testing.assert_allclose(apart.restoring(pairs).per_example(mask), back, atol=1e-10)
         with pytest.raises(ValueError, match="restoring needs the prompts that the objective was made of"):
             apart.restoring(make_pairs(ALIKE))
+    if chunk == 1:
+        back = by_hand(whole.restoring(pairs), mask)
+        np.testing.assert_allclose(apart.restoring(pairs).per_example(mask), back, atol=1e-10)
 
 
 def decisions(objective, threshold, evaluator):
@@ -408,12 +409,12 @@ def test_a_circuit_by_columns_from_the_command_line_to_its_judgement(suffix, run
     assert code == 0, said
     code, _, said = run("evaluate", file, "--task", bare, *few)
     assert code == 1 and "divided at io, last" in said and "prompts without spans" in said
-    code, _, said = run("evaluate", file, "--spans", "0:1", *few)
-    assert code == 1 and "graph" in said
     code, printed, _ = run("tasks", task, "--show", 2)
     assert code == 0 and "Rose" in printed and "at [2, 3]" in printed
     if suffix == "jsonl":
         assert run("report", file, "--out", tmp_path / "page.html")[0] == 0
+        code, _, said = run("evaluate", file, "--spans", "0:1", *few)
+        assert code == 1 and "graph" in said
         code, _, said = run("discover", "ioi", "--spans", "io", *options)
         assert code == 1 and "prompts without spans" in said
         assert run("discover", task, *options, "--out", tmp_path / "whole.json")[0] == 0

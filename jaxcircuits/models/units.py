@@ -45,10 +45,8 @@ def with_units(
     if any(isinstance(part, str) for part in parts):
         kind, chosen = NamedSpans, checked_names(parts)
     else:
-        kind, chosen = (
-            Spanned,
-            checked_spans(tuple((int(first), int(end)) for first, end in parts), model.max_positions),
-        )
+        pairs = tuple((int(first), int(end)) for first, end in parts)
+        kind, chosen = Spanned, checked_spans(pairs, model.max_positions)
     made = kind(whole, whole.units_name, chosen, precision=model.precision)
     _check_size(made, f"{units} in {len(chosen)} spans")
     return made
