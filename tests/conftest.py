@@ -1,6 +1,7 @@
 """Strict promotion, and the models, prompts and reference answers that tests share."""
 
 import json
+import signal
 import string
 import sys
 from pathlib import Path
@@ -17,6 +18,9 @@ from jaxcircuits.cli import main
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's job in the background; programs under test would too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("shapes are compiled once", deadline=None, derandomize=True)
 settings.load_profile("shapes are compiled once")
