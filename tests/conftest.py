@@ -1,5 +1,6 @@
 """Strict promotion, and the models, prompts and reference answers that tests share."""
 
+import collections
 import json
 import signal
 import string
@@ -30,6 +31,19 @@ GOLDEN = Path(__file__).parent / "golden"
 
 def pytest_addoption(parser):
     parser.addoption("--fuzz", type=int, default=0, help="inputs of each reader in test_fuzz.py; 0: a few")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Of a test's cases, more than `quick(number)` are `mission`."""
+    seen = collections.Counter()
+    for item in items:
+        mark = item.get_closest_marker("quick")
+        if mark is None or any(item.iter_markers("slow")) or any(item.iter_markers("mission")):
+            continue
+        seen[item.path, item.originalname] += 1
+        if seen[item.path, item.originalname] > mark.args[0]:
+            item.add_marker("mission")
 
 
 @pytest.fixture(autouse=True, scope="module")
