@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from .layout import Layout, Names, part_names
+from .layout import Layout, Names
+from .span_names import part_names
 
 EMBEDDING = "embedding"
 """The kind of the senders before the first layer."""

@@ -45,6 +45,15 @@ def chunked_vmap(f: Callable[[Any], Any], xs: Any, size: int) -> Any:
     return jax.tree.map(lambda y: y.swapaxes(0, 1).reshape(chunks * size, *y.shape[2:])[:rows], ys)
 
 
+def over_prompts(objective: Any, one: Callable[[Any, Any], Any], prompts: Any) -> Any:
+    """`one(objective, prompt)` of every row of `prompts`, `microbatch` at once; its model is that of the prompt."""
+
+    def of_prompt(each: tuple) -> Any:
+        return one(eqx.tree_at(lambda o: o.model, objective, objective.model.of_prompt(each[0])), each[1])
+
+    return chunked_vmap(of_prompt, (objective.span_at, prompts), objective.microbatch)
+
+
 # --- arguments ---------------------------------------------------------------------------------
 
 

@@ -65,7 +65,9 @@ class Current(eqx.Module):
 
 def first_run(objective: Objective, mask: Mask | None) -> tuple[Constants, Float[Array, "row width"]]:
     """Everything that the circuit `mask` (None: all edges) fixes, and its input of `logits` where it is scored."""
-    return _first_run(objective, mask, *recorded(objective.model, objective.clean, objective.microbatch))
+    return _first_run(
+        objective, mask, *recorded(objective.model, objective.clean, objective.microbatch, objective.span_at)
+    )
 
 
 @eqx.filter_jit
@@ -80,9 +82,9 @@ def _first_run(
         streams = streams - jnp.einsum("es,sbtd->ebtd", earlier.astype(streams.dtype), difference)
 
         def run(prompt):
-            return model.masked_run(prompt[0], mask, prompt[1])
+            return model.of_prompt(prompt[2]).masked_run(prompt[0], mask, prompt[1])
 
-        prompts = objective.clean, jnp.moveaxis(objective.reference, 1, 0)
+        prompts = objective.clean, jnp.moveaxis(objective.reference, 1, 0), objective.span_at
         residual, difference = batching.chunked_vmap(run, prompts, objective.microbatch)
         difference = jnp.moveaxis(difference, 0, 1)
         written = difference + objective.reference
@@ -223,9 +225,13 @@ class _Chain(eqx.Module):
             for number in range(len(kind.ports))
         ]
         node = jnp.arange(nodes.count, dtype=jnp.int32) if joint else self.program.node[n]
-        write = lambda ys, at: runs.unit_rows(model, nodes, layer, at, node, ys)  # noqa: E731
         own = 1 if joint else 0  # the axis of candidates, then that of prompts
-        out = jax.vmap(jax.vmap(write, (own, 0), 1), (own, None), 1)(tuple(ys), at)
+
+        def write(ys, at, span_at):
+            return runs.unit_rows(model.of_prompt(span_at), nodes, layer, at, node, ys)
+
+        every = jax.vmap(jax.vmap(write, (own, 0, 0), 1), (own, None, None), 1)
+        out = every(tuple(ys), at, self.objective.span_at)
         out = out.reshape(*out.shape[:2], -1, out.shape[-1]) if is_scored else out
         return jnp.pad(out, [(0, self.units.width - len(out))] + [(0, 0)] * (out.ndim - 1))
 

@@ -69,7 +69,7 @@ def load(
     fold_layer_norms: bool = False,
     fold_value_biases: bool = False,
     units: str = "split",
-    spans: Sequence[tuple[int, int]] | str | None = None,
+    spans: Sequence[tuple[int, int]] | Sequence[str] | str | None = None,
 ) -> Checkpoint:
     """Loads a bundled model, a folder, a GGUF file, or a model from the Hugging Face hub, in this order.
 

@@ -13,8 +13,9 @@ from jaxtyping import Bool, Float, Int
 from .arguments import checked
 from .finite import check_finite
 from .framing import framed
+from .named_spans import Ends, checked_ends, names_among, span_at
 from .npz import read_arrays, write_arrays
-from .texts import PADDING, read_rows, tokens_of
+from .texts import FIELDS, PADDING, read_rows, tokens_of
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,6 +30,8 @@ class PromptPairs:
     - `year`, `digits`: for the metric `greater_than`. `target`: for `l2`, [batch, vocab] or
       [batch, position, vocab].
     - `group`: which prompts belong together, a number each, such as their template; see `variation`.
+    - `spans`: token positions by name, [batch, 2], the first and the one before which the span ends: where in each
+      prompt (the clean and its corrupt one) the subject is, say. No two share a token.
 
     Raises ValueError for shapes or values that do not fit together; warns of prompts that are not corrupted.
     """
@@ -45,19 +48,23 @@ class PromptPairs:
     digits: Int[np.ndarray, " years"] | None = None
     target: Float[np.ndarray, "batch ..."] | None = None
     group: Int[np.ndarray, " batch"] | None = None
+    spans: dict[str, Ends] | None = None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if value is None and field.name in ("clean", "corrupt"):
                 raise ValueError(f"prompts need {field.name!r}: token ids [batch, position]")
-            if value is not None:
+            if value is not None and field.name != "spans":
                 object.__setattr__(self, field.name, _array(field.name, value))
         batch, width = self._check_tokens()
         if self.length is None:
             object.__setattr__(self, "length", np.full(batch, width, np.int32))
         self._check_shapes(batch, width)
         self._check_answers()
+        if self.spans is not None:
+            assert self.length is not None
+            object.__setattr__(self, "spans", checked_ends(self.spans, self.length))
         same = ((self.clean == self.corrupt) | ~self.inside()).all(1)
         if same.any():
             rows = ", ".join(map(str, np.flatnonzero(same)[:5]))
@@ -73,7 +80,10 @@ class PromptPairs:
         taken: dict[str, Any] = {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            taken[field.name] = value if field.name == "digits" or value is None else value[rows]
+            if field.name == "spans" and value is not None:
+                taken[field.name] = {name: ends[rows] for name, ends in value.items()}
+            else:
+                taken[field.name] = value if field.name == "digits" or value is None else value[rows]
         return dataclasses.replace(self, **taken)
 
     @checked
@@ -91,6 +101,13 @@ class PromptPairs:
         most = self.positions.sum(1).max()
         order = np.argsort(~self.positions, axis=1, kind="stable")[:, :most]
         return order.astype(np.int32), np.take_along_axis(self.positions, order, 1)
+
+    def span_at(self, names: Sequence[str]) -> Int[np.ndarray, "batch position"] | None:
+        """Which of the spans `names` each position is in, `len(names)` for none; None without names.
+
+        Raises ValueError for a name that these prompts have no span of.
+        """
+        return span_at(self.spans, names, self.clean.shape[1]) if names else None
 
     def check_against(self, vocab_size: int, max_positions: int) -> None:
         """Raises ValueError for token ids outside the vocabulary or prompts longer than the model's context."""
@@ -113,10 +130,9 @@ class PromptPairs:
         arrays = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
-            if getattr(self, field.name) is not None
+            if getattr(self, field.name) is not None and field.name != "spans"
         }
-
-        write_arrays(path, arrays, compressed=True)
+        write_arrays(path, arrays | (self.spans or {}), compressed=True)
 
     @classmethod
     @checked
@@ -126,7 +142,8 @@ class PromptPairs:
         """Reads `.npz` (token ids), `.jsonl` or `.csv` (text; needs the model's tokenizer).
 
         Text fields: `clean`, `corrupt`, and optionally `answer`, `wrong` (one token each; in jsonl also lists), and
-        `group` (any name).
+        `group` (any name). Other columns (arrays [batch, 2]) are `spans`: a text that the clean prompt has once, or
+        positions [first, end] among the text's own tokens.
         `bos`, `template`: what stands around each text, as `framed` says.
         Raises ValueError for a file that is missing, malformed, or has unknown fields or tokens.
         """
@@ -230,11 +247,13 @@ def _fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
     return len(shape) == len(wanted) and all(want in (None, size) for size, want in zip(shape, wanted, strict=True))
 
 
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    known = {field.name for field in dataclasses.fields(PromptPairs)}
-    arrays = read_arrays(path, "task file")
-    if unknown := arrays.keys() - known:
+def _read_npz(path: Path) -> dict[str, Any]:
+    known = {field.name for field in dataclasses.fields(PromptPairs)} - {"spans"}
+    arrays: dict[str, Any] = read_arrays(path, "task file")
+    names = [name for name in names_among([*arrays], FIELDS) if arrays[name].shape[1:] == (2,)]
+    if unknown := arrays.keys() - known - set(names):
         raise ValueError(f"{path} has unknown arrays {sorted(unknown)}; expected some of {sorted(known)}")
     if missing := {"clean", "corrupt"} - arrays.keys():
         raise ValueError(f"{path} misses {sorted(missing)}: token ids [batch, position]")
-    return arrays
+    spans = {name: arrays.pop(name) for name in names}
+    return {**arrays, "spans": spans} if spans else arrays

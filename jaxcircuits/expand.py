@@ -5,7 +5,7 @@ from jaxtyping import Bool
 
 from .axes import Sender
 from .graph import Graph
-from .layout import Span, part_names
+from .span_names import Span, part_names
 
 PARTS = {"attention": ("head",), "mlp": ("neurons",), "block": ("attention", "head", "mlp", "neurons")}
 """Of which kinds of nodes in its layer a node of a kind is made."""

@@ -96,6 +96,8 @@ def _around(pairs: Any, head: list[int], tail: list[int]) -> Any:
     changed: dict[str, Any] = {"length": pairs.length + start + len(tail)}
     if pairs.positions is not None:
         changed["positions"] = moved(pairs.positions, False)
+    if pairs.spans is not None:
+        changed["spans"] = {name: ends + start for name, ends in pairs.spans.items()}
     for name in ("clean", "corrupt"):
         tokens = moved(getattr(pairs, name), 0)
         tokens[:, :start] = head

@@ -100,11 +100,11 @@ def displacement_gradient(objective: Any, points: tuple, spans: Spans) -> Array:
 def _of_each(objective: Any, gradient: Callable, *arguments: Any) -> Any:
     """What a function of `gradients` gives of every prompt."""
 
-    def one(prompt):
+    def one(objective, prompt):
         tokens, reference, *rest = prompt
         return gradient(objective.model, lambda x: objective._score(x, *rest), (tokens, reference), *arguments)
 
-    return batching.chunked_vmap(one, objective._prompts(), objective.microbatch)
+    return batching.over_prompts(objective, one, objective._prompts())
 
 
 def _mean_gradient(objective: Any, each: Float[Array, "batch *span sender receiver"]) -> Array:

@@ -54,8 +54,8 @@ def description(objective: Any) -> dict[str, Any]:
 
 
 def _digest_of_pairs(objective: Any) -> str:
-    """Of the prompts, their corrupt versions and labels, not of what a model makes of them."""
-    tokens = objective.clean, objective.corrupt, objective.inside, objective.scored
+    """Of the prompts, their corrupt versions, spans and labels, not of what a model makes of them."""
+    tokens = objective.clean, objective.corrupt, objective.inside, objective.scored, objective.span_at
     return digest_of((tokens, eqx.tree_at(lambda labels: labels.full, objective.labels, None)))
 
 
@@ -73,7 +73,9 @@ def identity_of(objective: Any) -> dict[str, Any]:
     labels = eqx.tree_at(lambda labels: labels.full, inner.labels, None)
     return {
         "model": f"{digest_of(inner.model)}-{_structure(inner.model)}",
-        "data": digest_of((inner.clean, inner.corrupt, inner.inside, inner.scored, inner.weights, labels)),
+        "data": digest_of(
+            (inner.clean, inner.corrupt, inner.inside, inner.scored, inner.weights, labels, inner.span_at)
+        ),
         "metric": _metric(inner),
         "reference values": digest_of(inner.reference),
         **{name: record[name] for name in RECORDED},

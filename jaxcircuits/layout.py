@@ -16,12 +16,10 @@ import itertools
 import re
 from typing import Any, NamedTuple
 
+from .span_names import Span, is_span_name
+
 Names = str | tuple[str, ...]
 """A pattern with `{layer}` and `{index}`, or the names themselves, for a single layer."""
-
-
-Span = tuple[int, int] | None
-"""Positions from the first on, before the end; None: those of no other span."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +42,7 @@ class Nodes:
 
     - `kind`: what `model.write` is asked for. `inputs`: of each port they read through, the receiver of each node.
     - `is_joint`: what one writes depends on all of them, so they are computed together.
-    - `spans`: of positions (first, end); what a node writes in each of them, are senders apart.
+    - `spans`: of positions (first, end), or by name; what a node writes in each of them, are senders apart.
       None: at the other positions. Without spans a node is one sender.
     """
 
@@ -121,12 +119,6 @@ def mlp() -> Moment:
 def parallel(*moments: Moment) -> Moment:
     """Moments at once: all read the same stream."""
     return Moment(sum((moment.ports for moment in moments), ()), sum((moment.nodes for moment in moments), ()))
-
-
-def part_names(names: tuple[str, ...], spans: tuple[Span, ...]) -> tuple[str, ...]:
-    """Names of the senders that nodes of these names are."""
-    texts = ["rest" if span is None else f"{span[0]}:{span[1]}" for span in spans]
-    return tuple(f"{name}@{text}" for name in names for text in texts) if spans else names
 
 
 def transformer(
@@ -256,7 +248,7 @@ def _moment(value: Any) -> Moment:
     for n in value["nodes"]:
         inputs = tuple((_string(port), tuple(map(_index, indices))) for port, indices in n["inputs"])
         names = _names_of(n["names"], n["count"])
-        spans = tuple(None if span is None else _span(*span) for span in n.get("spans", ()))
+        spans = tuple(map(_span, n.get("spans", ())))
         nodes.append(Nodes(_string(n["kind"]), _count(n["count"]), inputs, names, n["is_joint"] is True, spans))
     return Moment(tuple(ports), tuple(nodes))
 
@@ -267,7 +259,12 @@ def _count(value: Any) -> int:
     return value
 
 
-def _span(first: Any, end: Any) -> Span:
+def _span(value: Any) -> Span:
+    if value is None or is_span_name(value):
+        return value
+    if isinstance(value, str):
+        raise ValueError(f"layout: expected the name of a span, got {value!r}")
+    first, end = value
     return _index(first), _index(end)
 
 

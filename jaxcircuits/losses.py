@@ -14,12 +14,11 @@ from .types import PositionedMask
 def per_example(objective: Any, mask: PositionedMask) -> Float[Array, " batch"]:
     """One number a prompt."""
 
-    def one(prompt):
+    def one(objective, prompt):
         tokens, reference, *rest = prompt
         return objective._score(objective.model.residual(tokens, mask, reference), *rest)
 
-    values = batching.chunked_vmap(one, objective._prompts(), objective.microbatch)
-    return constrain(values, objective.mesh)
+    return constrain(batching.over_prompts(objective, one, objective._prompts()), objective.mesh)
 
 
 @eqx.filter_jit
@@ -53,11 +52,11 @@ def many(
 def clean_run(objective: Any) -> tuple[Float[Array, "batch scored vocab"], Float[Array, " batch"]]:
     """The whole model's logits where prompts are scored, and the loss of each prompt at them."""
 
-    def one(prompt):
+    def one(objective, prompt):
         tokens, scored, weights, labels = prompt
         logits = objective.model.unembed(objective.model.residual(tokens)[scored])
         return logits, objective._loss(logits, weights, eqx.tree_at(lambda labels: labels.full, labels, logits))
 
     each = objective.clean, objective.scored, objective.weights, objective.labels
-    logits, values = batching.chunked_vmap(one, each, objective.microbatch)
+    logits, values = batching.over_prompts(objective, one, each)
     return logits, constrain(values, objective.mesh)

@@ -6,6 +6,7 @@ Methods that work on nodes (HISP, Subnetwork Probing, node attribution) are tran
 `edge_scores` turns their results into edges.
 """
 
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -115,9 +116,13 @@ class NodeObjective(eqx.Module):
             raise ValueError(f"node mask: expected shape ({len(self.names)},), got {node_mask.shape}; see `names`")
         return node_mask.astype(self.objective.model.dtype)
 
-    def _loss(self, node_mask: NodeMask, prompt: tuple) -> Float[Array, ""]:
-        (tokens, _, *rest), reference = prompt
-        return self.objective._score(self.objective.model.node_run(tokens, node_mask, reference), *rest)
+    def _prompts(self) -> tuple:
+        return self.objective._prompts(), self.reference
+
+
+def _loss(node_mask: NodeMask, objective: Objective, prompt: tuple) -> Float[Array, ""]:
+    (tokens, _, *rest), reference = prompt
+    return objective._score(objective.model.node_run(tokens, node_mask, reference), *rest)
 
 
 @eqx.filter_jit
@@ -127,17 +132,14 @@ def _node_values(model: Model, values: Float[Array, "batch sender position width
 
 @eqx.filter_jit
 def _per_example(nodes: NodeObjective, node_mask: NodeMask) -> Float[Array, " batch"]:
-    prompts = (nodes.objective._prompts(), nodes.reference)
-    return batching.chunked_vmap(lambda prompt: nodes._loss(node_mask, prompt), prompts, nodes.objective.microbatch)
+    return batching.over_prompts(nodes.objective, partial(_loss, node_mask), nodes._prompts())
 
 
 @eqx.filter_jit
 def _values_and_gradients(
     nodes: NodeObjective, node_mask: NodeMask
 ) -> tuple[Float[Array, " batch"], Float[Array, "batch node"]]:
-    prompts = (nodes.objective._prompts(), nodes.reference)
-    one = jax.value_and_grad(nodes._loss)
-    return batching.chunked_vmap(lambda prompt: one(node_mask, prompt), prompts, nodes.objective.microbatch)
+    return batching.over_prompts(nodes.objective, partial(jax.value_and_grad(_loss), node_mask), nodes._prompts())
 
 
 def edge_scores(graph: Graph, node_scores: Float[np.ndarray, " node"], always: float | None = None) -> EdgeScores:

@@ -46,6 +46,7 @@ class Objective(eqx.Module):
     clean: Int[Array, "batch position"]
     corrupt: Int[Array, "batch position"]
     inside: Bool[Array, "batch position"]
+    span_at: Int[Array, "batch position"] | None
     scored: Int[Array, "batch scored"]
     weights: Float[Array, "batch scored"]
     labels: Labels
@@ -81,13 +82,14 @@ class Objective(eqx.Module):
         - `mesh`: the devices to spread over (`jaxcircuits.device_mesh`): prompts along its axis `prompts`, circuits
           along `candidates`; weights on every device, or split among them if they do not fit.
 
-        Raises ValueError for prompts that do not fit the model or the mesh, labels that the metric misses, unknown
-        names, and NaN or infinity in a weight, the clean run, the reference or the metric; MemoryError if not even one
-        prompt fits.
+        Raises ValueError for prompts that do not fit the model or the mesh, or have not the spans that it is divided
+        at, labels that the metric misses, unknown names, and NaN or infinity in a weight, the clean run, the reference
+        or the metric; MemoryError if not even one prompt fits.
         """
         if not hasattr(model, "residual"):
             raise ValueError(f"model: expected a model, as `load(...).model`, got a {type(model).__name__}")
         pairs.check_against(model.vocab_size, model.max_positions)
+        span_at = pairs.span_at(model.span_names)
         self.metric = metrics.by_name(metric)
         self.metric_name = metrics.name_of(self.metric)
         check_options(reference, average, microbatch, mesh, len(pairs))
@@ -98,23 +100,26 @@ class Objective(eqx.Module):
         self.reference_name = name_of(reference)
         tokens = pairs.clean, pairs.corrupt, pairs.inside()
         self.clean, self.corrupt, self.inside = (place(x, mesh, PROMPTS) for x in tokens)
+        self.span_at = None if span_at is None else place(span_at, mesh, PROMPTS)
         scored, counts = pairs.scored()
         self.scored = place(scored.astype(np.int32), mesh, PROMPTS)
         per_prompt = counts.sum(1, keepdims=True) if average == "per_prompt" else counts.sum() / len(pairs)
         self.weights = place((counts / per_prompt).astype(np.dtype(model.dtype)), mesh, PROMPTS)
         prompt = jax.ShapeDtypeStruct(pairs.clean.shape[1:], jnp.int32)
-        labels = labels_of(pairs, scored, jax.eval_shape(model, prompt), mesh)
+        residual = jax.eval_shape(lambda tokens: model.of_prompt(tokens).residual(tokens), prompt)
+        labels = labels_of(pairs, scored, jax.eval_shape(model.unembed, residual), mesh)
         check_metric(self.metric, labels)
 
         senders = len(model.graph.senders)
-        shape = (senders, *pairs.clean.shape, jax.eval_shape(model.residual, prompt).shape[-1])
+        shape = (senders, *pairs.clean.shape, residual.shape[-1])
         zeros = place(np.zeros(shape, np.dtype(model.dtype)), mesh, None, PROMPTS)
         self.labels, self.reference = labels, zeros
         self.microbatch = microbatch or self._microbatch_that_fits()
 
         def clean_and_reference(objective: "Objective") -> tuple[Any, ...]:
             size = objective.microbatch
-            return size, losses.clean_run(objective), reference_values(reference, model, pairs, zeros, size, mesh)
+            values = reference_values(reference, model, pairs, zeros, objective.span_at, size, mesh)
+            return size, losses.clean_run(objective), values
 
         self.microbatch, (full, values), self.reference = fitting(clean_and_reference)(self)
         self.labels = eqx.tree_at(lambda labels: labels.full, labels, full)
@@ -183,10 +188,10 @@ class Objective(eqx.Module):
         rows = jnp.asarray(rows)
 
         def parts(of: "Objective") -> tuple[Any, ...]:
-            return of.clean, of.corrupt, of.inside, of.scored, of.weights, of.labels
+            return of.clean, of.corrupt, of.inside, of.span_at, of.scored, of.weights, of.labels
 
         taken = *jax.tree.map(lambda x: x[rows], parts(self)), self.reference[:, rows]
-        return eqx.tree_at(lambda o: (*parts(o), o.reference), self, taken)
+        return eqx.tree_at(lambda o: (*parts(o), o.reference), self, taken, is_leaf=lambda x: x is None)
 
     def halved(self) -> "Objective":
         """The same function, computed half as many prompts at once."""
@@ -205,8 +210,9 @@ class Objective(eqx.Module):
             raise ValueError(
                 f"restoring starts from a corrupt run: expected reference 'resample', got {self.reference_name!r}"
             )
-        own = np.asarray(self.clean), np.asarray(self.corrupt)
-        if pairs is None or not all(map(np.array_equal, (pairs.clean, pairs.corrupt), own)):
+        own = jax.tree.map(np.asarray, (self.clean, self.corrupt, self.span_at))
+        names = self.model.span_names
+        if pairs is None or not eqx.tree_equal((pairs.clean, pairs.corrupt, pairs.span_at(names)), own):
             raise ValueError("restoring needs the prompts that the objective was made of, as `pairs`")
         swapped = dataclasses.replace(pairs, clean=pairs.corrupt, corrupt=pairs.clean)
         options = {"average": self.average, "microbatch": self.microbatch, "mesh": self.mesh}

@@ -54,7 +54,7 @@ def check_parts_finite(objective: Any, losses: Float[Array, " batch"]) -> None:
     senders, full = objective.graph.senders, objective.labels.full
     check_weights(objective.model)
     if not all(are_finite([full])):
-        written = sender_values(objective.model, objective.clean, objective.microbatch)
+        written = sender_values(objective.model, objective.clean, objective.microbatch, objective.span_at)
         check_finite("clean run", written, sender=senders, prompt=None)
     check_finite("logits of the clean run", full, prompt=None)
     check_finite(f"reference {objective.reference_name!r}", objective.reference, sender=senders, prompt=None)

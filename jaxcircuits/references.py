@@ -13,6 +13,9 @@ from .types import Model
 
 REFERENCES = ("resample", "zero", "mean")
 
+SpanAt = Int[Array, "batch position"] | None
+"""Which of the spans that a model is divided at each position of each prompt is in; None: it is not."""
+
 
 def name_of(reference: str | ArrayLike | Model) -> str:
     """The name of a reference in a record."""
@@ -26,12 +29,16 @@ def reference_values(
     model: Model,
     pairs: PromptPairs,
     zeros: Float[Array, "sender batch position width"],
+    span_at: SpanAt,
     size: int,
     mesh: Mesh | None,
 ) -> Float[Array, "sender batch position width"]:
     """What each sender of `model` is replaced by, on the devices of `mesh`.
 
-    - `zeros`: the reference "zero". `size`: prompts computed at once.
+    - `zeros`: the reference "zero". `span_at`: of a model that is divided at spans of the prompts.
+    - `size`: prompts computed at once.
+
+    Of a sender that is a node at such a span, an array and the mean of the whole node count inside of the span.
 
     Raises ValueError for an array of another shape and for a model of another graph.
     """
@@ -47,11 +54,34 @@ def reference_values(
             raise ValueError(
                 f"reference: expected shape {zeros.shape} (sender, batch, position, width), got {values.shape}"
             )
-        return place(values, mesh, None, PROMPTS)
-    values = sender_values(model, place(pairs.corrupt, mesh, PROMPTS), size)
+        return within_spans(model, place(values, mesh, None, PROMPTS), span_at)
+    values = sender_values(model, place(pairs.corrupt, mesh, PROMPTS), size, span_at)
     if isinstance(reference, str) and reference == "mean":
-        return _mean_reference(values, place(pairs.inside(), mesh, PROMPTS), mesh)
+        return divided(model, _mean_reference(values, place(pairs.inside(), mesh, PROMPTS), mesh), span_at)
     return values
+
+
+def within_spans(
+    model: Model, values: Float[Array, "sender batch position width"], span_at: SpanAt
+) -> Float[Array, "sender batch position width"]:
+    """Values of senders that are nodes at spans of the prompts, 0 at the other positions; without spans all of them."""
+    return values if span_at is None else _within(values, span_at, len(model.span_names) + 1, is_whole=True)
+
+
+def divided(
+    model: Model, values: Float[Array, "sender batch position width"], span_at: SpanAt
+) -> Float[Array, "sender batch position width"]:
+    """Values of other prompts, whose spans lie elsewhere, at each prompt's own spans: whole nodes', divided there."""
+    return values if span_at is None else _within(values, span_at, len(model.span_names) + 1, is_whole=False)
+
+
+@eqx.filter_jit
+def _within(values: Array, span_at: Array, parts: int, is_whole: bool) -> Float[Array, "sender batch position width"]:
+    """A node is so many senders behind each other, in the order of the spans' numbers; `is_whole`: each has all."""
+    inside = span_at[None] == jnp.arange(parts, dtype=span_at.dtype)[:, None, None]
+    each = values.reshape(-1, *inside.shape[:2], *values.shape[2:])
+    each = each if is_whole else each.sum(1, keepdims=True)
+    return jnp.where(inside[None, ..., None], each, 0).reshape(values.shape)
 
 
 @eqx.filter_jit
@@ -68,14 +98,20 @@ def mean_inside(values: Array, inside: Array, axes: tuple[int, ...]) -> Float[Ar
     return jnp.where(inside, values, 0).sum(axes, keepdims=True) / counts
 
 
-def sender_values(model: Model, tokens: Int[Array, "batch position"], size: int) -> Float[Array, "sender batch ..."]:
-    """What every node of the clean run writes, [sender, batch, position, width]; `size` prompts at a time."""
-    return recorded(model, tokens, size)[1]
+def sender_values(
+    model: Model, tokens: Int[Array, "batch position"], size: int, span_at: SpanAt = None
+) -> Float[Array, "sender batch position width"]:
+    """What every node of the clean run writes; `size` prompts at a time."""
+    return recorded(model, tokens, size, span_at)[1]
 
 
 @eqx.filter_jit
 def recorded(
-    model: Model, tokens: Int[Array, "batch position"], size: int
+    model: Model, tokens: Int[Array, "batch position"], size: int, span_at: SpanAt = None
 ) -> tuple[Float[Array, "moment batch position width"], Float[Array, "sender batch position width"]]:
     """What every moment of the clean run reads, and what every node writes: one program, whoever asks for either."""
-    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), batching.chunked_vmap(model.recorded, tokens, size))
+
+    def one(prompt: tuple) -> tuple[Array, Array]:
+        return model.of_prompt(prompt[1]).recorded(prompt[0])
+
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), batching.chunked_vmap(one, (tokens, span_at), size))

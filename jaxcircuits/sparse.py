@@ -96,7 +96,7 @@ def _traced(step: Step) -> Step:
 @eqx.filter_jit
 def _base(objective: Objective) -> Float[Array, "moment batch position width"]:
     """What each moment reads in a run of references alone: the clean run's minus all differences."""
-    streams, written = recorded(objective.model, objective.clean, objective.microbatch)
+    streams, written = recorded(objective.model, objective.clean, objective.microbatch, objective.span_at)
     before = objective.graph.written[None, :] <= np.arange(len(streams))[:, None]
     delta = written - objective.reference
     with jax.default_matmul_precision(objective.model.precision):
@@ -113,7 +113,7 @@ def _alone(objective: Objective) -> NodeValues:
 @eqx.filter_jit
 def _first_rows(objective: Objective, embeddings: Int[Array, " embedding"], scored: int, wide: int) -> Rows:
     """Room for so many rows; the first are those of the embeddings."""
-    written = sender_values(objective.model, objective.clean, objective.microbatch)
+    written = sender_values(objective.model, objective.clean, objective.microbatch, objective.span_at)
     first = written[embeddings] - objective.reference[embeddings]
 
     def with_room(x: Array, count: int) -> Array:
@@ -160,19 +160,20 @@ def _write_units(inputs: tuple[Objective, Kind, Array, AnyArray, Step, Computed,
         same = same if is_everywhere(number) else _at_scored(objective, same)
         return jnp.where(place < 0, same, changed[number][place])
 
+    def rows_of(index: Array, ys: tuple[Array, ...], at: Array, span_at: Array | None) -> Array:
+        return runs.unit_rows(model.of_prompt(span_at), nodes, layer, at, index, ys)
+
     def written(unit: Array) -> Float[Array, "row batch _ width"]:
         values = [value_of(number, unit) for number in range(len(receivers))]
         at = _positions(objective, step.is_wide)
         if not nodes.is_joint:
-            run = lambda ys, at: runs.unit_rows(model, nodes, layer, at, step.nodes[unit], ys)  # noqa: E731
-            return jax.vmap(run, 0, 1)(tuple(values), at)
+            return jax.vmap(partial(rows_of, step.nodes[unit]), 0, 1)(tuple(values), at, objective.span_at)
         ys = []
         for (_, places), (_, indices) in zip(kind.ports, nodes.inputs, strict=True):
             own, values = values[: len(places)], values[len(places) :]
             ys.append(jnp.stack(own)[np.array(indices)])
         every = jnp.arange(nodes.count, dtype=jnp.int32)
-        run = lambda ys, at: runs.unit_rows(model, nodes, layer, at, every, ys)  # noqa: E731
-        return jax.vmap(run, (1, 0), 1)(tuple(ys), at)
+        return jax.vmap(partial(rows_of, every), (1, 0, 0), 1)(tuple(ys), at, objective.span_at)
 
     with jax.default_matmul_precision(model.precision):
         changed = [computed(number) for number in range(len(receivers))]  # all are read before any is written

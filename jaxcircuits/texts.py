@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,17 +11,25 @@ import numpy as np
 from jaxtyping import Int
 
 from .files import is_text, parse_json, read_text, repeated
+from .named_spans import names_among, read_span
 
 PADDING = -1
+FIELDS = ("clean", "corrupt", "answer", "wrong", "length", "positions", "year", "digits", "target", "group", "spans")
+"""Of `PromptPairs`; a column whose name is almost one of these is mistyped."""
+
+POSITIONS = re.compile(r"\[\s*(\d{1,9})\s*,\s*(\d{1,9})\s*\]")
+"""A span's first and end position in a cell of a table."""
+
 SENTENCEPIECE_SPACE = "\u2581"
 
 
-def tokens_of(rows: Sequence[dict[str, Any]], tokenizer: Any) -> dict[str, Int[np.ndarray, "..."]]:
+def tokens_of(rows: Sequence[dict[str, Any]], tokenizer: Any) -> dict[str, Any]:
     """Fields of `PromptPairs` from dicts with `clean`, `corrupt` and optionally `answer`, `wrong` (text or lists).
 
-    Names of a `group` are numbered in their order. Prompts of different lengths are padded on the right. Raises
-    ValueError, naming the row, for a clean and a corrupt prompt of different lengths, for unknown tokens, for answers
-    that are not one token, and for a group in some rows only.
+    Names of a `group` are numbered in their order; other columns are spans by name, as `read_span` reads them. Prompts
+    of different lengths are padded on the right. Raises ValueError, naming the row, for a clean and a corrupt prompt of
+    different lengths, for unknown tokens, for answers that are not one token, for a group in some rows only, and for
+    columns that are no span.
     """
     if not isinstance(rows, Sequence) or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"rows: expected a list of dicts, one a prompt, got {rows!r:.60}")
@@ -28,12 +37,15 @@ def tokens_of(rows: Sequence[dict[str, Any]], tokenizer: Any) -> dict[str, Int[n
         raise ValueError("no prompts: expected at least one row")
     clean, corrupt = [], []
     answers: dict[str, list[list[int]]] = {"answer": [], "wrong": []}
+    spans: dict[str, list[tuple[int, int]]] = {name: [] for name in names_among([*rows[0]], FIELDS)}
     for number, row in enumerate(rows):
-        missing = {"clean", "corrupt"} - row.keys()
-        unknown = row.keys() - {"clean", "corrupt", "answer", "wrong", "group"}
+        missing = {"clean", "corrupt", *spans} - row.keys()
+        unknown = row.keys() - {"clean", "corrupt", "answer", "wrong", "group", *spans}
         if missing or unknown:
             problem = f"misses {sorted(missing)}" if missing else f"has unknown fields {sorted(map(str, unknown))}"
-            raise ValueError(f"row {number} {problem}; expected clean, corrupt and optionally answer, wrong, group")
+            raise ValueError(
+                f"row {number} {problem}; expected clean, corrupt and optionally answer, wrong, group, spans by name"
+            )
         try:
             clean.append(encode(tokenizer, row["clean"]))
             corrupt.append(encode(tokenizer, row["corrupt"]))
@@ -48,6 +60,11 @@ def tokens_of(rows: Sequence[dict[str, Any]], tokenizer: Any) -> dict[str, Int[n
                 f"row {number}: clean has {len(clean[-1])} tokens, corrupt {len(corrupt[-1])}: "
                 "patching compares them token by token, so they must have the same number"
             )
+        for name, ends in spans.items():
+            try:
+                ends.append(read_span(row[name], row["clean"], row["corrupt"], len(clean[-1]), tokenizer))
+            except ValueError as error:
+                raise ValueError(f"row {number}: {name}: {error}") from None
     for name, ids in answers.items():
         if ids and len(ids) != len(rows):
             raise ValueError(f"{len(ids)} of {len(rows)} rows have {name!r}: expected all or none")
@@ -57,6 +74,7 @@ def tokens_of(rows: Sequence[dict[str, Any]], tokenizer: Any) -> dict[str, Int[n
         "length": np.array([len(ids) for ids in clean], np.int32),
         **{name: pad(ids, PADDING) for name, ids in answers.items() if ids},
         **_groups_of(rows),
+        **({"spans": spans} if spans else {}),
     }
 
 
@@ -121,10 +139,16 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, restkey="beyond the columns")
             if (twice := repeated(reader.fieldnames or ())) is not None:
                 raise ValueError(f"it has two columns {twice!r}: keep one of them")
-            return list(reader)
+            return [{name: _cell(name, value) for name, value in row.items()} for row in reader]
         return [_row(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     except (ValueError, csv.Error) as error:
         raise ValueError(f"{path} is malformed: {error}") from None
+
+
+def _cell(name: str, value: Any) -> Any:
+    """A cell of a table; of a span that it says by positions, those."""
+    ends = POSITIONS.fullmatch(value) if name not in FIELDS and isinstance(value, str) else None
+    return value if ends is None else [int(end) for end in ends.groups()]
 
 
 def _row(number: int, line: str) -> dict[str, Any]:

@@ -2,9 +2,11 @@
 
 python tests/several_devices.py DEVICES            virtual CPU devices
 python tests/several_devices.py DEVICES methods    every scoring method on one and on all of them
+python tests/several_devices.py DEVICES spans      a model divided at spans of the prompts
 python tests/several_devices.py ADDRESS INDEX      one of two processes with 2 devices each
 """
 
+import dataclasses
 import json
 import os
 import re
@@ -90,6 +92,16 @@ def main():
     if "methods" in sys.argv:
         report = {"all": scores(jc.Objective(model, pairs, "logit_diff", mesh=mesh))}
         report["one"] = scores(jc.Objective(model, pairs, "logit_diff"))
+        print("REPORT" + json.dumps(report), flush=True)
+        return
+    if "spans" in sys.argv:
+        model = jc.with_units(model, "layers", ["subject"])
+        pairs = dataclasses.replace(pairs, spans={"subject": [[0, 1], [1, 3], [2, 5], [4, 6]]})
+        masks = np.stack([random_mask(model.graph, seed) for seed in range(5)])
+        meshes = {"all": mesh, "one": None}
+        report = {
+            name: answers(jc.Objective(model, pairs, "logit_diff", "mean", mesh=m), masks) for name, m in meshes.items()
+        }
         print("REPORT" + json.dumps(report), flush=True)
         return
     report = {"all": answers(jc.Objective(model, pairs, "logit_diff", mesh=mesh), masks)}

@@ -74,6 +74,12 @@ def test_every_method_gives_the_same_scores_on_eight_devices():
 
 
 @pytest.mark.mission
+def test_eight_devices_decide_at_spans_of_the_prompts_what_one_does():
+    [runs] = reports(start("8", "spans"))
+    assert_same(runs["all"], runs["one"])
+
+
+@pytest.mark.mission
 def test_two_processes_decide_what_one_does(eight):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -88,6 +88,7 @@ def readers(tmp_path_factory):
     }
     rows = [{"clean": "a b c", "corrupt": "a d c", "answer": ["e", "f"], "wrong": "g"}, {"clean": "b", "corrupt": "c"}]
     rows[1] |= {"answer": "g", "wrong": ["h"]}
+    rows = [rows[0] | {"subject": "b c"}, rows[1] | {"subject": [0, 1]}]
     lines, letters = "\n".join(map(json.dumps, rows)).encode(), letters_tokenizer()
     found["rows"] = ("t.jsonl", lines, changed_lines, lambda path: jc.PromptPairs.load(path, letters))
     table = b"clean,corrupt,answer\na b,a c,d\nb c,b d,e\n"

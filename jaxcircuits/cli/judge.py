@@ -76,7 +76,7 @@ class JudgedOptions(NamedTuple):
     bos: Annotated[bool | None, typer.Option("--bos/--no-bos", help="begin with BOS; default: the circuit's")] = None
     template: Annotated[str | None, typer.Option(help="of a chat; default: the circuit's")] = None
     units: Annotated[str | None, typer.Option(help="what the nodes are; default: the circuit's")] = None
-    spans: Annotated[str | None, typer.Option(help="of positions, as 0:4,4:8; default: the circuit's")] = None
+    spans: Annotated[str | None, typer.Option(help="as 0:4,4:8 or subject,verb; default: the circuit's")] = None
 
 
 def _choice(part: str) -> Any:

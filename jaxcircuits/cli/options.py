@@ -53,7 +53,10 @@ Template = Annotated[
 Units = Annotated[
     str, typer.Option(help="what the nodes are: split, ungrouped, unsplit, layers, blocks, neurons:GROUPS[@LAYER]")
 ]
-Spans = Annotated[str | None, typer.Option(help="nodes are apart at these positions, as 0:4,4:8")]
+Spans = Annotated[
+    str | None,
+    typer.Option(help="nodes are apart at these positions, as 0:4,4:8, or columns of a task file, as subject,verb"),
+]
 Average = Annotated[str, typer.Option(help="several scored positions: together or per_prompt")]
 Devices = Annotated[int, typer.Option(help="devices to spread over; 0: all there are")]
 Cache = Annotated[Path | None, typer.Option(help="keep compiled programs in this folder for the next run")]
@@ -182,7 +185,7 @@ def recorded(run: dict[str, Any], typed: Any = None) -> Recorded:
     values = {"metric": "logit_diff", **{name: value for name, value in said.items() if value is not None}, **given}
     if not values.get("task") or not values.get("model"):
         raise ValueError("the file does not say which task and model it is about: give --task and --model")
-    asks_for_others = given.keys() & {"task", "model", "size", "seed", "bos", "template"}
+    asks_for_others = given.keys() & {"task", "model", "size", "seed", "bos", "template", "spans"}
     options = PromptOptions(**{name: value for name, value in values.items() if name != "task"})
     return Recorded(values["task"], options, None if asks_for_others else digest, "model" not in given)
 

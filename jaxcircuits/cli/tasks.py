@@ -76,6 +76,8 @@ def _show(pairs: PromptPairs, named: str, loaded: checkpoints.Checkpoint) -> Non
         for label, ids in (("answer", pairs.answer), ("wrong", pairs.wrong)):
             if ids is not None and ids.ndim == 2:
                 out.print(f"  {label:<9}{_some(ids[row], text)}", markup=False)
+        for name, ends in (pairs.spans or {}).items():
+            out.print(f"  {name:<9}{text(pairs.clean[row, slice(*ends[row])])} at {ends[row].tolist()}", markup=False)
         if pairs.positions is not None:
             out.print(f"  scored   at {pairs.positions[row].sum()} positions", markup=False)
 

@@ -83,14 +83,14 @@ def _drops(objective: Objective, method: str, grad_drop: bool) -> Bool[Array, "r
 def _edges(objective: Objective, drops: Bool[Array, "run sender"], qk_fix: bool) -> Float[Array, "sender receiver"]:
     graph = objective.graph
 
-    def one(prompt):
+    def one(objective, prompt):
         change, streams, scores, slopes = _runs(objective, drops, prompt)
         for columns in _ports(graph, QUERIES_AND_KEYS) if qk_fix else ():
             effects = _effects(objective, columns, streams, lambda place: change, slopes)
             scores = scores.at[:, np.array(columns)].set(effects.T)
         return scores
 
-    each = batching.chunked_vmap(one, objective._prompts(), objective.microbatch)
+    each = batching.over_prompts(objective, one, objective._prompts())
     return jnp.where(jnp.asarray(graph.valid), each.mean(0), 0) / _counted_runs(objective, drops)
 
 
@@ -101,7 +101,7 @@ def _nodes(objective: Objective, drops: Bool[Array, "run sender"]) -> Float[Arra
     recomputed = [columns for columns in _ports(graph, None) if _is_recomputed(graph, columns[0])]
     alone = sorted(set(range(graph.shape[1] - 1)) - {column for columns in recomputed for column in columns})
 
-    def one(prompt):
+    def one(objective, prompt):
         change, streams, _, slopes = _runs(objective, drops, prompt)
 
         def all_senders(place):
@@ -117,7 +117,7 @@ def _nodes(objective: Objective, drops: Bool[Array, "run sender"]) -> Float[Arra
             scores = scores.at[column].set(_over_runs(each))
         return scores
 
-    each = batching.chunked_vmap(one, objective._prompts(), objective.microbatch)
+    each = batching.over_prompts(objective, one, objective._prompts())
     return each.mean(0) / _counted_runs(objective, drops)[0]
 
 

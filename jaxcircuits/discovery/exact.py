@@ -105,7 +105,7 @@ def _chunks(rows: np.ndarray, width: int) -> list[np.ndarray]:
 
 @eqx.filter_jit
 def _clean_run(objective: Objective) -> _CleanRun:
-    streams, written = recorded(objective.model, objective.clean, objective.microbatch)
+    streams, written = recorded(objective.model, objective.clean, objective.microbatch, objective.span_at)
     return _CleanRun(*(jnp.moveaxis(x, 0, 1) for x in (written, streams, objective.reference - written)))
 
 
@@ -115,7 +115,7 @@ def _without_edges(
 ) -> Float[Array, " circuit"]:
     """The loss without the edge from each sender into the receiver at `place`, at the positions of `span`."""
 
-    def one(prompt):
+    def one(objective, prompt):
         run, (_, _, *rest) = prompt
 
         def without(sender):
@@ -125,7 +125,7 @@ def _without_edges(
 
         return jax.vmap(without)(senders)
 
-    return batching.chunked_vmap(one, (clean, objective._prompts()), objective.microbatch).mean(0)
+    return batching.over_prompts(objective, one, (clean, objective._prompts())).mean(0)
 
 
 @eqx.filter_jit
@@ -134,7 +134,7 @@ def _without_nodes(
 ) -> Float[Array, " circuit"]:
     """The loss without all edges out of each sender; all of them are written at one `time`."""
 
-    def one(prompt):
+    def one(objective, prompt):
         run, (_, _, *rest) = prompt
 
         def without(sender):
@@ -142,4 +142,4 @@ def _without_nodes(
 
         return jax.vmap(without)(senders)
 
-    return batching.chunked_vmap(one, (clean, objective._prompts()), objective.microbatch).mean(0)
+    return batching.over_prompts(objective, one, (clean, objective._prompts())).mean(0)

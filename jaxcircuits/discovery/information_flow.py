@@ -41,12 +41,12 @@ def information_flow_routes(objective: Objective) -> Scores:
 @eqx.filter_jit
 def _shares(objective: Objective) -> Float[Array, "moment sender"]:
     """Receivers of one moment read the same vector, so there is one row for each moment."""
-    model = objective.model
     times = jnp.arange(objective.graph.reads[-1] + 1, dtype=jnp.int32)
     is_written = jnp.asarray(objective.graph.written, jnp.int32)[None] <= times[:, None]
 
-    def one(prompt):
+    def one(objective, prompt):
         tokens, _, positions, weights, _ = prompt
+        model = objective.model
         written, streams = model.sender_values(tokens), model.receiver_streams(tokens)
 
         def at_time(inputs):
@@ -61,4 +61,4 @@ def _shares(objective: Objective) -> Float[Array, "moment sender"]:
         shares = jnp.where(counted[None, None], jax.lax.map(at_time, (streams, is_written)), 0)
         return shares.sum(-1) / counted.sum().astype(shares.dtype)
 
-    return batching.chunked_vmap(one, objective._prompts(), objective.microbatch).mean(0)
+    return batching.over_prompts(objective, one, objective._prompts()).mean(0)

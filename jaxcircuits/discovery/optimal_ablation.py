@@ -24,7 +24,7 @@ from ..arguments import checked
 from ..finite import check_finite
 from ..graph import Graph
 from ..objective import Objective
-from ..references import mean_inside
+from ..references import mean_inside, within_spans
 from .learning import State, first_order, learn
 from .measure import refuse_flat
 
@@ -146,6 +146,7 @@ def optimal_ablation(
 
 def _ablated(objective: Objective, mask: Bool[Array, "sender receiver"], constants: Constants) -> Float[Array, ""]:
     reference = jnp.broadcast_to(constants[:, None], objective.reference.shape)
+    reference = within_spans(objective.model, reference, objective.span_at)
     return eqx.tree_at(lambda o: o.reference, objective, reference)(mask)
 
 

@@ -189,7 +189,7 @@ class Ablated:
     def rounding(self) -> Float[np.ndarray, " batch"]:
         """How far rounding alone moves each prompt's loss: no circuit, where absent edges carry what is running."""
         objective = self.objective
-        same = sender_values(objective.model, objective.clean, objective.microbatch)
+        same = sender_values(objective.model, objective.clean, objective.microbatch, objective.span_at)
         replaced = eqx.tree_at(lambda o: o.reference, objective, same)
         empty, full = dataclasses.replace(self, objective=replaced).baselines()
         return np.maximum(np.abs(empty - full), float(jnp.finfo(objective.model.dtype).eps) * np.abs(full))

@@ -17,7 +17,7 @@ from ..circuit import Circuit
 from ..files import read_json, write_json
 from ..graph import Graph
 from ..objective import Objective
-from ..types import EdgeBools, Mask, Model
+from ..types import EdgeBools, Mask
 
 FORMAT = "jaxcircuits-inspection/1"
 DECIMALS = 4  # of attention patterns in files
@@ -151,15 +151,18 @@ def _without(objective: Objective, mask: Mask, edges: Int[Array, "edge 2"]) -> F
 
 
 @eqx.filter_jit
-def _patterns(model: Model, tokens: Int[Array, "batch position"]) -> Float[Array, "batch layer head position position"]:
-    return jax.lax.map(model.attention_patterns, tokens)
+def _patterns(objective: Objective) -> Float[Array, "batch layer head position position"]:
+    def one(prompt: tuple) -> Array:
+        return objective.model.of_prompt(prompt[1]).attention_patterns(prompt[0])
+
+    return jax.lax.map(one, (objective.clean, objective.span_at))
 
 
 def _patterns_of(objective: Objective, heads: Texts, lengths: list[int]) -> tuple[np.ndarray, ...]:
     """Of each prompt, [head, position, position] of some heads, without the padding."""
     if not heads:
         return tuple(np.zeros((0, length, length)) for length in lengths)
-    patterns = np.asarray(_patterns(objective.model, objective.clean))
+    patterns = np.asarray(_patterns(objective))
     patterns = patterns.reshape(len(lengths), -1, *patterns.shape[-2:])  # layer by layer, as the graph names heads
     senders = {sender.name: sender.node for sender in objective.graph.sender_table if sender.kind == "head"}
     every = list(dict.fromkeys(senders.values()))

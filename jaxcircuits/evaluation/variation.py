@@ -13,6 +13,7 @@ from ..arguments import check_count, checked
 from ..circuit import Circuit
 from ..finite import on_host
 from ..objective import Objective
+from ..references import divided
 from ..scores import Scores
 from .records import Record
 from .similarity import jaccard, rank_correlation
@@ -156,5 +157,6 @@ def _exchange(objective: Objective, random: np.random.Generator) -> Int[np.ndarr
 
 
 def _corrupted(objective: Objective, order: Int[np.ndarray, " prompt"]) -> Objective:
-    exchanged = objective.corrupt[order], jnp.asarray(objective.reference)[:, order]
+    reference = divided(objective.model, jnp.asarray(objective.reference)[:, order], objective.span_at)
+    exchanged = objective.corrupt[order], reference
     return eqx.tree_at(lambda o: (o.corrupt, o.reference), objective, exchanged)

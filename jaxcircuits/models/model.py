@@ -106,6 +106,11 @@ class AbstractModel(eqx.Module):
         return None
 
     @property
+    def span_names(self) -> tuple[str, ...]:
+        """The spans among them that lie elsewhere in each prompt."""
+        return ()
+
+    @property
     def has_slopes(self) -> bool:
         """Whether outputs have gradients: steps have none."""
         return True
@@ -136,6 +141,10 @@ class AbstractModel(eqx.Module):
         if name not in BACKWARD:
             raise ValueError(f"backward: expected one of {', '.join(BACKWARD)}, got {name!r}")
         return dataclasses.replace(self, backward=name)
+
+    def of_prompt(self, span_at: Int[Array, " position"] | None) -> "AbstractModel":
+        """The model of one prompt, `span_at`: which of the spans `span_names` each position is in (None: no names)."""
+        return self
 
     @contextlib.contextmanager
     def computing(self) -> Iterator[None]:

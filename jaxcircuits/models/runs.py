@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from ..layout import Layout, Moment, Nodes, Span, Stack
+from ..layout import Layout, Moment, Nodes, Stack
 from ..types import NodeMask, PositionedMask, ReceiverValues, SenderValues, Tokens
 
 Computed = dict[str, Array]
@@ -73,20 +73,8 @@ def unit_rows(
 ) -> Float[Array, "row position width"]:
     """What the senders that are computed at once write: those of one node, or of all joint ones; see `model.write`."""
     new = model.write(nodes.kind, layer, index, ys, at)
-    return in_spans(new if nodes.is_joint else new[None], nodes.spans, at)
-
-
-def in_spans(
-    rows: Float[Array, "node position width"], spans: tuple[Span, ...], at: Int[Array, " position"]
-) -> Float[Array, "row position width"]:
-    """Each row's part in each span of positions, nothing elsewhere; without spans the rows themselves."""
-    if not spans:
-        return rows
-    first, end = (np.array([span[i] if span else 0 for span in spans], np.int32)[:, None] for i in (0, 1))
-    named = (jnp.asarray(first) <= at[None]) & (at[None] < jnp.asarray(end))
-    is_rest = jnp.array([[span is None] for span in spans])
-    inside = jnp.where(is_rest, ~jnp.any(named, 0)[None], named)
-    return jnp.where(inside[None, :, :, None], rows[:, None], 0).reshape(-1, *rows.shape[1:])
+    rows = new if nodes.is_joint else new[None]
+    return model.in_spans(rows, at) if nodes.spans else rows
 
 
 def _numbers(count: int) -> Int[Array, " _"]:

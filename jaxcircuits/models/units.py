@@ -20,7 +20,7 @@ from ..layout import MOST_ENTRIES, counts
 from .model import AbstractModel
 from .neurons import Neurons, num_groups
 from .regrouped import Blocks, Layers, Regrouped, Ungrouped, Unsplit, forms
-from .spans import Spanned, checked_spans, spans_of
+from .spans import NamedSpans, Spanned, checked_names, checked_spans, spans_of
 
 SPLIT = "split"
 
@@ -28,21 +28,28 @@ SIMPLE: dict[str, type[Regrouped]] = {"ungrouped": Ungrouped, "unsplit": Unsplit
 
 
 def with_units(
-    model: AbstractModel, units: str = SPLIT, spans: Sequence[tuple[int, int]] | str | None = None
+    model: AbstractModel, units: str = SPLIT, spans: Sequence[tuple[int, int]] | Sequence[str] | str | None = None
 ) -> AbstractModel:
     """The model as other units, as the table above says.
 
     - `spans`: of positions, as [(0, 4), (4, 8)] or "0:4,4:8": what a node writes at those tokens, and at those in none
-      of them, are senders apart, `a0.h3@0:4` and `a0.h3@rest`.
+      of them, are senders apart, `a0.h3@0:4` and `a0.h3@rest`. Or names of spans that the prompts have, each at its own
+      tokens (`PromptPairs.spans`), as ["subject", "verb"] or "subject,verb": `a0.h3@subject`.
 
     Raises ValueError for unknown units, for those that the model has not, and for spans that meet or are beyond it.
     """
     whole = _of_nodes(model, units)
     if spans is None:
         return whole
-    pairs = spans_of(spans) if isinstance(spans, str) else tuple((int(first), int(end)) for first, end in spans)
-    chosen = checked_spans(pairs, model.max_positions)
-    made = Spanned(whole, whole.units_name, chosen, precision=model.precision)
+    parts = spans_of(spans) if isinstance(spans, str) else tuple(spans)
+    if any(isinstance(part, str) for part in parts):
+        kind, chosen = NamedSpans, checked_names(parts)
+    else:
+        kind, chosen = (
+            Spanned,
+            checked_spans(tuple((int(first), int(end)) for first, end in parts), model.max_positions),
+        )
+    made = kind(whole, whole.units_name, chosen, precision=model.precision)
     _check_size(made, f"{units} in {len(chosen)} spans")
     return made
 

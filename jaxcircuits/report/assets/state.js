@@ -89,7 +89,8 @@ const arrow = (edge) => `${edge.sender} → ${edge.receiver}`;
 const describeNode = (name) => {
   if (name === "logits") return "the model's output";
   const { kind, layer, index, isAlone, span } = graph.nodes[name];
-  const at = span === "rest" ? " at the other tokens" : span ? ` at tokens ${span.replace(":", " to before ")}` : "";
+  const named = /^[A-Za-z]/.test(span) ? ` at the ${span}` : ` at tokens ${span.replace(":", " to before ")}`;
+  const at = span === "rest" ? " at the other tokens" : span ? named : "";
   if (kind === "embedding") return (hasHeads ? "the token and position embeddings" : "an input") + at;
   if (kind === "block") return `layer ${layer}${at}`;
   const what = { head: "attention head", mlp: "MLP", neurons: "neurons" }[kind] ?? kind;
