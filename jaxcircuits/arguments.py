@@ -80,7 +80,9 @@ def fitting(function: Function) -> Function:
             if not fewer or not is_memory_full(error):
                 raise
         least = min(value.microbatch for value in fewer.values())
-        warnings.warn(f"the memory is full: goes on with {least} prompts at once (--batch, microbatch=)", stacklevel=3)
+        warnings.warn(
+            f"the memory is full: goes on with {least} prompts at once, as microbatch={least} does", stacklevel=3
+        )
         given = tuple(fewer.get(id(value), value) for value in given)
         return fits(*given, **{name: fewer.get(id(value), value) for name, value in named.items()})
 

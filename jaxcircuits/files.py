@@ -254,3 +254,14 @@ def plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value
+
+
+PICTURES = (".png", ".svg", ".pdf")
+
+
+def picture(path: str | os.PathLike) -> Path:
+    """The path of a picture to draw. Raises ValueError for another ending than those of `PICTURES`."""
+    path = Path(path)
+    if path.suffix not in PICTURES:
+        raise ValueError(f"{path}: expected a picture ending in .png, .svg or .pdf")
+    return path

@@ -1,6 +1,8 @@
 """Strict promotion, and the models, prompts and reference answers that tests share."""
 
+import collections
 import json
+import signal
 import string
 import sys
 from pathlib import Path
@@ -18,6 +20,9 @@ from jaxcircuits.cli import main
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's job in the background; programs under test would too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 settings.register_profile("shapes are compiled once", deadline=None, derandomize=True)
 settings.load_profile("shapes are compiled once")
 
@@ -26,6 +31,19 @@ GOLDEN = Path(__file__).parent / "golden"
 
 def pytest_addoption(parser):
     parser.addoption("--fuzz", type=int, default=0, help="inputs of each reader in test_fuzz.py; 0: a few")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Of a test's cases, more than `quick(number)` are `mission`."""
+    seen = collections.Counter()
+    for item in items:
+        mark = item.get_closest_marker("quick")
+        if mark is None or any(item.iter_markers("slow")) or any(item.iter_markers("mission")):
+            continue
+        seen[item.path, item.originalname] += 1
+        if seen[item.path, item.originalname] > mark.args[0]:
+            item.add_marker("mission")
 
 
 @pytest.fixture(autouse=True, scope="module")

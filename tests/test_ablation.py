@@ -126,6 +126,7 @@ def test_a_width_that_does_not_divide_gives_the_same(objective):
     close(jc.ablated(objective, width=2).losses(masks), jc.ablated(objective, width=16).losses(masks))
 
 
+@pytest.mark.mission
 def test_circuits_of_few_edges_run_by_their_live_nodes(objective, monkeypatch):
     """Mixed with large ones, in any direction: the same losses; at some positions all are dense."""
     graph, pairs = objective.graph, micro_pairs()

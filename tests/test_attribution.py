@@ -57,6 +57,7 @@ def test_single_precision_is_close(name):
     compare(name, jc.load(GOLDEN / "ref-4l").model, 1e-4)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(
     "model, reference",
     [
@@ -109,6 +110,7 @@ def test_displacement_gradient_equals_a_finite_difference(group, x64):
     np.testing.assert_allclose(ours, (up - down) / (2 * step), rtol=1e-5)
 
 
+@pytest.mark.mission
 def test_one_path_point_at_the_corrupt_prompt_is_the_other_half_of_clean_corrupted(x64):
     objective = micro()
     both = jc.eap(objective).values + jc.eap_ig_inputs(objective, steps=1).values
@@ -124,6 +126,7 @@ def test_path_points_are_the_stated_ones(x64):
         assert scores.run["points"] == points and scores.run["steps"] == 2
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("reference", ["resample", "mean"])
 def test_mask_ig_is_complete(reference, x64):
     """Law 3: the sum is f(zeros) - f(ones), the closer the more steps."""
@@ -208,6 +211,7 @@ GRADIENT_METHODS = {
 }
 
 
+@pytest.mark.mission
 def test_a_metric_of_ones_own_without_a_slope_is_refused_by_every_gradient_method(x64):
     objective = micro("attention-only", metric=steps)
     assert float(objective(np.zeros(objective.graph.shape))) != float(objective(np.ones(objective.graph.shape)))

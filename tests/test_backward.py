@@ -170,6 +170,7 @@ def close(found, expected):
     assert np.abs(found - expected).max() < 1e-9 * np.abs(expected).max() and expected.any()
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("rules", [pytest.param("plain", marks=pytest.mark.slow), *RULES[1:]])
 def test_edges_score_as_the_formulas_say(family, rules, x64):
@@ -203,6 +204,7 @@ def test_nodes_score_as_the_formulas_say(family, rules, x64):
     close(np.array([found[name] for name in names]), expected)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_values_are_the_same_to_the_bit(family, x64):
     objective = objective_of(family, "logit_diff")
@@ -216,6 +218,7 @@ def test_values_are_the_same_to_the_bit(family, x64):
         np.testing.assert_array_equal(other.model(tokens), objective.model(tokens))
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("rules", RULES)
 def test_other_units_follow_the_same_rules(rules, x64):
     """A head that reads once has the slopes of its query, key and value together."""

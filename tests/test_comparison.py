@@ -36,8 +36,13 @@ def refused(objective):
 def test_the_command(run, tmp_path):
     file = tmp_path / "table.json"
     arguments = ["compare-methods", "ioi", "--size", "9", "--methods", "random,eap", "--option", "random:seed=3"]
-    code, printed, error = run(*arguments, "--out", file)
-    assert (code, error) == (0, "") and "scored on 6 prompts, judged on 3 others" in printed
+    code, printed, error = run(*arguments, "--out", file, "--plot", tmp_path / "curves.svg")
+    text = (tmp_path / "curves.svg").read_text()
+    assert (
+        (code, error) == (0, "")
+        and text.count("<use ") >= 4 * 10
+        and "scored on 6 prompts, judged on 3 others" in printed
+    )
     record = json.loads(file.read_text())
     assert [row["run"]["seed"] for row in record["methods"][:1]] == [3] and record["run"]["config"]["size"] == 9
     line = next(line for line in printed.splitlines() if line.startswith("eap "))
@@ -46,6 +51,7 @@ def test_the_command(run, tmp_path):
         (["--methods", "eap,eap"], "each method once"),
         (["--methods", "eap", "--option", "mattr:steps=3"], "METHOD:NAME=VALUE of one of eap"),
         (["--methods", "eap", "--size", "3", "--held-out", "3"], "expected 1 to 2 of 3 prompts, got 3"),
+        (["--methods", "eap", "--plot", tmp_path / "curves.txt"], "expected a picture ending in .png, .svg or .pdf"),
     ):
         code, _, error = run("compare-methods", "ioi", *wrong)
         assert code == 1 and message in error

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 SETUP = """
 import warnings
 import numpy as np
@@ -54,6 +56,8 @@ check(lambda: jc.from_autocircuit(graph, [3]), "sender->receiver', got 3")
 
 OBJECTIVE = """
 import sys
+
+import pytest
 sys.path.insert(0, "tests")
 import jax
 import jax.numpy as jnp
@@ -163,6 +167,7 @@ check(lambda: jc.Objective(model, pairs, ["kl"]), "unknown metric ['kl']")
     )
 
 
+@pytest.mark.mission
 def test_a_search_in_bfloat16_ends_with_a_circuit():
     check(
         """

@@ -30,6 +30,7 @@ def test_the_chain_is_the_whole_circuit(x64):
         assert float(objective(circuit & ~objective.graph.mask_of([name]))) > 0.05
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("node_sparsity", [None, 0.2])
 def test_it_finds_the_chain(node_sparsity, tmp_path):
     objective = chain_objective()

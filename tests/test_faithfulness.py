@@ -23,6 +23,7 @@ def circuits_of(graph, count=5):
     return masks
 
 
+@pytest.mark.mission
 @pytest.mark.parametrize(
     "reference", ["resample", *(pytest.param(name, marks=pytest.mark.slow) for name in ("zero", "mean"))]
 )
@@ -80,6 +81,7 @@ def test_a_ratio_to_noise_is_refused_not_clamped():
     assert curve.cpr is None and curve.cmd is None
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("metric", ["logit_diff", "kl", "nll", "prob_diff"])
 @pytest.mark.parametrize("rows", [1, 5])
 def test_a_ratio_of_rounding_errors_is_refused(metric, rows):
@@ -250,6 +252,7 @@ def test_what_is_refused(objective, tmp_path):
         jc.read_record(GOLDEN / "nothing.json")
 
 
+@pytest.mark.mission
 def test_intervals_are_the_bootstraps_over_the_prompts(x64):
     """Of F, CPR and CMD, against draws of one's own."""
     objective = jc.Objective(micro_model("gpt2", dtype=jnp.float64), micro_pairs(batch=40), "kl")

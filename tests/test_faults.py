@@ -74,6 +74,7 @@ def check_kills(command, tmp_path, kills):
     assert not [path for path in tmp_path.iterdir() if path.suffix == ".tmp"]
 
 
+@pytest.mark.mission
 def test_kills(command, tmp_path):
     check_kills(command, tmp_path, 2)
 

@@ -48,6 +48,7 @@ CALLS = {
 }
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("name", CALLS)
 def test_half_as_many_prompts_at_once(name, small_device, x64):
     expected = CALLS[name](made(microbatch=4))

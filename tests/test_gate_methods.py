@@ -81,6 +81,7 @@ BY_HAND = {
 }
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("name", BY_HAND)
 def test_gradients_of_relu_units_are_differences(name, relu, x64):
     options = {"steps": 2} if "steps" in METHODS[name].defaults else {}
@@ -135,6 +136,7 @@ def test_node_attribution_of_relu_units_is_the_slope_of_the_node_mask(relu, x64)
         assert abs(found[name] + float(up - down) / 2e-5) < 1e-7, name
 
 
+@pytest.mark.mission
 def test_live_and_sparse_runs_of_units_are_whole_runs(relu, steps, x64):
     for objective in (relu, steps):
         masks = np.random.default_rng(0).random((6, *objective.graph.shape)) < 0.6

@@ -49,6 +49,7 @@ def test_edges_are_the_connections_between_neighbouring_layers():
     assert graph.drop_dead_ends(graph.mask_of(["x0->or", "or->xor", "xor->logits", "and->xor"])).sum() == 3
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("name", TRUTH)
 def test_the_exact_circuit_is_every_connection_that_has_a_weight(name):
     """Each is needed on all inputs together, so the circuit is unique, and ACDC and single ablations agree on it."""

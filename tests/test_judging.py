@@ -276,6 +276,7 @@ def test_random_circuits_of_the_same_size_are_less_faithful(objective, chain):
     assert control.as_faithful < 0.1 and control.value.mean < 0.5
 
 
+@pytest.mark.mission
 def test_the_reset_network_is_judged_by_the_same_method(objective, chain):
     """Another network stands for the reset one; the method there finds other edges."""
     reset = jc.Objective(chain_model(seed=1), behaving(chain_model(seed=1)), "logit_diff")

@@ -57,6 +57,7 @@ def objective(request, x64):
     return jc.Objective(micro_model(model, dtype=jnp.float64), micro_pairs(kind=prompts), metric, reference)
 
 
+@pytest.mark.quick(4)
 def test_laws(objective):
     """Laws 1 (ends of the mask), 2 (gradient), 4 (batched = one at a time) and 5 (removed edges)."""
     model, graph = objective.model, objective.graph
@@ -105,6 +106,7 @@ def _score(objective, tokens):
     return total / len(tokens)
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("metric", METRICS)
 def test_no_edges_under_resample_are_the_corrupt_run(metric, x64):
     """Law 1, the other end."""

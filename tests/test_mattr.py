@@ -47,6 +47,7 @@ def transcribed(objective, sizes, optimiser, rate, loss, temperature=0.5):
     return total / len(sizes) if optimiser == "none" else a
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize(
     "optimiser, rate, sizes, loss",

@@ -14,6 +14,7 @@ def micro(model="gpt2", metric="logit_diff", reference="resample", **options):
     return jc.Objective(micro_model(model, dtype=jnp.float64), micro_pairs(), metric, reference, **options)
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("model", ["gpt2", "attention-only", "no-norm", "shortformer"])
 @pytest.mark.parametrize("reference", ["zero", "edges"])
 def test_ones_are_the_clean_run(model, reference, x64):
@@ -22,6 +23,7 @@ def test_ones_are_the_clean_run(model, reference, x64):
     np.testing.assert_allclose(nodes.per_example(nodes.full_mask()), objective.per_example(objective.full_mask()))
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("model", ["gpt2", "gpt2-untied-relu", "attention-only", "shortformer"])
 def test_zeros_under_resample_write_what_the_corrupt_run_writes(model, x64):
     """All nodes at zero: the corrupt residual stream, with the clean embedding in it."""
@@ -54,6 +56,7 @@ def test_gradients_equal_finite_differences_on_every_prompt(reference, x64):
     np.testing.assert_allclose(gradient, gradients.mean(0), rtol=1e-12)
 
 
+@pytest.mark.mission
 def test_microbatches_and_some_of_the_prompts(x64):
     whole, parts = jc.NodeObjective(micro(), "edges"), jc.NodeObjective(micro(microbatch=2), "edges")
     soft = np.random.default_rng(1).random(len(whole.names))

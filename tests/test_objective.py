@@ -28,6 +28,7 @@ def test_masks_with_one_zero_equal_published_edge_patching(x64_reference):
     np.testing.assert_allclose(effects, [scores[name] for name in some], atol=1e-10)
 
 
+@pytest.mark.mission
 @pytest.mark.parametrize(
     "batch, microbatch", [(5, 2), *(pytest.param(5, size, marks=pytest.mark.slow) for size in (1, 3, 5, 9))]
 )
@@ -68,6 +69,7 @@ def test_an_edge_is_in_at_some_positions(x64):
         objective.many(late[..., :5])
 
 
+@pytest.mark.mission
 def test_an_array_as_reference(x64):
     model, pairs = micro_model("gpt2", dtype=jnp.float64), micro_pairs()
     zero = jc.Objective(model, pairs, "logit_diff", "zero")

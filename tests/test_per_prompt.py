@@ -11,6 +11,7 @@ import jaxcircuits as jc
 from jaxcircuits.discovery.per_prompt import _labels, silhouette
 
 
+@pytest.mark.mission
 def test_each_prompt_and_each_cluster_has_the_circuit_of_its_prompts_alone(x64):
     objective = jc.Objective(micro_model("gpt2", dtype=jnp.float64), micro_pairs(batch=6), "kl")
     found = jc.per_prompt(objective, 0.05, clusters=2)

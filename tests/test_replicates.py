@@ -25,6 +25,7 @@ def decided(result):
     return [(d.name, d.removed) for d in result.decisions]
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", ["gpt2", "grouped", "post-norm"])
 @pytest.mark.parametrize("resample", ["bootstrap", "keep"])
 def test_each_replicate_is_the_search_on_its_prompts_alone(name, resample, x64):
@@ -57,6 +58,7 @@ def test_equal_weights_are_the_plain_run_at_any_width(x64):
         np.testing.assert_array_equal(other, masks[0])
 
 
+@pytest.mark.mission
 def test_a_weighted_metric_is_the_mean_over_the_positions_of_the_prompts_that_count(x64):
     pairs = micro_pairs(kind="positions", batch=5)
     model = micro_model("gpt2", dtype=jnp.float64)
@@ -99,6 +101,7 @@ def test_certificates_are_the_schemes(x64):
         jc.replicates(objective_of(), 0.05, count=1).certificates()
 
 
+@pytest.mark.mission
 def test_no_change_of_the_prompts_contradicts_a_certificate(x64):
     """Every subset of seven prompts is searched: the share of each edge is known for any prompts, not sampled."""
     q, pool, used = 0.3, 7, 5
@@ -127,6 +130,7 @@ def test_no_change_of_the_prompts_contradicts_a_certificate(x64):
     assert certified > 100 and changed > 0
 
 
+@pytest.mark.mission
 def test_intervals_cover_the_share_that_more_prompts_would_show(x64):
     """95 % intervals of 30 replicates, against 2,000 other ones of the same prompts: three standard errors."""
     objective = objective_of(batch=6)
@@ -171,6 +175,7 @@ def test_a_file_keeps_the_shares_and_chooses_by_them(tmp_path, x64):
             jc.Circuit.load(tmp_path / "wrong.json")
 
 
+@pytest.mark.mission
 def test_replicates_go_on_where_they_were_stopped(tmp_path, x64):
     objective = objective_of(batch=6)
     whole = jc.replicates(objective, 0.05, count=6, seed=2, width=4)

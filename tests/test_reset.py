@@ -90,6 +90,7 @@ FAMILIES = {
 }
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_of_every_family_heads_and_neurons_move_and_nothing_else(name):
     kind, config = FAMILIES[name]

@@ -201,6 +201,7 @@ SEARCHES = {
 SLOW = [pytest.param(name, 2, marks=pytest.mark.slow) for name in SEARCHES]
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name, every", [("live", 11), ("dense", 5), *SLOW])
 def test_a_search_stopped_anywhere_goes_on_to_the_same_bits(name, every, tmp_path, stops):
     objective = jc.Objective(micro_model("gpt2"), micro_pairs(), "logit_diff")
@@ -258,6 +259,7 @@ def test_what_would_change_a_search_is_refused_by_name(tmp_path):
         jc.acdc(base, 0.06, checkpoint=tmp_path)
 
 
+@pytest.mark.mission
 def test_users_metrics_differ_by_what_they_do(tmp_path):
     model, pairs = micro_model("gpt2"), micro_pairs()
 
@@ -303,6 +305,7 @@ def in_parts(stops, every, run):
     raise AssertionError("it never ends")
 
 
+@pytest.mark.mission
 def test_exact_patching_goes_on_to_the_same_bits(tmp_path, stops):
     objective = jc.Objective(micro_model("gpt2"), micro_pairs(), "logit_diff")
     for number, options in enumerate(({"width": 4}, {"width": 4, "positions": [(0, 2), (3, 6)]})):
@@ -324,6 +327,7 @@ def untimed(record):
     return [untimed(value) for value in record] if isinstance(record, list | tuple) else record
 
 
+@pytest.mark.mission
 def test_judgements_go_on_to_the_same_bits(tmp_path, stops):
     model, pairs = micro_model("gpt2"), micro_pairs(batch=8)
     objective = jc.Objective(model, pairs, "logit_diff")
@@ -349,6 +353,7 @@ def test_judgements_go_on_to_the_same_bits(tmp_path, stops):
         jc.hypothesis_tests(objective, other, random=40, checkpoint=tmp_path / "tests")
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_same_command_goes_on(number, run, tmp_path):
     """A signal in the middle of a search, then the command again; then once more, which finds everything done."""
@@ -381,6 +386,7 @@ def test_the_same_command_goes_on(number, run, tmp_path):
     assert code == 1 and "thresholds was [0.001], now [0.002]" in error and error.count("\n") == 1
 
 
+@pytest.mark.mission
 def test_every_command_that_can_take_long_takes_a_folder(run, tmp_path):
     jc.save(micro_model("gpt2"), tmp_path / "micro")
     micro_pairs(batch=8).save(tmp_path / "micro.npz")

@@ -23,6 +23,7 @@ def objective_of(name="gpt2", **pairs):
     return jc.Objective(model, micro_pairs(**pairs), "logit_diff")
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", ["gpt2", "grouped"])
 @pytest.mark.parametrize("method", ["eap", "eap-ig", "exact"])
 def test_a_replicate_is_the_method_on_its_prompts(method, name, x64):

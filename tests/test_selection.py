@@ -96,6 +96,7 @@ def test_necessity_and_accuracy_are_as_defined(chain):
     assert jc.faithfulness_curve(kl, scores, shares=shares).acc_auc is None
 
 
+@pytest.mark.mission
 def test_the_commands(run, tmp_path):
     file, best = tmp_path / "scores.json", tmp_path / "best.json"
     assert run("score", "ioi", "--size", "8", "--out", file)[0] == 0

@@ -131,6 +131,7 @@ def test_what_reverse_needs_depends_on_reference_and_length(length, zero, x64):
     }
 
 
+@pytest.mark.mission
 @pytest.mark.parametrize(
     ("convention", "counts"), [("letters", (5, 3, 5)), pytest.param("original", (7, 4, 6), marks=pytest.mark.mission)]
 )
@@ -158,6 +159,7 @@ def original(name, dtype="float32"):
     return checkpoint.model, pairs, task.circuit(checkpoint.graph, **options)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(("name", "groups"), [("tracr-reverse", 4), ("tracr-proportion", 3)])
 @pytest.mark.filterwarnings("ignore:.*prompts do not differ")
 def test_acdc_recovers_the_known_circuit_under_zero_ablation(name, groups, x64):
@@ -170,6 +172,7 @@ def test_acdc_recovers_the_known_circuit_under_zero_ablation(name, groups, x64):
         assert len(known) + groups == {"tracr-reverse": 15, "tracr-proportion": 10}[name]
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", ["tracr-reverse", "tracr-proportion"])
 @pytest.mark.filterwarnings("ignore:.*prompts do not differ")
 def test_acdc_keeps_nine_of_the_known_edges_under_corrupt_prompts_and_positions(name, x64):
@@ -225,6 +228,7 @@ def objective(x64):
     return jc.Objective(micro_tracr(), micro_pairs(kind="positions"), "logit_diff")
 
 
+@pytest.mark.mission
 def test_the_masked_run_has_the_clean_and_the_corrupt_run_at_its_ends(objective):
     model, pairs = objective.model, micro_pairs(kind="positions")
     residual = jax.vmap(model.residual)(jnp.asarray(pairs.clean))
@@ -242,6 +246,7 @@ def test_attention_is_bidirectional(objective):
     assert np.abs(np.asarray(changed - objective.model(tokens))[0]).max() > 1e-3
 
 
+@pytest.mark.mission
 def test_gradients_and_single_edges_equal_those_of_the_masked_run(objective):
     graph, ones = objective.graph, objective.full_mask()
     np.testing.assert_allclose(objective.clean_gradient(), objective.gradient(ones), rtol=1e-9, atol=1e-12)
@@ -253,6 +258,7 @@ def test_gradients_and_single_edges_equal_those_of_the_masked_run(objective):
     np.testing.assert_allclose(jc.exact(objective).values[*graph.edges.T], dense, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.mission
 def test_the_live_evaluator_decides_as_the_dense_one(objective):
     dense = jc.acdc(objective, 0.02, evaluator=jc.DenseEvaluator, width=16)
     live = jc.acdc(objective, 0.02, width=16)

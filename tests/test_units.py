@@ -57,6 +57,7 @@ CASES = [
 ]
 
 
+@pytest.mark.quick(4)
 @pytest.mark.parametrize("name, coarse, fine", CASES)
 def test_a_circuit_of_coarse_units_is_one_of_fine_ones(name, coarse, fine, x64):
     each = [objective_of(name, units) for units in (coarse, fine)]
@@ -74,6 +75,7 @@ SLOW = [("grouped", "layers"), ("grouped", "ungrouped"), ("parallel", "layers"),
 SLOW += [("post-norm", units) for units in ("neurons:3", "unsplit", "layers", "split 0:3,3:6")]
 
 
+@pytest.mark.mission
 @pytest.mark.parametrize("name, units", ENGINES + [pytest.param(*case, marks=pytest.mark.slow) for case in SLOW])
 def test_engines_and_scores_of_other_units(name, units, x64):
     """Live decisions and sparse losses are those of whole masks; EAP is the gradient, exact scores are differences."""
@@ -192,6 +194,7 @@ def test_graphs_that_are_no_finer_and_masks_of_another_shape_are_refused():
         jc.expand(grouped.valid, grouped, jc.Graph.transformer(3, 4, 2))
 
 
+@pytest.mark.mission
 def test_a_circuit_of_layers_from_the_command_line_to_its_judgement(run, tmp_path):
     """Found, shown, judged as the units that it records; not mixed with others."""
     file, other = tmp_path / "layers.json", tmp_path / "heads.json"
@@ -224,6 +227,7 @@ def test_an_edge_at_a_span_is_the_edge_at_these_positions(name, x64):
         np.testing.assert_allclose(apart.per_example(mask), whole.per_example(there), rtol=1e-10)
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("method", ["eap", "clean_corrupted", "atp_star", "exact_of_one_span"])
 def test_scores_of_spans_are_those_of_edges_at_their_positions(method, x64):
     """What is linear in what is written adds up over the spans."""
@@ -245,6 +249,7 @@ def test_spans_that_meet_or_are_none_are_refused(spans):
         jc.with_units(models.GPT2.random(MICRO["gpt2"], jax.random.key(0)), spans=spans)
 
 
+@pytest.mark.mission
 def test_heads_of_spans_show_their_patterns(run, tmp_path):
     """A circuit by tokens, from the command line to its page."""
     file = tmp_path / "spans.json"

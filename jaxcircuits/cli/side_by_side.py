@@ -11,7 +11,9 @@ from ..batching import device_mesh
 from ..data import PromptPairs
 from ..discovery.methods import METHODS, by_name
 from ..evaluation.comparison import Comparison, compare_methods
+from ..files import picture
 from ..objective import Objective
+from ..report import plot_comparison
 from ..run import extended
 from .config import Context, config_of
 from .options import Config, PromptOptions, TaskName, check_writable, load, out, takes_groups, warnings_as_lines
@@ -31,9 +33,10 @@ def side_by_side(
     prompts: PromptOptions = PromptOptions(metric="logit_diff"),
     config: Config = None,
     out_file: Annotated[Path | None, typer.Option("--out", help="write the record to this JSON file")] = None,
+    plot: Annotated[Path | None, typer.Option(help="draw the curves: .png, .svg or .pdf")] = None,
 ) -> None:
     """Scores with several methods and judges their rankings on other prompts, side by side."""
-    check_writable(task, out=out_file)
+    check_writable(task, out=out_file, plot=plot if plot is None else picture(plot))
     chosen = _methods(methods.split(","), option or [], prompts.seed)
     with warnings_as_lines():
         whole, run, pairs, _ = load(task, prompts)
@@ -47,6 +50,9 @@ def side_by_side(
     if out_file is not None:
         record.save(out_file)
         out.print(f"written to {out_file}", markup=False)
+    if plot is not None:
+        plot_comparison(record, plot)
+        out.print(f"written to {plot}", markup=False)
 
 
 def _part(whole: Objective, pairs: PromptPairs, prompts: PromptOptions) -> Objective:

@@ -1,5 +1,6 @@
 """Pictures, pages and texts of finished records; nothing is computed here."""
 
+from .curves import plot_comparison as plot_comparison
 from .export import to_dot as to_dot
 from .export import to_markdown as to_markdown
 from .export import to_networkx as to_networkx

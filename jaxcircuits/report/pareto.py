@@ -2,10 +2,9 @@
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from ..circuit import Circuit
-from ..files import write_whole
+from ..files import picture, write_whole
 
 
 def plot_pareto(circuits: Sequence[Circuit], path: str | os.PathLike) -> None:
@@ -13,9 +12,7 @@ def plot_pareto(circuits: Sequence[Circuit], path: str | os.PathLike) -> None:
 
     Raises ValueError for circuits without `metric_final` in their record and for other endings.
     """
-    path = Path(path)
-    if path.suffix not in (".png", ".svg", ".pdf"):
-        raise ValueError(f"{path}: expected a picture ending in .png, .svg or .pdf")
+    path = picture(path)
     if not circuits or any("metric_final" not in circuit.run for circuit in circuits):
         raise ValueError("expected circuits with 'metric_final' in their record, such as ACDC's")
     from matplotlib.figure import Figure
