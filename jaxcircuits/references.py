@@ -4,7 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from . import batching
 from .batching import PROMPTS, constrain, place
@@ -38,7 +38,7 @@ def reference_values(
     - `zeros`: the reference "zero". `span_at`: of a model that is divided at spans of the prompts.
     - `size`: prompts computed at once.
 
-    Of a sender that is a node at such a span, an array and the mean of the whole node count inside of the span.
+    Of a sender that is a node at a span of positions, an array and the mean of the node count inside of the span.
 
     Raises ValueError for an array of another shape and for a model of another graph.
     """
@@ -64,22 +64,28 @@ def reference_values(
 def within_spans(
     model: Model, values: Float[Array, "sender batch position width"], span_at: SpanAt
 ) -> Float[Array, "sender batch position width"]:
-    """Values of senders that are nodes at spans of the prompts, 0 at the other positions; without spans all of them."""
-    return values if span_at is None else _within(values, span_at, len(model.span_names) + 1, is_whole=True)
+    """Values of senders that are nodes at spans of positions, 0 elsewhere; of a model without spans all of them."""
+    return values if model.spans_text is None else _within(values, _inside(model, values, span_at), is_whole=True)
 
 
 def divided(
     model: Model, values: Float[Array, "sender batch position width"], span_at: SpanAt
 ) -> Float[Array, "sender batch position width"]:
     """Values of other prompts, whose spans lie elsewhere, at each prompt's own spans: whole nodes', divided there."""
-    return values if span_at is None else _within(values, span_at, len(model.span_names) + 1, is_whole=False)
+    return values if span_at is None else _within(values, _inside(model, values, span_at), is_whole=False)
+
+
+def _inside(model: Model, values: Array, span_at: SpanAt) -> Bool[Array, "span _ position"]:
+    """Which positions lie in each span: of each prompt, or of all alike."""
+    if span_at is None:
+        return model.inside(jnp.arange(values.shape[2], dtype=jnp.int32))[:, None]
+    return span_at[None] == jnp.arange(len(model.span_names) + 1, dtype=span_at.dtype)[:, None, None]
 
 
 @eqx.filter_jit
-def _within(values: Array, span_at: Array, parts: int, is_whole: bool) -> Float[Array, "sender batch position width"]:
-    """A node is so many senders behind each other, in the order of the spans' numbers; `is_whole`: each has all."""
-    inside = span_at[None] == jnp.arange(parts, dtype=span_at.dtype)[:, None, None]
-    each = values.reshape(-1, *inside.shape[:2], *values.shape[2:])
+def _within(values: Array, inside: Array, is_whole: bool) -> Float[Array, "sender batch position width"]:
+    """A node is so many senders behind each other, in the order of the spans; `is_whole`: each has all."""
+    each = values.reshape(-1, len(inside), *values.shape[1:])
     each = each if is_whole else each.sum(1, keepdims=True)
     return jnp.where(inside[None, ..., None], each, 0).reshape(values.shape)
 

@@ -218,6 +218,17 @@ def test_eap_is_minus_the_gradient(x64):
     np.testing.assert_allclose(jc.eap(apart).values[valid], -gradient[valid], atol=1e-10)
 
 
+@pytest.mark.parametrize("spans", [NAMES, "0:2,3:5"])
+def test_an_array_of_whole_nodes_is_divided_at_the_spans(spans, x64):
+    """Also at spans that are the same positions of every prompt."""
+    values = np.random.default_rng(0).normal(size=(5, 3, 6, 8))
+    apart = jc.Objective(model_of("gpt2", "layers", spans), make_pairs(ALIKE), "logit_diff", np.repeat(values, 3, 0))
+    whole = jc.Objective(model_of("gpt2", "layers", None), make_pairs(), "logit_diff", values)
+    masks = random_masks(whole)
+    finer = np.array([jc.expand(mask, whole.graph, apart.graph) for mask in masks])
+    np.testing.assert_allclose(apart.many(finer), whole.many(masks), atol=1e-12)
+
+
 @MISSION
 def test_learnt_constants_count_inside_of_a_span_alone(x64):
     apart = objective_of(units="split")
