@@ -134,6 +134,7 @@ def test_speculation_gives_the_sequential_answer_decision_by_decision(**options)
     assert_sequential(**options)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(
     "options",
     [
@@ -262,6 +263,7 @@ def test_memory_that_does_not_do_shortens_the_chain(error, x64):
     assert list(result.run["device_calls_by_width"]) == [4] and result.memory_planned > 0
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("evaluator", [jc.LiveEvaluator, jc.DenseEvaluator])
 def test_a_chain_that_cannot_fit_is_refused_before_any_compute(evaluator, monkeypatch):
     objective = jc.Objective(micro_model("gpt2"), micro_pairs(), "kl")

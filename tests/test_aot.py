@@ -32,6 +32,7 @@ def objective(aot):
     return aot[1].abstract_objective(sizes["tiny"], 4, 8, "kl", 2)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_program_lowers_for_every_platform_at_once(name, aot, objective):
     """In float32 throughout, and without a call back to the host."""

@@ -41,6 +41,7 @@ def test_the_qk_fix_is_exact_where_only_the_pattern_is_not_linear(name, referenc
     np.testing.assert_allclose(nodes[heads], exact[0, heads], rtol=1e-9, atol=1e-13)
 
 
+@pytest.mark.mission
 def test_without_its_fixes_it_is_eap_and_the_fix_changes_queries_and_keys_alone(x64):
     objective = micro(reference="mean")
     eap = jc.eap(objective)

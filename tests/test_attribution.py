@@ -47,6 +47,7 @@ def compare(name, model, tolerance):
     return scores
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_scores_equal_those_of_the_public_code(name, x64_reference):
     compare(name, x64_reference.model, 1e-10)
@@ -229,6 +230,7 @@ def test_a_metric_of_ones_own_without_a_slope_is_refused_by_every_gradient_metho
     assert not jc.eap(nothing).values.any()
 
 
+@pytest.mark.mission
 def test_new_prompts_and_weights_compile_nothing():
     """Law 7."""
     from jaxcircuits.batching import compile_clock

@@ -170,7 +170,7 @@ def close(found, expected):
     assert np.abs(found - expected).max() < 1e-9 * np.abs(expected).max() and expected.any()
 
 
-@pytest.mark.quick(2)
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("rules", [pytest.param("plain", marks=pytest.mark.slow), *RULES[1:]])
 def test_edges_score_as_the_formulas_say(family, rules, x64):
@@ -190,6 +190,7 @@ def test_edges_score_as_the_formulas_say(family, rules, x64):
         assert np.abs(expected - jc.eap(objective).values).max() > 1e-2 * np.abs(expected).max()
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
     "rules", ["relp", *(pytest.param(rules, marks=pytest.mark.slow) for rules in ("plain", "attn-lrp", "gim"))]
@@ -204,7 +205,7 @@ def test_nodes_score_as_the_formulas_say(family, rules, x64):
     close(np.array([found[name] for name in names]), expected)
 
 
-@pytest.mark.quick(1)
+@pytest.mark.mission
 @pytest.mark.parametrize("family", FAMILIES)
 def test_values_are_the_same_to_the_bit(family, x64):
     objective = objective_of(family, "logit_diff")

@@ -214,6 +214,7 @@ def test_devices_that_are_not_there_are_refused(run, micro):
     assert code == 1 and "devices" in error and error.count("\n") == 1
 
 
+@pytest.mark.mission
 def test_eight_devices_find_the_circuit_of_one(micro):
     eight = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     command = "discover", micro / "micro.npz", "--model", micro / "micro", "--threshold", 0.01, "--dtype", "float64"

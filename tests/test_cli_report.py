@@ -14,6 +14,7 @@ def micro(tmp_path):
     return tmp_path
 
 
+@pytest.mark.mission
 def test_discover_draws_what_it_finds_and_report_draws_it_again(run, micro):
     page, again, out, kept = (micro / name for name in ("page.html", "again.html", "circuit.json", "inspection.json"))
     command = ["discover", micro / "micro.npz", "--model", micro / "micro", "--threshold", 0.01, "--batch", 4]

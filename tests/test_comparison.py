@@ -10,6 +10,7 @@ from test_judging import behaving
 import jaxcircuits as jc
 
 
+@pytest.mark.mission
 def test_every_row_is_what_the_method_gives_alone():
     model = chain_model()
     pairs = behaving(model)
@@ -33,6 +34,7 @@ def refused(objective):
     return jc.Objective(objective.model, behaving(objective.model), "kl")
 
 
+@pytest.mark.mission
 def test_the_command(run, tmp_path):
     file = tmp_path / "table.json"
     arguments = ["compare-methods", "ioi", "--size", "9", "--methods", "random,eap", "--option", "random:seed=3"]

@@ -62,7 +62,7 @@ def test_acdc_by_live_nodes_decides_as_by_whole_masks(objective, x64):
     assert {name[-3:] for name in groups} == {"<q>", "<k>", "<v>"}
 
 
-@pytest.mark.quick(1)
+@pytest.mark.mission
 def test_circuits_by_live_nodes_are_those_by_whole_masks(objective, x64):
     draws = np.random.default_rng(1)
     masks = np.concatenate([draws.random((4, *objective.graph.shape)) < share for share in (0.2, 0.7)])
@@ -70,7 +70,7 @@ def test_circuits_by_live_nodes_are_those_by_whole_masks(objective, x64):
     np.testing.assert_allclose(found, objective.per_example_many(masks, width=8), atol=1e-10)
 
 
-@pytest.mark.quick(1)
+@pytest.mark.mission
 def test_exact_scores_are_differences_of_losses(objective, x64):
     graph = objective.graph
     scores, nodes = jc.exact(objective).values, jc.exact_nodes(objective)
@@ -84,7 +84,7 @@ def test_exact_scores_are_differences_of_losses(objective, x64):
     np.testing.assert_allclose(nodes, np.asarray(objective.many(without)) - whole, atol=1e-10)
 
 
-@pytest.mark.quick(1)
+@pytest.mark.mission
 def test_gradients_and_node_masks(objective, x64):
     """EAP is the gradient at ones; at ones a node mask changes nothing, and its slopes are differences."""
     at_ones = -np.asarray(objective.gradient(objective.full_mask()))

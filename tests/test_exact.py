@@ -21,7 +21,7 @@ def one_by_one(objective, masks):
 OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("gpt2-untied-relu", "attention-only", "one-head")]
 
 
-@pytest.mark.quick(1)
+@pytest.mark.mission
 @pytest.mark.parametrize("model", ["gpt2", "no-norm", "shortformer", *OTHERS])
 def test_exact_is_a_loop_over_masks_with_one_zero(model, x64):
     objective = micro(model, reference="zero" if model == "no-norm" else "resample")
@@ -61,7 +61,7 @@ def loss_without(objective, sender, receiver, position):
     return jax.vmap(one)(objective._prompts()).mean()
 
 
-@pytest.mark.quick(2)
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("edge", ["input->a0.h1<v>", "a0.h0->a1.h1<k>", "a0.h1->m0", "m0->m1", "input->logits"])
 def test_at_one_position_the_others_stay_clean(edge, x64):
     objective = micro(metric="nll")

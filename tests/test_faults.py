@@ -97,6 +97,7 @@ def check_full(command, folder, before=()):
     assert code == 0 and printed.splitlines()[without_last] == whole
 
 
+@pytest.mark.mission
 def test_files_that_may_not_grow(command, tmp_path):
     """As on a full disk: the compiled programs are there already, what is kept needs more than 2 KiB."""
     check_full(command, tmp_path / "run", [sys.executable, "-c", LIMITED])

@@ -84,6 +84,7 @@ def test_both_inputs_of_an_and_stay_on_one_one():
     assert result.graph.names_of(result.mask) == ("x0->and", "x1->and", "and->logits")
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", ["adder", "xor_relu"])
 def test_the_masked_run_has_the_clean_and_the_corrupt_run_at_its_ends(name):
     objective = on_all_inputs(name, "resample")

@@ -15,6 +15,7 @@ from jaxcircuits.models.gpt2_config import ACTIVATIONS
 TOKENS = np.array([3, 1, 4, 1, 5, 9], np.int32)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", MICRO)
 def test_all_edges_give_the_clean_run(name, x64):
     model = micro_model(name, dtype=jnp.float64)

@@ -23,6 +23,7 @@ def by_hand(model, tokens, last):
     return shares
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("model, kind", [("gpt2", "lengths"), ("attention-only", "last"), ("gpt2", "positions")])
 def test_scores_are_the_formula(model, kind, x64):
     model, pairs = micro_model(model, dtype=jnp.float64), micro_pairs(batch=3, kind=kind)

@@ -129,6 +129,7 @@ def check_signals(commands, runs):
         assert time.monotonic() - began < 30
 
 
+@pytest.mark.mission
 def test_signals_at_random_moments_of_short_commands():
     check_signals([("--help",), ("models",)], 6)
 

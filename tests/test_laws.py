@@ -57,7 +57,7 @@ def objective(request, x64):
     return jc.Objective(micro_model(model, dtype=jnp.float64), micro_pairs(kind=prompts), metric, reference)
 
 
-@pytest.mark.quick(4)
+@pytest.mark.quick(1)
 def test_laws(objective):
     """Laws 1 (ends of the mask), 2 (gradient), 4 (batched = one at a time) and 5 (removed edges)."""
     model, graph = objective.model, objective.graph

@@ -47,7 +47,7 @@ def transcribed(objective, sizes, optimiser, rate, loss, temperature=0.5):
     return total / len(sizes) if optimiser == "none" else a
 
 
-@pytest.mark.quick(3)
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize(
     "optimiser, rate, sizes, loss",
@@ -89,6 +89,7 @@ def test_sizes_are_uniform_or_their_logarithms_are():
         np.testing.assert_allclose([u.mean(), (u**2).mean()], [1 / 2, 1 / 3], atol=0.05)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("optimiser", ["adam", "none"])
 def test_it_finds_the_chain_and_goes_on(optimiser, tmp_path):
     objective = jc.Objective(chain_model(), micro_pairs(batch=8, width=5), "kl")

@@ -95,6 +95,7 @@ def submission(tmp_path_factory):
     return folder, result.stdout
 
 
+@pytest.mark.mission
 def test_the_bundled_model_rehearses(submission):
     folder, printed = submission
     assert "a rehearsal, no submission: MIB has no model tiny-gpt2" in printed

@@ -23,7 +23,7 @@ def test_ones_are_the_clean_run(model, reference, x64):
     np.testing.assert_allclose(nodes.per_example(nodes.full_mask()), objective.per_example(objective.full_mask()))
 
 
-@pytest.mark.quick(2)
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("model", ["gpt2", "gpt2-untied-relu", "attention-only", "shortformer"])
 def test_zeros_under_resample_write_what_the_corrupt_run_writes(model, x64):
     """All nodes at zero: the corrupt residual stream, with the clean embedding in it."""

@@ -151,6 +151,7 @@ def test_new_prompts_masks_and_weights_compile_nothing():
     assert clock.compilations == 0
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("kind", ["last", "positions", "lengths"])
 def test_some_of_the_prompts(kind, x64):
     objective = jc.Objective(micro_model("gpt2", dtype=jnp.float64), micro_pairs(kind=kind), "logit_diff")
@@ -163,6 +164,7 @@ def test_some_of_the_prompts(kind, x64):
     np.testing.assert_allclose(gradient, some.gradient(mask), rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.mission
 def test_it_is_a_pytree_under_vmap_and_grad(x64):
     objective = jc.Objective(micro_model("gpt2", dtype=jnp.float64), micro_pairs(), "logit_diff")
     masks = jnp.asarray(np.stack([random_mask(objective.graph, seed) for seed in range(3)]), float)

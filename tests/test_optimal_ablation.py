@@ -27,6 +27,7 @@ def test_its_losses_are_below_those_of_mean_ablation(x64):
     assert len(result.history["loss"]) == 150 and result.run["ablation"]["value"] == "optimal"
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("own_positions", [False, True])
 def test_it_begins_with_means_of_what_is_no_padding(own_positions, x64):
     """Of the corrupt prompts' values, token by token; at a position that no prompt has, nothing."""

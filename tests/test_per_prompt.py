@@ -60,6 +60,7 @@ def test_what_makes_no_clusters_is_refused(options, said):
         jc.per_prompt(jc.Objective(micro_model("gpt2"), micro_pairs(), "kl"), 0.05, **options)
 
 
+@pytest.mark.mission
 def test_the_command_prints_and_writes_each_cluster(run, tmp_path):
     options = "--size", 4, "--threshold", 1, "--per-prompt", "--clusters", 2
     code, printed, _ = run(

@@ -46,6 +46,7 @@ def test_each_replicate_is_the_search_on_its_prompts_alone(name, resample, x64):
             assert not mask.any()
 
 
+@pytest.mark.mission
 def test_equal_weights_are_the_plain_run_at_any_width(x64):
     objective = objective_of()
     plain = jc.acdc(objective, 0.05, width=16)
@@ -219,6 +220,7 @@ def test_weights_that_weigh_nothing_are_refused(weights):
         jc.acdc(jc.Objective(micro_model("gpt2"), micro_pairs(), "kl"), 0.05, prompt_weights=weights)
 
 
+@pytest.mark.mission
 def test_the_command_says_how_sure_each_edge_is(run, tmp_path):
     file = tmp_path / "circuit.json"
     code, printed, _ = run(

@@ -134,6 +134,7 @@ def test_what_was_found_on_another_model_is_not_taken(tmp_path):
             settings.kept("search", lambda: found, threshold=threshold)
 
 
+@pytest.mark.mission
 def test_a_search_on_other_weights_or_prompts_is_another(tmp_path):
     settings, pairs = Settings(tmp_path), micro_pairs()
     acdc_circuits(settings, "micro", jc.Objective(micro_model("gpt2"), pairs), [0.1])
@@ -165,6 +166,7 @@ def test_what_was_kept_and_is_damaged_is_refused(tmp_path):
     assert settings.kept("search", lambda: pytest.fail("searched again")).edges == circuit.edges
 
 
+@pytest.mark.mission
 def test_a_search_that_was_stopped_goes_on(tmp_path, monkeypatch):
     """What an earlier run kept of a search is taken, and goes when its circuit is written."""
     objective, settings = jc.Objective(micro_model("gpt2"), micro_pairs(), "logit_diff"), Settings(tmp_path, steps=3)

@@ -49,7 +49,7 @@ def made(task, model, seed, options):
     ), loaded
 
 
-@pytest.mark.quick(4)
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", LAW)
 @pytest.mark.parametrize("by", ["python", "command line"])
 def test_judging_a_saved_file_is_judging_the_object(name, by, run, micro, back_to_float32):

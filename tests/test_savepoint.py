@@ -353,7 +353,7 @@ def test_judgements_go_on_to_the_same_bits(tmp_path, stops):
         jc.hypothesis_tests(objective, other, random=40, checkpoint=tmp_path / "tests")
 
 
-@pytest.mark.quick(1)
+@pytest.mark.mission
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_same_command_goes_on(number, run, tmp_path):
     """A signal in the middle of a search, then the command again; then once more, which finds everything done."""

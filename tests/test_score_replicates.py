@@ -68,6 +68,7 @@ def test_intervals_cover_the_mean_of_all_prompts_there_are(x64):
     assert 0.88 < np.mean(covered) < 0.98
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(
     ("objective", "method", "options", "said"),
     [

@@ -16,7 +16,7 @@ CASES = [
 ]
 
 
-@pytest.mark.quick(1)
+@pytest.mark.mission
 @pytest.mark.parametrize("name, metric, reference, kind", CASES)
 def test_losses_are_those_of_the_dense_objective(name, metric, reference, kind, x64):
     """Random circuits, random masks with dead ends on either side, no edge, and every edge."""

@@ -71,6 +71,7 @@ def test_the_penalty_is_the_mean_over_tensors_of_their_means():
     np.testing.assert_allclose(np.sum(_tensor_shares(graph) * kept), np.mean([part.mean() for part in tensors]))
 
 
+@pytest.mark.mission
 def test_a_run_has_that_penalty(x64):
     """Not one over all nodes: the two MLPs weigh as much as the two heads of a layer's queries together."""
     objective = jc.Objective(micro_model("gpt2", dtype=jnp.float64), micro_pairs(), "kl")

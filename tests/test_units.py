@@ -57,7 +57,7 @@ CASES = [
 ]
 
 
-@pytest.mark.quick(4)
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name, coarse, fine", CASES)
 def test_a_circuit_of_coarse_units_is_one_of_fine_ones(name, coarse, fine, x64):
     each = [objective_of(name, units) for units in (coarse, fine)]
@@ -164,6 +164,7 @@ def test_neurons_of_a_model_of_another_make_are_refused():
         jc.with_units(Mine(models.GPT2.random(MICRO["gpt2"], jax.random.key(0))), "neurons:2")
 
 
+@pytest.mark.mission
 def test_a_fix_of_queries_that_nodes_have_not_is_not_recorded():
     model = models.GPT2.random(MICRO["gpt2"], jax.random.key(0))
     for units, fixed in (("split", True), ("unsplit", False)):
@@ -214,6 +215,7 @@ def test_a_circuit_of_layers_from_the_command_line_to_its_judgement(run, tmp_pat
     assert run("report", file, "--out", tmp_path / "page.html")[0] == 0
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", ["gpt2", "grouped", pytest.param("post-norm", marks=pytest.mark.slow)])
 def test_an_edge_at_a_span_is_the_edge_at_these_positions(name, x64):
     """Against masks with an axis of positions over the graph without spans."""
@@ -227,7 +229,7 @@ def test_an_edge_at_a_span_is_the_edge_at_these_positions(name, x64):
         np.testing.assert_allclose(apart.per_example(mask), whole.per_example(there), rtol=1e-10)
 
 
-@pytest.mark.quick(2)
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("method", ["eap", "clean_corrupted", "atp_star", "exact_of_one_span"])
 def test_scores_of_spans_are_those_of_edges_at_their_positions(method, x64):
     """What is linear in what is written adds up over the spans."""

@@ -126,6 +126,7 @@ def test_corruptions_need_corrupt_prompts(objective):
         jc.variation(jc.Objective(objective.model, short, "logit_diff"), jc.eap, bootstrap=0)
 
 
+@pytest.mark.mission
 def test_a_column_of_groups(run, tmp_path):
     """By the command line: templates of IOI as groups of a task file."""
     loaded = jc.load("tiny-gpt2")
