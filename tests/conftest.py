@@ -35,7 +35,7 @@ def pytest_addoption(parser):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Of a test's cases, more than `quick(number)` are `mission`; the README's blocks, minutes in one test, go first."""
+    """Of a test's cases, more than `quick(number)` are `mission`; the README's blocks take longest and go first."""
     items.sort(key=lambda item: item.path.name != "test_readme.py")
     seen = collections.Counter()
     for item in items:
