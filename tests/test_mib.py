@@ -499,6 +499,7 @@ def test_what_the_command_refuses(run, grouped, monkeypatch):
         (["ioi", "--as", "gpt3", *out], "--as: expected one of gpt2, qwen2.5"),
         (["ioi", "--as", "gpt2", *out], "expected the sizes of gpt2, {'n_layers': 12"),
         (["ioi", "--out", "full"], "expected a new or empty folder, or a submission's, got full with thesis.tex"),
+        (["ioi", "--rank", "absolute", *out], "--rank absolute: expected --nine besides"),
         (["ioi", "--rank", "best", *out], "--rank: expected one of signed, absolute, got 'best'"),
         (["ioi", "--scores", "nowhere.json", *out], "no circuit file nowhere.json"),
         (["ioi", "--method", "eap", "--checkpoint", "kept", *out], "eap has nothing to keep"),

@@ -154,6 +154,7 @@ def test_a_column_of_groups(run, tmp_path):
         (["vary", "ioi", "--threshold", "1", "--method", "eap"], "--threshold is of ACDC"),
         (["vary", "ioi", "--method", "eap", "--seeds", "2"], "--seeds: expected a method with a seed"),
         (["vary", "ioi", "--method", "eap", "--groups", "--size", "4"], "ioi has no column `group`"),
+        ([*command[:4], "--groups", "--size", "1"], "groups: expected at least 2, got 1"),
     ):
         code, _, error = run(*wrong)
         assert code == 1 and said in error, error

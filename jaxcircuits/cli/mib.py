@@ -172,6 +172,8 @@ def _method(found: FoundOptions, seed: int) -> Callable[[Objective, dict[str, An
     """What makes scores of an objective, with a record that has the entries `run` besides."""
     if found.rank not in RANKS:
         raise ValueError(f"--rank: expected one of {', '.join(RANKS)}, got {found.rank!r}")
+    if found.rank != "signed" and not found.nine:
+        raise ValueError(f"--rank {found.rank}: expected --nine besides: MIB ranks scores itself")
     if found.scores is not None:
         if found.option or found.checkpoint is not None:
             raise ValueError("--scores is a result: leave out --option and --checkpoint")

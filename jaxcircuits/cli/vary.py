@@ -40,9 +40,11 @@ def vary(
     run_method = _method(method, option or [], threshold, seeds)
     with warnings_as_lines():
         objective, run, pairs, _ = load(task, prompts)
+        if groups is None:
+            groups = pairs.group is not None and bool(np.ptp(pairs.group))
         if groups and pairs.group is None:
             raise ValueError(f"--groups: {task} has no column `group`")
-        given = None if groups is False or pairs.group is None or not np.ptp(pairs.group) else pairs.group
+        given = pairs.group if groups else None
         counts = {"bootstrap": bootstrap, "corruptions": corruptions, "seeds": seeds}
         record = variation(objective, run_method, groups=given, **counts, seed=prompts.seed or 0)
     record = dataclasses.replace(record, run=extended(record.run, {**run, "config": config_of(ctx)}))
