@@ -263,6 +263,22 @@ def test_memory_that_does_not_do_shortens_the_chain(error, x64):
     assert list(result.run["device_calls_by_width"]) == [4] and result.memory_planned > 0
 
 
+@pytest.mark.parametrize(
+    ("said", "kind", "message"),
+    [
+        ("RESOURCE_EXHAUSTED: no", MemoryError, "RESOURCE_EXHAUSTED: no; take fewer or shorter"),
+        ("INTERNAL: no", RuntimeError, "INTERNAL"),
+    ],
+)
+def test_what_not_even_one_candidate_has_room_for_says_what_would(said, kind, message):
+    class Full(jc.LiveEvaluator):
+        def chain(self, steps, guesses, width):
+            raise jax.errors.JaxRuntimeError(said)
+
+    with pytest.raises(kind, match=message):
+        jc.acdc(jc.Objective(micro_model("gpt2"), micro_pairs(), "kl"), 0.02, evaluator=Full)
+
+
 @pytest.mark.quick(1)
 @pytest.mark.parametrize("evaluator", [jc.LiveEvaluator, jc.DenseEvaluator])
 def test_a_chain_that_cannot_fit_is_refused_before_any_compute(evaluator, monkeypatch):

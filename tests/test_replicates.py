@@ -259,5 +259,10 @@ def test_show_says_what_stays_under_changed_prompts(run, tmp_path):
     jc.Circuit(graph, mask, mask * 1.0, {"prompts": 12, "replicates": record}).save(tmp_path / "sure.json")
     code, printed, error = run("show", tmp_path / "sure.json")
     assert code == 0, error
-    assert "most of them keep there stay, prompts replaced: 1 if any 1, 1 if any 2, 1 if any 4\n" in printed
-    assert "prompts deleted: 1 if any 1, 1 if any 2, 1 if any 4, 1 if any 8\n" in printed
+    said = "of 1 edges that most of them keep, surely stay: 1 if any 1, 1 if any 2, 1 if any 4"
+    assert f"{said} of the prompts are replaced\n" in printed
+    assert f"{said}, 1 if any 8 of the prompts are deleted\n" in printed
+    text = (tmp_path / "sure.json").read_text().replace('"left_out": 0.9', '"left_out": 1')
+    (tmp_path / "sure.json").write_text(text)
+    with pytest.raises(ValueError, match="left_out: expected a share above 0 and below 1, got 1"):
+        jc.Circuit.load(tmp_path / "sure.json")

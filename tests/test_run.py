@@ -152,6 +152,7 @@ def test_files_of_earlier_versions_are_read():
     assert Source.of(old) == Source("bundled m", "x.npz", 3, None, 4, "kl", None, "per_prompt")
     assert Source.of(typed) == Source("m", "folder/x.npz", 3, None, 4, "kl", None, "per_prompt")
     assert Source.of({}) == Source()
+    assert Source.of({"source": {"task": "x.npz", "digest": "of the clean prompts alone"}}).digest is None
     assert Source.of(extended(old, {"model": "other"})).seed == 3
 
 

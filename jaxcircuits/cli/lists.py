@@ -119,8 +119,8 @@ def _print_certificates(kept: np.ndarray, count: int, left_out: float, prompts: 
     most = 2 * kept > count
     for change, table in certificates_of(kept[most], count, left_out, prompts).items():
         numbers = [(least, int((table >= least).sum())) for least in (1, 2, 4, 8)]
-        stay = ", ".join(f"{number} if any {least}" for least, number in numbers if number) or "none for sure if any"
-        out.print(f"  of {most.sum()} edges that most of them keep there stay, prompts {change}: {stay}", markup=False)
+        stay = ", ".join(f"{number} if any {least}" for least, number in numbers if number) or "none if any"
+        out.print(f"  of {most.sum()} edges that most of them keep, surely stay: {stay} of the prompts are {change}")
 
 
 def print_cluster(circuit: Circuit, pairs: PromptPairs, checkpoint: checkpoints.Checkpoint) -> None:
