@@ -3,8 +3,8 @@
     python benchmarks/correlation.py [--model NAME] [--task TASK] [--prompts N] [--seed S] [--metric NAME] [--out FILE]
 
 Exact patching removes every edge alone (Conmy et al. 2023's first step, of the whole model); the others estimate that
-with one or a few backward passes. Prints JSON lines: a method's correlation over all edges, over those out of the
-embeddings, of heads and of MLPs, and its seconds, compiling included. Scores without a sign are compared with sizes.
+with one or a few backward passes. Prints JSON lines: a method's correlation over all edges, over those out of each
+kind of node, and its seconds, compiling included. Scores without a sign are compared with sizes.
 """
 
 import argparse
@@ -30,12 +30,10 @@ METHODS = {
 
 def correlations(scores: np.ndarray, exact: np.ndarray, graph: jc.Graph) -> dict[str, float]:
     """Pearson's of all edges, and of those out of each kind of sender."""
-    embeddings = np.isin(graph.senders, graph.embeddings)
-    mlps = np.array([sender.startswith("m") for sender in graph.senders])
-    kinds = {"all": np.ones(len(mlps), bool), "embeddings": embeddings, "heads": ~embeddings & ~mlps, "MLPs": mlps}
+    kinds = np.array([sender.kind for sender in graph.sender_table])
     found = {}
-    for kind, rows in kinds.items():
-        where = graph.valid & rows[:, None]
+    for kind in ("all", *dict.fromkeys(kinds.tolist())):
+        where = graph.valid & ((kinds == kind) | (kind == "all"))[:, None]
         found[kind] = round(float(np.corrcoef(scores[where], exact[where])[0, 1]), 4)
     return found
 

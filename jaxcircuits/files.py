@@ -259,7 +259,7 @@ def plain(value: Any) -> Any:
 PICTURES = (".png", ".svg", ".pdf")
 
 
-def picture(path: str | os.PathLike) -> Path:
+def picture_path(path: str | os.PathLike) -> Path:
     """The path of a picture to draw. Raises ValueError for another ending than those of `PICTURES`."""
     path = Path(path)
     if path.suffix not in PICTURES:

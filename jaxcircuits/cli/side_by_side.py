@@ -11,7 +11,7 @@ from ..batching import device_mesh
 from ..data import PromptPairs
 from ..discovery.methods import METHODS, by_name
 from ..evaluation.comparison import Comparison, compare_methods
-from ..files import picture
+from ..files import picture_path
 from ..objective import Objective
 from ..report import plot_comparison
 from ..run import extended
@@ -36,7 +36,7 @@ def side_by_side(
     plot: Annotated[Path | None, typer.Option(help="draw the curves: .png, .svg or .pdf")] = None,
 ) -> None:
     """Scores with several methods and judges their rankings on other prompts, side by side."""
-    check_writable(task, out=out_file, plot=plot if plot is None else picture(plot))
+    check_writable(task, out=out_file, plot=plot if plot is None else picture_path(plot))
     chosen = _methods(methods.split(","), option or [], prompts.seed)
     with warnings_as_lines():
         whole, run, pairs, _ = load(task, prompts)

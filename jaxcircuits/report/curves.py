@@ -4,7 +4,7 @@ import os
 from typing import Any
 
 from ..evaluation.comparison import Comparison
-from ..files import picture, write_whole
+from ..files import picture_path, write_whole
 
 
 def plot_comparison(comparison: Comparison, path: str | os.PathLike) -> None:
@@ -12,7 +12,7 @@ def plot_comparison(comparison: Comparison, path: str | os.PathLike) -> None:
 
     A method that was refused, or whose F is, is not drawn. Raises ValueError where none is, and for other endings.
     """
-    path = picture(path)
+    path = picture_path(path)
     drawn: list[Any] = [row for row in comparison.methods if row.curve is not None and row.curve.most is not None]
     if not drawn:
         raise ValueError("plot: expected a method with a curve, got none: F is refused on these prompts")

@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 
 from ..circuit import Circuit
-from ..files import picture, write_whole
+from ..files import picture_path, write_whole
 
 
 def plot_pareto(circuits: Sequence[Circuit], path: str | os.PathLike) -> None:
@@ -12,7 +12,7 @@ def plot_pareto(circuits: Sequence[Circuit], path: str | os.PathLike) -> None:
 
     Raises ValueError for circuits without `metric_final` in their record and for other endings.
     """
-    path = picture(path)
+    path = picture_path(path)
     if not circuits or any("metric_final" not in circuit.run for circuit in circuits):
         raise ValueError("expected circuits with 'metric_final' in their record, such as ACDC's")
     from matplotlib.figure import Figure
