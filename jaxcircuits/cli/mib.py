@@ -40,6 +40,9 @@ GENERATED = (
 )
 
 
+METHOD = "eap-ig-inputs"
+
+
 class DataOptions(NamedTuple):
     """Which prompts."""
 
@@ -50,9 +53,10 @@ class DataOptions(NamedTuple):
             f"(.jsonl, .json, .parquet); default: {HUB} for MIB's models, else {GENERATOR}"
         ),
     ] = None
-    split: Annotated[str, typer.Option(help="of the data set, to judge on: validation or test; train is scored")] = (
-        "validation"
-    )
+    split: Annotated[
+        str | None,
+        typer.Option(help="of the data set, to judge on: validation (the default) or test; train is scored"),
+    ] = None
     size: Annotated[int, typer.Option(help="prompts to score on; MIB's baselines: 1,000 of ioi", min=1)] = 100
     held_out: Annotated[int, typer.Option(help="other prompts to judge on; MIB takes all of the split", min=1)] = 100
     seed: Seed = 0
@@ -61,7 +65,7 @@ class DataOptions(NamedTuple):
 class FoundOptions(NamedTuple):
     """How circuits are found."""
 
-    method: Annotated[str, typer.Option(help="see `jaxcircuits methods`")] = "eap-ig-inputs"
+    method: Annotated[str | None, typer.Option(help=f"see `jaxcircuits methods`; default: {METHOD}")] = None
     option: Annotated[list[str] | None, typer.Option(help="NAME=VALUE of a method's hyperparameter; repeatable")] = None
     scores: Annotated[Path | None, typer.Option(help="submit this file of scores, without a method")] = None
     nine: Annotated[bool, typer.Option("--nine", help="write nine circuits, of which each has its size")] = False
@@ -175,17 +179,17 @@ def _method(found: FoundOptions, seed: int) -> Callable[[Objective, dict[str, An
     if found.rank != "signed" and not found.nine:
         raise ValueError(f"--rank {found.rank}: expected --nine besides: MIB ranks scores itself")
     if found.scores is not None:
-        if found.option or found.checkpoint is not None:
-            raise ValueError("--scores is a result: leave out --option and --checkpoint")
+        if found.method or found.option or found.checkpoint is not None:
+            raise ValueError("--scores is a result: leave out --method, --option and --checkpoint")
         given = Circuit.load(found.scores)
         return lambda objective, run: _given(given, objective)
-    chosen = methods.by_name(found.method)
+    chosen = methods.by_name(found.method or METHOD)
     taken = chosen.read(found.option or [])
     if "seed" in chosen.defaults:
         taken.setdefault("seed", seed)
     if found.checkpoint is not None:
         if not chosen.takes_checkpoint:
-            raise ValueError(f"--checkpoint: {found.method} has nothing to keep: it takes {chosen.cost}; leave it out")
+            raise ValueError(f"--checkpoint: {chosen.name} has nothing to keep: it takes {chosen.cost}; leave it out")
         taken["checkpoint"] = found.checkpoint
     return lambda objective, run: Circuit.of(chosen.run(objective, **taken), d_model=objective.d_model, **run)
 
@@ -212,9 +216,12 @@ def _load(model: str, name: str, dtype: Any) -> checkpoints.Checkpoint:
 
 def _prompts(task: str, name: str, tokenizer: Any, asked: DataOptions) -> tuple[PromptPairs, PromptPairs, str]:
     """Prompts to score on, others to judge on, and where they are from."""
-    if asked.split not in mib_data.SPLITS[1:]:
+    if asked.split not in (None, *mib_data.SPLITS[1:]):
         raise ValueError(f"--split: expected {' or '.join(mib_data.SPLITS[1:])}, got {asked.split!r}")
+    split = asked.split or mib_data.SPLITS[1]
     data = asked.data or (HUB if name in MODELS else GENERATOR)
+    if asked.split and data != HUB and not Path(data).is_dir():
+        raise ValueError(f"--split: expected MIB's data set or a folder of it, got {data}, which has no splits")
     if data == GENERATOR:
         if task != "ioi":
             raise ValueError(f"--data: this library makes no prompts of {task}: give {HUB}, or a copy of MIB's rows")
@@ -229,10 +236,9 @@ def _prompts(task: str, name: str, tokenizer: Any, asked: DataOptions) -> tuple[
             raise ValueError(f"--size: expected fewer than the {len(both)} prompts of {place}, which judge too")
         return *both.split(asked.size), f"{source}, its first rows scored"
     fit, judge = (
-        _rows(task, place, split, tokenizer, size)
-        for split, size in (("train", asked.size), (asked.split, asked.held_out))
+        _rows(task, place, split, tokenizer, size) for split, size in (("train", asked.size), (split, asked.held_out))
     )
-    return fit, judge, f"{source}, train scored, {asked.split} judged"
+    return fit, judge, f"{source}, train scored, {split} judged"
 
 
 def _rows(task: str, place: Path, split: str, tokenizer: Any, size: int) -> PromptPairs:
