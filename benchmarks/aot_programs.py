@@ -17,7 +17,7 @@ from jax import export
 from jax.sharding import Mesh
 
 import jaxcircuits as jc
-from jaxcircuits import batching, chains, gradients, lockstep, losses, references, sparse
+from jaxcircuits import batching, chains, current_run, gradients, lockstep, losses, references, sparse
 from jaxcircuits import programs as instructions
 from jaxcircuits.batching import CANDIDATES, PROMPTS
 from jaxcircuits.kinds import Units
@@ -109,9 +109,9 @@ def programs(of: jc.Objective, slots: int, width: int, mesh: Mesh | None = None)
 def _of_chains(of: jc.Objective, spread: jc.Objective, slots: int, width: int) -> dict[str, Program]:
     """ACDC's."""
     units = Units(of.graph)
-    constants, logits = eqx.filter_eval_shape(chains.first_run, of, None)
-    current = eqx.filter_eval_shape(chains.empty, of, units, logits, slots)
-    changes = eqx.filter_eval_shape(chains.empty_changes, of, units, slots, width)
+    constants, logits = eqx.filter_eval_shape(current_run.first_run, of, None)
+    current = eqx.filter_eval_shape(current_run.empty, of, units, logits, slots)
+    changes = eqx.filter_eval_shape(current_run.empty_changes, of, units, slots, width)
     numbers = _shape(instructions.empty_program(units, slots, width).shape, jnp.int32)
     removed = eqx.filter_eval_shape(_run_chain, (of, units, constants), current, numbers, changes)[2]
     fixed = {"fixed": (spread, units, constants)}
@@ -119,9 +119,9 @@ def _of_chains(of: jc.Objective, spread: jc.Objective, slots: int, width: int) -
     edges = _shape((units.num_places, of.graph.shape[0]), bool)
     chain = {"program": numbers, "changes": changes}
     return {
-        "first_run": Program(lambda o: chains.first_run(o, None), {"o": spread}),
+        "first_run": Program(lambda o: current_run.first_run(o, None), {"o": spread}),
         "fill": Program(
-            lambda fixed, where, edges, current: _raw(chains.fill)((*fixed, where, edges), current),
+            lambda fixed, where, edges, current: _raw(current_run.fill)((*fixed, where, edges), current),
             {**fixed, "where": where, "edges": edges, "current": current},
             "current",
         ),

@@ -58,6 +58,8 @@ TESTS = {
     "discovery/subnetwork_probing.py": (*LEARNT, "subnetwork_probing"),
     "discovery/ugs.py": ("ugs",),
     "chains.py": ("gate_methods", "acdc", "engines"),
+    "current_run.py": ("gate_methods", "acdc", "engines"),
+    "lockstep.py": ("lockstep",),
     "live.py": ("gate_methods", "acdc", "engines"),
     "programs.py": ("gate_methods", "acdc", "engines"),
     "sparse.py": ("gate_methods", "sparse", "engines"),

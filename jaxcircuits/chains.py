@@ -18,122 +18,12 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from . import batching, metrics
-from .batching import CANDIDATES, PROMPTS, Rest, constrain
+from .batching import PROMPTS, Rest, constrain
+from .current_run import Constants, Current, Values, at_scored, put, put_rows
 from .kinds import Kind, Units
 from .models import runs
 from .objective import Objective
 from .programs import AnyArray, Program, unpacked
-from .references import recorded
-from .types import Mask
-
-
-class Values(eqx.Module):
-    """A quantity at every position, and the same at the scored positions of all prompts, in rows."""
-
-    everywhere: Float[Array, "*rows batch position width"]
-    scored: Float[Array, "*rows row width"]
-
-    def part(self, is_scored: bool) -> Array:
-        return self.scored if is_scored else self.everywhere
-
-
-class Constants(eqx.Module):
-    """The run of the circuit that the search starts from.
-
-    - `written`: what every node writes; `difference`: that minus the reference.
-    - `streams`: what each moment reads; of a part of the graph (`is_part`) when all edges carry the reference.
-    """
-
-    written: Float[Array, "sender batch position width"]
-    difference: Float[Array, "sender batch position width"]
-    streams: Float[Array, "moment batch position width"]
-    is_part: bool = eqx.field(static=True)
-
-
-class Current(eqx.Module):
-    """The circuit so far: inputs [slot, place, ...] and outputs [slot * width, ...] of the units that can still change,
-    and the input of `logits`. Only the scored part is kept up of what is read at scored positions only.
-    """
-
-    inputs: Values
-    outputs: Values
-    logits: Float[Array, "row width"]
-
-
-# --- the circuit so far ------------------------------------------------------------------------
-
-
-def first_run(objective: Objective, mask: Mask | None) -> tuple[Constants, Float[Array, "row width"]]:
-    """Everything that the circuit `mask` (None: all edges) fixes, and its input of `logits` where it is scored."""
-    return _first_run(
-        objective, mask, *recorded(objective.model, objective.clean, objective.microbatch, objective.span_at)
-    )
-
-
-@eqx.filter_jit
-def _first_run(
-    objective: Objective, mask: Mask | None, streams: Float[Array, "moment ..."], written: Float[Array, "sender ..."]
-) -> tuple[Constants, Float[Array, "row width"]]:
-    model, graph = objective.model, objective.graph
-    difference = written - objective.reference
-    residual = streams[-1]
-    if mask is not None:
-        earlier = np.arange(len(streams))[:, None] >= graph.written[None]
-        streams = streams - jnp.einsum("es,sbtd->ebtd", earlier.astype(streams.dtype), difference)
-
-        def run(prompt):
-            return model.of_prompt(prompt[2]).masked_run(prompt[0], mask, prompt[1])
-
-        prompts = objective.clean, jnp.moveaxis(objective.reference, 1, 0), objective.span_at
-        residual, difference = batching.chunked_vmap(run, prompts, objective.microbatch)
-        difference = jnp.moveaxis(difference, 0, 1)
-        written = difference + objective.reference
-    spread = (constrain(x, objective.mesh, None, PROMPTS) for x in (written, difference, streams))
-    logits = constrain(_at_scored(objective, residual), objective.mesh, PROMPTS)
-    return Constants(*spread, is_part=mask is not None), logits
-
-
-@eqx.filter_jit
-def empty(objective: Objective, units: Units, logits: Float[Array, "row width"], slots: int) -> Current:
-    """No unit in any slot; the clean input of `logits`."""
-    inputs = _zeros(objective, (slots, units.num_places), (None, None))
-    return Current(inputs, _zeros(objective, (slots * units.width,), (None,)), logits)
-
-
-@eqx.filter_jit
-def empty_changes(objective: Objective, units: Units, slots: int, candidates: int) -> Values:
-    """Where a chain writes its changes, [slot * width, candidate, ...]."""
-    return _zeros(objective, (slots * units.width, candidates), (None, CANDIDATES))
-
-
-@eqx.filter_jit
-def grow(current: Current, slots: int) -> Current:
-    """Room for more units."""
-    before = current.inputs.scored.shape[0]
-
-    def pad(x):
-        return jnp.pad(x, [(0, (slots - before) * (x.shape[0] // before))] + [(0, 0)] * (x.ndim - 1))
-
-    return eqx.tree_at(lambda c: (c.inputs, c.outputs), current, jax.tree.map(pad, (current.inputs, current.outputs)))
-
-
-@eqx.filter_jit(donate="all-except-first")
-def fill(place: tuple[Objective, Units, Constants, tuple[AnyArray, AnyArray], AnyArray], current: Current) -> Current:
-    """A unit's first values in its slot; `current` is updated in place.
-
-    `place`: (slot, moment) and sender rows of the unit, and the edges into its inputs, bool [place, sender].
-    """
-    objective, units, constants, ((slot, moment), rows), edges = place
-    inputs, outputs = constants.streams[moment], constants.written[rows]
-    if constants.is_part:
-        with jax.default_matmul_precision(objective.model.precision):
-            inputs = inputs[None] + jnp.einsum("cs,sbtd->cbtd", edges.astype(inputs.dtype), constants.difference)
-    inputs, outputs = (Values(x, _at_scored(objective, x)) for x in (inputs, outputs))
-    first = slot * units.width
-    return Current(_put(current.inputs, (slot,), inputs), _put_rows(current.outputs, first, outputs), current.logits)
-
-
-# --- a chain -----------------------------------------------------------------------------------
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=4)
@@ -179,7 +69,7 @@ def _removed(objective: Objective, constants: Constants, program: Program) -> Va
 
     zeros = jnp.zeros((candidates, *constants.difference.shape[1:]), constants.difference.dtype)
     removed = jax.lax.fori_loop(0, candidates, remove, constrain(zeros, objective.mesh, None, PROMPTS))
-    return Values(removed, _at_scored(objective, removed))
+    return Values(removed, at_scored(objective, removed))
 
 
 class _Chain(eqx.Module):
@@ -194,7 +84,7 @@ class _Chain(eqx.Module):
     def compute_everywhere(self, n: Int[Array, ""], changes: Values) -> Values:
         """The changes of instruction n's unit, at every position."""
         new = self._output(n, changes, False) - self._before(n, False)
-        return _put_rows(changes, self._first(n), Values(new, _at_scored(self.objective, new)))
+        return put_rows(changes, self._first(n), Values(new, at_scored(self.objective, new)))
 
     def compute_scored(self, n: Int[Array, ""], changes: Values) -> Values:
         """The changes of instruction n's unit, at the scored positions only."""
@@ -311,7 +201,7 @@ def commit(
         new = moved(inputs.part(is_scored)[index], sources, program.touched[n, c], is_scored)
         if is_scored:
             return Values(inputs.everywhere, inputs.scored.at[index].set(new))
-        return _put(inputs, index, Values(new, _at_scored(objective, new)))
+        return put(inputs, index, Values(new, at_scored(objective, new)))
 
     def step(n: Array, current: Current, is_scored: bool) -> Current:
         move_local = functools.partial(move_input, n, is_scored=is_scored)
@@ -324,7 +214,7 @@ def commit(
         if is_scored:
             scored = jax.lax.dynamic_update_slice_in_dim(outputs.scored, new, first, 0)
             return Current(inputs, Values(outputs.everywhere, scored), current.logits)
-        outputs = _put_rows(outputs, first, Values(new, _at_scored(objective, new)))
+        outputs = put_rows(outputs, first, Values(new, at_scored(objective, new)))
         return Current(inputs, outputs, current.logits)
 
     with jax.default_matmul_precision(objective.model.precision):
@@ -335,35 +225,6 @@ def commit(
         into = program.logits_sources, program.logits_count
         logits = moved(current.logits, into, program.logits_touched, True)
     return Current(current.inputs, current.outputs, logits)
-
-
-def _zeros(objective: Objective, rows: tuple[int, ...], axes: tuple[str | None, ...]) -> Values:
-    """Zeros of shape `rows`, which are sharded along `axes`."""
-    reference, scored = objective.reference, objective.scored
-
-    def part(*values: int):
-        zeros = jnp.zeros((*rows, *values, reference.shape[3]), reference.dtype)
-        return constrain(zeros, objective.mesh, *axes, PROMPTS)
-
-    return Values(part(*reference.shape[1:3]), part(scored.size))
-
-
-def _at_scored(objective: Objective, x: Float[Array, "*rows batch position width"]) -> Float[Array, "*rows row width"]:
-    """The scored positions of all prompts, in rows."""
-    index = objective.scored.reshape((1,) * (x.ndim - 3) + (*objective.scored.shape, 1))
-    x = jnp.take_along_axis(x, index, axis=-2)
-    return x.reshape(*x.shape[:-3], -1, x.shape[-1])
-
-
-def _put(values: Values, index: tuple[Array | int, ...], new: Values) -> Values:
-    """`values` with some rows replaced by `new`, in place where it can be."""
-    return jax.tree.map(lambda old, row: old.at[index].set(jnp.broadcast_to(row, old[index].shape)), values, new)
-
-
-def _put_rows(values: Values, first: Array, new: Values) -> Values:
-    """`values` with the rows from `first` on replaced by `new`."""
-    put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=first, axis=0)
-    return jax.tree.map(put, values, new)
 
 
 def _sum_of(x: Array, sources: Int[AnyArray, " source"], count: Int[AnyArray, ""], change) -> Array:

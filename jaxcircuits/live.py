@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from . import batching, chains, lockstep, programs
+from . import batching, chains, current_run, lockstep, programs
 from .batching import place
 from .kinds import Units
 from .objective import Objective
@@ -46,15 +46,15 @@ class LiveEvaluator:
         self.graph = objective.graph
         self.mask: EdgeBools = self.graph.valid.copy() if start is None else self.graph.valid & start
         first = None if start is None else place(self.mask.astype(objective.model.dtype), objective.mesh)
-        self.constants, logits = chains.first_run(objective, first)
+        self.constants, logits = current_run.first_run(objective, first)
         self.units = Units(self.graph)
         self.slots: dict[int, int] = {}  # unit -> slot
         self.reads_everywhere: dict[int, bool] = {}  # unit -> is its output read at every position
         self.rest, self.fixed = batching.flattened((objective, self.units, self.constants))  # of every call
-        self.current = chains.empty(objective, self.units, logits, SLOTS[0])
+        self.current = current_run.empty(objective, self.units, logits, SLOTS[0])
         self.memory: dict[tuple[int, ...], int] = {}  # (slots, width) -> bytes of the compiled chain
         self._chain: _Chain | None = None  # the last one
-        self._changes: list[chains.Values] = []  # its changes, which the next chain of any fork is written over
+        self._changes: list[current_run.Values] = []  # its changes, which the next chain of any fork is written over
 
     def fork(self) -> "LiveEvaluator":
         """A second evaluator at the same point, with its own copy of what is updated in place.
@@ -116,13 +116,13 @@ class LiveEvaluator:
             search._chain = _Chain(list(steps[n]), place(made[n][0], first.objective.mesh), changes[n], removed[n])
         return [each[: len(own)] for each, own in zip(np.asarray(values), steps, strict=False)]
 
-    def _changes_to_write(self, width: int) -> chains.Values:
+    def _changes_to_write(self, width: int) -> current_run.Values:
         """Where a chain may write its changes: over those of an earlier one, if there are any of this shape."""
         while self._changes:
             changes = self._changes.pop()
             if changes.scored.shape[:2] == (self._num_slots * self.units.width, width):
                 return changes
-        return chains.empty_changes(self.objective, self.units, self._num_slots, width)
+        return current_run.empty_changes(self.objective, self.units, self._num_slots, width)
 
     def _check_fits(self, shape: tuple[int, ...], what: str, jitted: Any, *inputs: Any) -> None:
         if shape not in self.memory:
@@ -154,7 +154,7 @@ class LiveEvaluator:
         places = state["places"].tolist()
         self.slots = {number: slot for number, slot, _ in places}
         self.reads_everywhere = {number: bool(is_read) for number, _, is_read in places}
-        empty = chains.empty(self.objective, self.units, self.current.logits, len(state["current0"]))
+        empty = current_run.empty(self.objective, self.units, self.current.logits, len(state["current0"]))
         old, structure = jax.tree.flatten(empty)
         new = [jax.device_put(state[f"current{index}"], leaf.sharding) for index, leaf in enumerate(old)]
         self.current = jax.tree.unflatten(structure, [jnp.copy(leaf) for leaf in new])
@@ -183,13 +183,13 @@ class LiveEvaluator:
             self.slots[number] = slot
             where = np.array([slot, unit.moment], np.int32), np.resize(unit.rows, self.units.width).astype(np.int32)
             edges = self.mask.T[list(unit.columns)]
-            self.current = chains.fill((self.objective, self.units, self.constants, where, edges), self.current)
+            self.current = current_run.fill((self.objective, self.units, self.constants, where, edges), self.current)
         self._find_read_everywhere()
 
     def _grow(self, slots: int) -> None:
         """Room for at least so many units."""
         if slots > self._num_slots:
-            self.current = chains.grow(self.current, next_bucket(slots))
+            self.current = current_run.grow(self.current, next_bucket(slots))
 
     def _columns(self, number: int) -> list[int]:
         return [column for column in self.units.all[number].columns if column >= 0]
@@ -272,5 +272,5 @@ class _Chain:
 
     steps: list[Edges]
     program: Array
-    changes: chains.Values
-    removed: chains.Values
+    changes: current_run.Values
+    removed: current_run.Values

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from . import chains
 from .batching import Rest
-from .chains import Current, Values
+from .current_run import Current, Values
 from .kinds import Units
 from .programs import Program, empty_program, unpacked
 

@@ -2,9 +2,11 @@
 
 import collections
 import json
+import os
 import signal
 import string
 import sys
+import tempfile
 from pathlib import Path
 
 import equinox as eqx
@@ -31,6 +33,23 @@ GOLDEN = Path(__file__).parent / "golden"
 
 def pytest_addoption(parser):
     parser.addoption("--fuzz", type=int, default=0, help="inputs of each reader in test_fuzz.py; 0: a few")
+
+
+def pytest_configure(config):
+    """What is compiled is compiled once: for all files and workers, and the programs that tests start.
+
+    An environment that names a folder for it keeps that from one run to the next.
+    """
+    if hasattr(config, "workerinput") or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    folder = tempfile.TemporaryDirectory()
+    config.add_cleanup(folder.cleanup)
+    os.environ |= {
+        "JAX_COMPILATION_CACHE_DIR": folder.name,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    jc.use_compilation_cache(folder.name)
 
 
 @pytest.hookimpl(tryfirst=True)

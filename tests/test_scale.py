@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxcircuits as jc
-from jaxcircuits import batching, chains, live, programs
+from jaxcircuits import batching, chains, current_run, live, programs
 from jaxcircuits.discovery.schedule import Walk, all_steps
 from jaxcircuits.kinds import Units
 
@@ -41,9 +41,9 @@ def test_the_plan_of_a_chain_on_gpt2_xl_is_within_20_gib():
 
     def chain(model):
         objective = jc.Objective(model, pairs, "kl", microbatch=4)
-        constants, logits = chains.first_run(objective, None)
-        current = chains.empty(objective, units, logits, slots)
-        changes = chains.empty_changes(objective, units, slots, width)
+        constants, logits = current_run.first_run(objective, None)
+        current = current_run.empty(objective, units, logits, slots)
+        changes = current_run.empty_changes(objective, units, slots, width)
         return objective, constants, current, changes
 
     units = Units(model.graph)
