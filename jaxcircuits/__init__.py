@@ -28,6 +28,7 @@ from .discovery import acdc as acdc
 from .discovery import acdc_sweep as acdc_sweep
 from .discovery import atp_nodes as atp_nodes
 from .discovery import atp_star as atp_star
+from .discovery import cd_t as cd_t
 from .discovery import clean_corrupted as clean_corrupted
 from .discovery import eap as eap
 from .discovery import eap_ig_activations as eap_ig_activations

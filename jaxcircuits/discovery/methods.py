@@ -8,6 +8,7 @@ from typing import Any, get_args, get_type_hints
 from ..scores import Scores
 from .atp import atp_star
 from .attribution import clean_corrupted, eap, eap_ig_activations, eap_ig_inputs, mask_ig
+from .cd_t import cd_t
 from .edge_pruning import edge_pruning
 from .exact import exact
 from .hisp import hisp, node_attribution, node_ig
@@ -158,6 +159,15 @@ METHODS: dict[str, Method] = {
             "2 forward passes; needs neither metric nor reference",
             {},
             UNITS,
+        ),
+        Method(
+            "cd-t",
+            cd_t,
+            "mean |rel| / (mean |rel| + mean |irrel|) of what r computes, decomposed from where s wrote rel on",
+            "Hsu et al., 2407.00886",
+            "a forward pass a sender; needs neither metric nor gradient",
+            {"base": "mean (of the clean prompts) or reference: what of z_s is not rel", "width": "1 or more"},
+            f"{UNITS}; units layers and blocks",
         ),
         Method(
             "atp-star",

@@ -1,5 +1,7 @@
 """One file an architecture, written for ONE prompt: `read`, `write` and what `model.py` asks for besides."""
 
+from .contextual import Sources as Sources
+from .contextual import Targets as Targets
 from .decoder import Decoder as Decoder
 from .decoder import DecoderConfig as DecoderConfig
 from .gates import GATES as GATES

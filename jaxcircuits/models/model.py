@@ -26,12 +26,15 @@ from jaxtyping import Array, Float, Int
 from ..graph import Graph
 from ..layout import Layout
 from ..types import NodeMask, PositionedMask, ReceiverValues, SenderValues, Tokens
-from . import displaced, runs, slopes
+from . import contextual, displaced, runs, slopes
 from .backward import BACKWARD, under
 
 Index = Int[Array, ""]
 Indices = Int[Array, "*node"]
 Positions = Int[Array, " at"]
+
+CONTEXTUAL = "contextual"
+RULES = BACKWARD | {CONTEXTUAL: contextual.RULES}
 
 
 class AbstractModel(eqx.Module):
@@ -140,6 +143,10 @@ class AbstractModel(eqx.Module):
         """The same model with other rules of the backward pass. Raises ValueError for an unknown name."""
         if name not in BACKWARD:
             raise ValueError(f"backward: expected one of {', '.join(BACKWARD)}, got {name!r}")
+        return self.by_rules(name)
+
+    def by_rules(self, name: str) -> "AbstractModel":
+        """The same model by rules of this name, those of `contextual.py` included."""
         return dataclasses.replace(self, backward=name)
 
     def of_prompt(self, span_at: Int[Array, " position"] | None) -> "AbstractModel":
@@ -148,8 +155,8 @@ class AbstractModel(eqx.Module):
 
     @contextlib.contextmanager
     def computing(self) -> Iterator[None]:
-        """How its functions compute: at its precision, by its rules of the backward pass."""
-        with jax.default_matmul_precision(self.precision), under(self.backward):
+        """How its functions compute: at its precision, by its rules."""
+        with jax.default_matmul_precision(self.precision), under(RULES[self.backward]):
             yield
 
     @property
@@ -237,6 +244,14 @@ class AbstractModel(eqx.Module):
         """
         with self.computing():
             return slopes.receiver_slopes(self, tokens, score, held)
+
+    def shares(
+        self, tokens: Tokens, sources: contextual.Sources, targets: contextual.Targets
+    ) -> Float[Array, "source receiver"]:
+        """How much of what every receiver of the clean run computes is due to each source, see `contextual.py`."""
+        model = self.by_rules(CONTEXTUAL)
+        with model.computing():
+            return contextual.shares(model, tokens, sources, targets)
 
     def place(self, receiver: int) -> displaced.Place:
         """Where a mask's column reads."""

@@ -29,9 +29,9 @@ class Regrouped(AbstractModel):
     def units_name(self) -> str:
         return self.chosen
 
-    def with_backward(self, name: str) -> AbstractModel:
+    def by_rules(self, name: str) -> AbstractModel:
         """Of the model within, too."""
-        return dataclasses.replace(self, model=self.model.with_backward(name), backward=name)
+        return dataclasses.replace(self, model=self.model.by_rules(name), backward=name)
 
     @property
     def layout(self) -> Layout:
