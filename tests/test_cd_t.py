@@ -228,7 +228,7 @@ def test_the_parts_add_up_to_the_models_own_activations(x64):
             np.testing.assert_allclose(queries[:, layer, head], [sum(own), own[0]], rtol=0, atol=1e-12)
 
 
-@pytest.mark.quick(1)
+@pytest.mark.mission
 @pytest.mark.parametrize("family", [*OTHERS, *FAMILIES])
 def test_with_nothing_irrelevant_all_is_due_to_the_input(family, x64):
     """rel = all that the embedding wrote: so it is everywhere, whatever norms, biases and caps do."""
@@ -257,7 +257,7 @@ def test_what_is_refused():
     with pytest.raises(ValueError, match="expected 2 prompts or more"):
         jc.cd_t(objective.take(np.array([1])))
     layers = eqx.tree_at(lambda o: o.model, objective, jc.with_units(objective.model, "layers"))
-    with pytest.raises(ValueError, match="cd-t: expected a model with attention heads as nodes.*got GPT2.*'layers'"):
+    with pytest.raises(ValueError, match="cd-t: expected a model with attention heads as nodes.*got Layers.*'layers'"):
         jc.cd_t(layers)
     with pytest.raises(ValueError, match="width: expected a whole number of at least 1, got 0"):
         jc.cd_t(objective, width=0)

@@ -23,7 +23,6 @@ from jaxtyping import Array, Float, Int
 
 from .. import batching
 from ..arguments import checked
-from ..models import GPT2, Decoder, Regrouped, Sources, Targets
 from ..objective import Objective
 from ..references import divided, mean_reference, sender_values
 from ..scores import Scores
@@ -55,12 +54,10 @@ def cd_t(objective: Objective, *, base: str = "mean", width: int = 16) -> Scores
 
 def _check(objective: Objective, base: str) -> None:
     model = objective.model
-    while isinstance(model, Regrouped):
-        model = model.model
-    if not (isinstance(model, GPT2 | Decoder) and any(x.kind == "head" for x in objective.graph.sender_table)):
+    if not (getattr(model, "has_parts", False) and any(x.kind == "head" for x in model.graph.sender_table)):
         raise ValueError(
             f"cd-t: expected a model with attention heads as nodes, whose operations have rules, got "
-            f"{type(model).__name__} with units {objective.model.units_name!r}; choose another one, or another method"
+            f"{type(model).__name__} with units {model.units_name!r}; choose another one, or another method"
         )
     if base not in BASES:
         raise ValueError(f"cd-t: base: expected one of {', '.join(BASES)}, got {base!r}")
@@ -86,9 +83,9 @@ def _shares(
         model = objective.model
         last = jnp.max(jnp.where(weights > 0, positions, 0))
         counted = (jnp.arange(tokens.shape[0], dtype=last.dtype) <= last).astype(base.dtype)
-        targets = Targets(counted, positions, (weights > 0).astype(base.dtype))
+        of_logits = positions, (weights > 0).astype(base.dtype)
         rel = model.sender_values(tokens) - base
-        each = jax.lax.map(lambda rows: model.shares(tokens, Sources(rows, rel[rows]), targets), rows)
+        each = jax.lax.map(lambda rows: model.shares(tokens, (rows, rel[rows]), counted, of_logits), rows)
         return each.reshape(-1, each.shape[-1])[: len(base)]
 
     each = batching.over_prompts(objective, one, (jnp.moveaxis(bases, 1, 0), objective._prompts()))

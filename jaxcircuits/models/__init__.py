@@ -1,7 +1,5 @@
 """One file an architecture, written for ONE prompt: `read`, `write` and what `model.py` asks for besides."""
 
-from .contextual import Sources as Sources
-from .contextual import Targets as Targets
 from .decoder import Decoder as Decoder
 from .decoder import DecoderConfig as DecoderConfig
 from .gates import GATES as GATES

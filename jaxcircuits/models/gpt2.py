@@ -183,6 +183,10 @@ class GPT2(AbstractModel):
     def has_patterns(self) -> bool:
         return True
 
+    @property
+    def has_parts(self) -> bool:
+        return True
+
     def pattern(
         self, layer: Int[Array, ""], index: Int[Array, ""], ys: tuple[Array, ...]
     ) -> Float[Array, "position position"]:

@@ -128,6 +128,11 @@ class AbstractModel(eqx.Module):
         """Whether its heads are attention whose pattern `pattern` tells."""
         return False
 
+    @property
+    def has_parts(self) -> bool:
+        """Whether what it computes can be followed part by part: its operations have the rules of `contextual.py`."""
+        return False
+
     def pattern(
         self, layer: Index, index: Indices, ys: tuple[Float[Array, "..."], ...]
     ) -> Float[Array, "*node position position"]:
@@ -246,12 +251,21 @@ class AbstractModel(eqx.Module):
             return slopes.receiver_slopes(self, tokens, score, held)
 
     def shares(
-        self, tokens: Tokens, sources: contextual.Sources, targets: contextual.Targets
+        self,
+        tokens: Tokens,
+        sources: tuple[Int[Array, " source"], Float[Array, "source position width"]],
+        counted: Float[Array, " position"],
+        scored: tuple[Int[Array, " scored"], Float[Array, " scored"]],
     ) -> Float[Array, "source receiver"]:
-        """How much of what every receiver of the clean run computes is due to each source, see `contextual.py`."""
+        """How much of what every receiver of the clean run computes is due to each source, see `contextual.py`.
+
+        `sources`: senders, and what each wrote that is followed. `counted`, `scored`: weights of the positions where
+        nodes read; those of logits, with their weights.
+        """
         model = self.by_rules(CONTEXTUAL)
         with model.computing():
-            return contextual.shares(model, tokens, sources, targets)
+            targets = contextual.Targets(counted, *scored)
+            return contextual.shares(model, tokens, contextual.Sources(*sources), targets)
 
     def place(self, receiver: int) -> displaced.Place:
         """Where a mask's column reads."""

@@ -91,6 +91,10 @@ class Regrouped(AbstractModel):
     def has_patterns(self) -> bool:
         return self.model.has_patterns
 
+    @property
+    def has_parts(self) -> bool:
+        return self.model.has_parts
+
     def pattern(self, layer: Index, index: Indices, ys: tuple[Array, ...]) -> Float[Array, "*node position position"]:
         """The model's own."""
         return self.model.pattern(layer, index, ys)
