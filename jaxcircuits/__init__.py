@@ -13,6 +13,8 @@ from .checkpoints import bundled as bundled
 from .checkpoints import load as load
 from .checkpoints import save as save
 from .circuit import Circuit as Circuit
+from .crossings import Peap as Peap
+from .crossings import PeapCircuit as PeapCircuit
 from .data import PromptPairs as PromptPairs
 from .discovery import ACDCResult as ACDCResult
 from .discovery import Clusters as Clusters
@@ -43,6 +45,7 @@ from .discovery import mattr as mattr
 from .discovery import node_attribution as node_attribution
 from .discovery import node_ig as node_ig
 from .discovery import optimal_ablation as optimal_ablation
+from .discovery import peap as peap
 from .discovery import per_prompt as per_prompt
 from .discovery import random_scores as random_scores
 from .discovery import replicates as replicates

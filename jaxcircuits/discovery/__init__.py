@@ -27,6 +27,7 @@ from .learning import State as State
 from .mattr import mattr as mattr
 from .optimal_ablation import OptimalReference as OptimalReference
 from .optimal_ablation import optimal_ablation as optimal_ablation
+from .peap import peap as peap
 from .per_prompt import Clusters as Clusters
 from .per_prompt import per_prompt as per_prompt
 from .replicates import Replicates as Replicates
