@@ -99,7 +99,9 @@ class LiveEvaluator:
         slots = max(search._num_slots for search in searches)
         for search in searches:
             search._grow(slots)
-        made = [search._program(*own, width) for search, *own in zip(searches, steps, guesses, strict=True)]
+        made = [
+            each._program(*own, width) for each, own in zip(searches, zip(steps, guesses, strict=True), strict=True)
+        ]
         numbers, instructions = lockstep.merged(made, first.units, slots, width)
         padded = [*range(len(searches)), *[0] * (lockstep.bucket(len(searches)) - len(searches))]
         currents = [searches[number].current for number in padded]
@@ -110,8 +112,8 @@ class LiveEvaluator:
         first._check_fits(shape, f"{len(padded)} chains of {width}", lockstep.run_chains, *inputs)
         values, changes, removed = lockstep.run_chains(*inputs)
         first._changes += changes
-        for search, (numbers, _), *own in zip(searches, made, steps, changes, removed, strict=False):
-            search._chain = _Chain(list(own[0]), place(numbers, first.objective.mesh), *own[1:])
+        for n, search in enumerate(searches):
+            search._chain = _Chain(list(steps[n]), place(made[n][0], first.objective.mesh), changes[n], removed[n])
         return [each[: len(own)] for each, own in zip(np.asarray(values), steps, strict=False)]
 
     def _changes_to_write(self, width: int) -> chains.Values:

@@ -7,6 +7,7 @@ changes; what a search does not change goes to a slot that nobody reads.
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -95,9 +96,13 @@ def run_chains(
         values, changes, removed = chains.chain(objective, units, constants, current, program, changes)
         return values, jax.tree.map(lambda x: x[:rows], changes), removed
 
-    values, *parts = jax.vmap(one)(_stacked(currents), numbers, _stacked(changes))
-    return values, *([jax.tree.map(lambda x, n=n: x[n], part) for n in range(len(currents))] for part in parts)
+    values, new, removed = jax.vmap(one)(_stacked(currents), numbers, _stacked(changes))
+    return values, _apart(new), _apart(removed)
 
 
-def _stacked(trees):
+def _stacked(trees: Sequence[Any]) -> Any:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def _apart(values: Values) -> list[Values]:
+    return [jax.tree.map(lambda x, n=n: x[n], values) for n in range(len(values.scored))]

@@ -91,7 +91,8 @@ class DenseEvaluator:
         if (rows,) not in first.memory:
             first.memory[rows,] = first.objective.memory_needed(rows)
             batching.check_fits(first.memory[rows,], f"a batch of {rows} circuits")
-        masks = np.concatenate([each._masks(*own, width) for each, *own in zip(searches, steps, guesses, strict=True)])
+        asked = zip(steps, guesses, strict=True)
+        masks = np.concatenate([each._masks(*own, width) for each, own in zip(searches, asked, strict=True)])
         values = np.asarray(first.objective.per_example_many(masks, width=rows)).reshape(len(searches), width, -1)
         return [each[: len(own)] for each, own in zip(values, steps, strict=True)]
 
