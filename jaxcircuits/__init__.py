@@ -33,6 +33,7 @@ from .discovery import atp_star as atp_star
 from .discovery import cd_t as cd_t
 from .discovery import clean_corrupted as clean_corrupted
 from .discovery import eap as eap
+from .discovery import eap_gp as eap_gp
 from .discovery import eap_ig_activations as eap_ig_activations
 from .discovery import eap_ig_inputs as eap_ig_inputs
 from .discovery import edge_pruning as edge_pruning
