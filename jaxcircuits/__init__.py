@@ -13,6 +13,8 @@ from .checkpoints import bundled as bundled
 from .checkpoints import load as load
 from .checkpoints import save as save
 from .circuit import Circuit as Circuit
+from .crossings import Peap as Peap
+from .crossings import PeapCircuit as PeapCircuit
 from .data import PromptPairs as PromptPairs
 from .discovery import ACDCResult as ACDCResult
 from .discovery import Clusters as Clusters
@@ -28,8 +30,10 @@ from .discovery import acdc as acdc
 from .discovery import acdc_sweep as acdc_sweep
 from .discovery import atp_nodes as atp_nodes
 from .discovery import atp_star as atp_star
+from .discovery import cd_t as cd_t
 from .discovery import clean_corrupted as clean_corrupted
 from .discovery import eap as eap
+from .discovery import eap_gp as eap_gp
 from .discovery import eap_ig_activations as eap_ig_activations
 from .discovery import eap_ig_inputs as eap_ig_inputs
 from .discovery import edge_pruning as edge_pruning
@@ -42,6 +46,7 @@ from .discovery import mattr as mattr
 from .discovery import node_attribution as node_attribution
 from .discovery import node_ig as node_ig
 from .discovery import optimal_ablation as optimal_ablation
+from .discovery import peap as peap
 from .discovery import per_prompt as per_prompt
 from .discovery import random_scores as random_scores
 from .discovery import replicates as replicates

@@ -152,10 +152,14 @@ class Circuit:
     @checked
     def save(self, path: str | os.PathLike) -> None:
         """Writes the circuit as JSON, whole or not at all."""
+        write_json(path, self.to_json())
+
+    def to_json(self) -> dict[str, Any]:
+        """The circuit as its file has it, in JSON's types."""
         graph = self.graph
         cfg = cfg_of(graph)
         kept = set(self.nodes) | {*graph.embeddings, "logits"}
-        value = {
+        return {
             "format": FORMAT,
             "cfg": {**cfg, "d_model": self.d_model},
             "nodes": {name: {"in_graph": name in kept} for name in graph.nodes},
@@ -165,7 +169,6 @@ class Circuit:
             },
             "run": {key: plain(entry) for key, entry in self.run.items()},
         }
-        write_json(path, value)
 
     @classmethod
     @checked

@@ -57,7 +57,7 @@ def reference_values(
         return within_spans(model, place(values, mesh, None, PROMPTS), span_at)
     values = sender_values(model, place(pairs.corrupt, mesh, PROMPTS), size, span_at)
     if isinstance(reference, str) and reference == "mean":
-        return divided(model, _mean_reference(values, place(pairs.inside(), mesh, PROMPTS), mesh), span_at)
+        return divided(model, mean_reference(values, place(pairs.inside(), mesh, PROMPTS), mesh), span_at)
     return values
 
 
@@ -91,7 +91,7 @@ def _within(values: Array, inside: Array, is_whole: bool) -> Float[Array, "sende
 
 
 @eqx.filter_jit
-def _mean_reference(values: Array, inside: Array, mesh: Mesh | None) -> Float[Array, "sender batch position width"]:
+def mean_reference(values: Array, inside: Array, mesh: Mesh | None) -> Float[Array, "sender batch position width"]:
     """For every prompt, the mean of all prompts at each position; padding does not count."""
     mean = mean_inside(values, inside, (1,))
     return constrain(jnp.broadcast_to(mean, values.shape), mesh, None, PROMPTS)

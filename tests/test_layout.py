@@ -68,11 +68,12 @@ MAY_IMPORT = {
     "resampling": set(),
     "discovery": BASE
     | {"resampling", "npz", "graph", "scores", "objective", "references", "nodes", "metrics", "batching"}
-    | {"live", "lockstep"}
+    | {"live", "lockstep", "crossings"}
     | KEEPS,
     "expand": BASE | {"axes", "graph", "span_names"},
     "circuit_file": BASE | {"graph", "layout"},
     "circuit": BASE | {"graph", "scores", "notebook", "circuit_file", "run"},
+    "crossings": BASE | {"graph", "scores", "circuit", "circuit_file", "models", "span_names"},
     "ilp": BASE | {"graph", "scores", "circuit"},
     "interchange": BASE | {"graph", "scores", "circuit"},
     "evaluation": BASE

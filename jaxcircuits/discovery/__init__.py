@@ -9,9 +9,11 @@ from .atp import atp_nodes as atp_nodes
 from .atp import atp_star as atp_star
 from .attribution import clean_corrupted as clean_corrupted
 from .attribution import eap as eap
+from .attribution import eap_gp as eap_gp
 from .attribution import eap_ig_activations as eap_ig_activations
 from .attribution import eap_ig_inputs as eap_ig_inputs
 from .attribution import mask_ig as mask_ig
+from .cd_t import cd_t as cd_t
 from .edge_pruning import edge_pruning as edge_pruning
 from .evaluators import DenseEvaluator as DenseEvaluator
 from .evaluators import Evaluator as Evaluator
@@ -26,6 +28,7 @@ from .learning import State as State
 from .mattr import mattr as mattr
 from .optimal_ablation import OptimalReference as OptimalReference
 from .optimal_ablation import optimal_ablation as optimal_ablation
+from .peap import peap as peap
 from .per_prompt import Clusters as Clusters
 from .per_prompt import per_prompt as per_prompt
 from .replicates import Replicates as Replicates

@@ -7,7 +7,8 @@ from typing import Any, get_args, get_type_hints
 
 from ..scores import Scores
 from .atp import atp_star
-from .attribution import clean_corrupted, eap, eap_ig_activations, eap_ig_inputs, mask_ig
+from .attribution import clean_corrupted, eap, eap_gp, eap_ig_activations, eap_ig_inputs, mask_ig
+from .cd_t import cd_t
 from .edge_pruning import edge_pruning
 from .exact import exact
 from .hisp import hisp, node_attribution, node_ig
@@ -142,6 +143,15 @@ METHODS: dict[str, Method] = {
             "accuracy",
         ),
         Method(
+            "eap-gp",
+            eap_gp,
+            "mean over j = 1..k of <D_s, g_r(y_j)>, y_j from the clean embedding down |logits - corrupt logits|^2",
+            "Zhang et al., 2502.06852",
+            "2k + 2 forward, 2k backward passes",
+            {"steps": "1 or more", **BY_RULES},
+            "references other than resample; accuracy",
+        ),
+        Method(
             "mask-ig",
             mask_ig,
             "mean over k of -df/dmask at mask (k + 1/2)/m everywhere; sums to f(none) - f(all)",
@@ -158,6 +168,15 @@ METHODS: dict[str, Method] = {
             "2 forward passes; needs neither metric nor reference",
             {},
             UNITS,
+        ),
+        Method(
+            "cd-t",
+            cd_t,
+            "mean |rel| / (mean |rel| + mean |irrel|) of what r computes, decomposed from where s wrote rel on",
+            "Hsu et al., 2407.00886",
+            "a forward pass a sender; needs neither metric nor gradient",
+            {"base": "mean (of the clean prompts) or reference: what of z_s is not rel", "width": "1 or more"},
+            f"{UNITS}; units layers and blocks",
         ),
         Method(
             "atp-star",

@@ -14,10 +14,12 @@ scores and at the mixed values: each is a product of two. `x_i` below 1e-6 in si
 divisor of an activation; of the softmax its gradient is 0 there.
 
 A model has one name of rules, `model.backward`; while one of its functions is traced, `now()` are these rules.
+`contextual.py` has rules of another kind, which follow a part of every activation through the same places.
 """
 
 import contextlib
 import contextvars
+import operator
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -29,14 +31,28 @@ from jaxtyping import Array, Float
 SMALL = 1e-6
 
 
+def _same(x: Any) -> Any:
+    return x
+
+
+def _applied(function: Callable[[Array], Array], x: Array) -> Array:
+    return function(x)
+
+
 class Rules(NamedTuple):
-    """What is computed where: all are the same function of their values, with other slopes."""
+    """What is computed where: all are the same function of their values, with other slopes.
+
+    - `scale`: a norm's; `whole`: what it is the scale of. `product`: of a gate and what it gates. `cap`: of logits.
+    """
 
     scale: Callable[[Array], Array]
     activation: Callable[[Callable[[Array], Array], Array], Array]
-    product: Callable[[Array], Array]
+    product: Callable[[Array, Array], Array]
     softmax: Callable[[Array], Array]
     inputs: Callable[[tuple[Array, ...]], tuple[Array, ...]]
+    whole: Callable[[Array], Array] = _same
+    bias: Callable[[Array, Array], Array] = operator.add
+    cap: Callable[[Callable[[Array], Array], Array], Array] = _applied
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -89,12 +105,8 @@ def _warm_backward(x: Array, g: Array) -> tuple[Array]:
 _warm_softmax.defvjp(lambda x: (jax.nn.softmax(x, axis=-1), x), _warm_backward)
 
 
-def _same(x: Any) -> Any:
-    return x
-
-
-def _halved(x: Array) -> Array:
-    return scaled(x, 0.5)
+def _halved(gate: Array, x: Array) -> Array:
+    return scaled(gate * x, 0.5)
 
 
 def _slope_of_line(function: Callable[[Array], Array], x: Array) -> Array:
@@ -106,15 +118,11 @@ def _parted(ys: tuple[Array, ...]) -> tuple[Array, ...]:
     return tuple(scaled(y, factor) for y, factor in zip(ys, (0.25, 0.25, 0.5), strict=True))
 
 
-def _applied(function: Callable[[Array], Array], x: Array) -> Array:
-    return function(x)
-
-
 _softmax = partial(jax.nn.softmax, axis=-1)
 _fixed = jax.lax.stop_gradient
 
 BACKWARD = {
-    "plain": Rules(_same, _applied, _same, _softmax, _same),
+    "plain": Rules(_same, _applied, operator.mul, _softmax, _same),
     "relp": Rules(_fixed, _slope_of_line, _halved, _softmax, _same),
     "attn-lrp": Rules(_fixed, _slope_of_line, _halved, _relevance_softmax, _parted),
     "gim": Rules(_fixed, _applied, _halved, _warm_softmax, _parted),
@@ -129,9 +137,9 @@ def now() -> Rules:
 
 
 @contextlib.contextmanager
-def under(name: str) -> Iterator[None]:
-    """Inside, `now()` are the rules of this name."""
-    token = _now.set(BACKWARD[name])
+def under(rules: Rules) -> Iterator[None]:
+    """Inside, `now()` are these rules."""
+    token = _now.set(rules)
     try:
         yield
     finally:

@@ -146,6 +146,10 @@ class Decoder(AbstractModel):
     def has_patterns(self) -> bool:
         return True
 
+    @property
+    def has_parts(self) -> bool:
+        return True
+
     def pattern(self, layer: Index, index: Indices, ys: tuple[Array, ...]) -> Float[Array, "*head position position"]:
         """How much each position reads of each one that it sees."""
         return self.attention(layer, ys, jnp.arange(ys[0].shape[-2], dtype=jnp.int32))

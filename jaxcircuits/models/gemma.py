@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, DTypeLike, Float, Int, PRNGKeyArray
 
 from ..types import Tokens
-from . import parts
+from . import backward, parts
 from .decoder import FULL, SLIDING, Block, DecoderConfig, Draw, JointDecoder
 from .model import Index, Positions
 from .rotary import Rotation, rotation
@@ -129,4 +129,6 @@ class Gemma(JointDecoder):
         self, residual: Float[Array, "*positions width"], columns: Int[Array, " vocab"] | None = None
     ) -> Float[Array, "*positions vocab"]:
         """Logits of the value that the receiver `logits` reads: of all tokens, or of those in `columns` alone."""
-        return parts.capped(super().unembed(residual, columns), self.config.final_logit_softcapping)
+        logits, cap = super().unembed(residual, columns), self.config.final_logit_softcapping
+        with self.computing():
+            return backward.now().cap(lambda x: parts.capped(x, cap), logits)

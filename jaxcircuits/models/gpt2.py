@@ -146,9 +146,9 @@ class GPT2(AbstractModel):
         attention = self.blocks.attention
         x = normed(_of_layer(self.blocks.attention_norm, layer), x)
         if attention.positions is not None and port != "v":
-            x = x + attention.positions[layer, at]
+            x = backward.now().bias(x, attention.positions[layer, at])
         weight, bias = attention.projection(port)
-        return x @ weight[layer, index] + bias[layer, index][None]
+        return parts.affine(x, weight[layer, index], bias[layer, index])
 
     def write(
         self, kind: str, layer: Int[Array, ""], index: Int[Array, ""], ys: tuple[Array, ...], at: Positions
@@ -173,7 +173,7 @@ class GPT2(AbstractModel):
             weight, bias = weight[columns], None if bias is None else bias[columns]
         with self.computing():
             logits = normed(self.final_norm, residual) @ weight.T
-        return logits if bias is None else logits + jnp.broadcast_to(bias, logits.shape)
+            return logits if bias is None else backward.now().bias(logits, jnp.broadcast_to(bias, logits.shape))
 
     @property
     def is_causal(self) -> bool:
@@ -181,6 +181,10 @@ class GPT2(AbstractModel):
 
     @property
     def has_patterns(self) -> bool:
+        return True
+
+    @property
+    def has_parts(self) -> bool:
         return True
 
     def pattern(

@@ -26,12 +26,15 @@ from jaxtyping import Array, Float, Int
 from ..graph import Graph
 from ..layout import Layout
 from ..types import NodeMask, PositionedMask, ReceiverValues, SenderValues, Tokens
-from . import displaced, runs, slopes
+from . import contextual, displaced, runs, slopes
 from .backward import BACKWARD, under
 
 Index = Int[Array, ""]
 Indices = Int[Array, "*node"]
 Positions = Int[Array, " at"]
+
+CONTEXTUAL = "contextual"
+RULES = BACKWARD | {CONTEXTUAL: contextual.RULES}
 
 
 class AbstractModel(eqx.Module):
@@ -125,6 +128,11 @@ class AbstractModel(eqx.Module):
         """Whether its heads are attention whose pattern `pattern` tells."""
         return False
 
+    @property
+    def has_parts(self) -> bool:
+        """Whether what it computes can be followed part by part: its operations have the rules of `contextual.py`."""
+        return False
+
     def pattern(
         self, layer: Index, index: Indices, ys: tuple[Float[Array, "..."], ...]
     ) -> Float[Array, "*node position position"]:
@@ -140,6 +148,10 @@ class AbstractModel(eqx.Module):
         """The same model with other rules of the backward pass. Raises ValueError for an unknown name."""
         if name not in BACKWARD:
             raise ValueError(f"backward: expected one of {', '.join(BACKWARD)}, got {name!r}")
+        return self.by_rules(name)
+
+    def by_rules(self, name: str) -> "AbstractModel":
+        """The same model by rules of this name, those of `contextual.py` included."""
         return dataclasses.replace(self, backward=name)
 
     def of_prompt(self, span_at: Int[Array, " position"] | None) -> "AbstractModel":
@@ -148,8 +160,8 @@ class AbstractModel(eqx.Module):
 
     @contextlib.contextmanager
     def computing(self) -> Iterator[None]:
-        """How its functions compute: at its precision, by its rules of the backward pass."""
-        with jax.default_matmul_precision(self.precision), under(self.backward):
+        """How its functions compute: at its precision, by its rules."""
+        with jax.default_matmul_precision(self.precision), under(RULES[self.backward]):
             yield
 
     @property
@@ -172,10 +184,15 @@ class AbstractModel(eqx.Module):
         """The value that the receiver `logits` reads: of the whole model, or of the circuit `mask`."""
         if mask is None:
             with self.computing():
-                return runs.residual(self, tokens)
+                return runs.residual(self, self.embeddings(tokens).sum(0))
         if reference is None:
             raise ValueError("a mask needs reference values: what absent edges carry, [sender, position, width]")
         return self.masked_run(tokens, mask, reference)[0]
+
+    def residual_of(self, x: Float[Array, "position width"]) -> Float[Array, "position width"]:
+        """The value that `logits` reads in the plain run whose embeddings sum to `x`."""
+        with self.computing():
+            return runs.residual(self, x)
 
     def masked_run(
         self, tokens: Tokens, mask: PositionedMask, reference: SenderValues, offsets: ReceiverValues | None = None
@@ -237,6 +254,23 @@ class AbstractModel(eqx.Module):
         """
         with self.computing():
             return slopes.receiver_slopes(self, tokens, score, held)
+
+    def shares(
+        self,
+        tokens: Tokens,
+        sources: tuple[Int[Array, " source"], Float[Array, "source position width"]],
+        counted: Float[Array, " position"],
+        scored: tuple[Int[Array, " scored"], Float[Array, " scored"]],
+    ) -> Float[Array, "source receiver"]:
+        """How much of what every receiver of the clean run computes is due to each source, see `contextual.py`.
+
+        `sources`: senders, and what each wrote that is followed. `counted`, `scored`: weights of the positions where
+        nodes read; those of logits, with their weights.
+        """
+        model = self.by_rules(CONTEXTUAL)
+        with model.computing():
+            targets = contextual.Targets(counted, *scored)
+            return contextual.shares(model, tokens, contextual.Sources(*sources), targets)
 
     def place(self, receiver: int) -> displaced.Place:
         """Where a mask's column reads."""

@@ -70,5 +70,6 @@ class Olmo2(JointDecoder):
 
 def _normed(norm: RMSNorm, ys: Float[Array, "head position key"]) -> Float[Array, "head position key"]:
     """Queries or keys of all heads after one norm of all; heads of a group have equal keys, so these count alike."""
-    scale = backward.now().scale(jax.lax.rsqrt((ys**2).mean((0, 2), keepdims=True) + norm.epsilon))
+    total = backward.now().whole(ys)
+    scale = backward.now().scale(jax.lax.rsqrt((total**2).mean((0, 2), keepdims=True) + norm.epsilon))
     return ys * scale * jnp.repeat(norm.weight, len(ys) // len(norm.weight), axis=0)[:, None]

@@ -36,7 +36,7 @@ class LayerNorm(eqx.Module):
 
     def __call__(self, x: Float[Array, " width"]) -> Float[Array, " width"]:
         centred = x - x.mean()
-        return centred * _scale(centred, self.epsilon) * self.weight + self.bias
+        return backward.now().bias(centred * _scale(centred, self.epsilon) * self.weight, self.bias)
 
 
 class RMSNorm(eqx.Module):
@@ -51,7 +51,8 @@ class RMSNorm(eqx.Module):
 
     def shares(self, rows: Float[Array, "head at width"]) -> Float[Array, "head at width"]:
         """What each row is of the norm of their sum: they add up to it, under the sum's own scale."""
-        scale = backward.now().scale(jax.lax.rsqrt((rows.sum(0) ** 2).mean(-1, keepdims=True) + self.epsilon))
+        total = backward.now().whole(rows.sum(0))
+        scale = backward.now().scale(jax.lax.rsqrt((total**2).mean(-1, keepdims=True) + self.epsilon))
         return rows * (scale * (self.offset + self.weight)[None])[None]
 
 
@@ -59,7 +60,7 @@ Norm = LayerNorm | RMSNorm
 
 
 def _scale(x: Float[Array, " width"], epsilon: float) -> Float[Array, ""]:
-    return backward.now().scale(jax.lax.rsqrt((x**2).mean() + epsilon))
+    return backward.now().scale(jax.lax.rsqrt((backward.now().whole(x) ** 2).mean() + epsilon))
 
 
 def normed(norm: Norm | None, x: Float[Array, "*inputs width"]) -> Float[Array, "*inputs width"]:
@@ -76,7 +77,7 @@ def affine(
     x: Float[Array, "position width"], weight: Float[Array, "width features"], bias: Float[Array, " features"] | None
 ) -> Float[Array, "position features"]:
     """`x W + b`; without a bias `x W`."""
-    return x @ weight if bias is None else x @ weight + bias[None]
+    return x @ weight if bias is None else backward.now().bias(x @ weight, bias[None])
 
 
 class Attention(eqx.Module):
@@ -136,7 +137,7 @@ class MLP(eqx.Module):
         return MLP(w_in, b_in, w_out, self.b_out / groups, self.activation)
 
     def __call__(self, x: Float[Array, "position width"]) -> Float[Array, "position width"]:
-        return _activated(self.activation, x @ self.w_in + self.b_in[None]) @ self.w_out + self.b_out[None]
+        return affine(_activated(self.activation, affine(x, self.w_in, self.b_in)), self.w_out, self.b_out)
 
 
 class GatedMLP(eqx.Module):
@@ -163,7 +164,7 @@ class GatedMLP(eqx.Module):
 
     def __call__(self, x: Float[Array, "position width"]) -> Float[Array, "position width"]:
         gate = _activated(self.activation, affine(x, self.gate, self.gate_bias))
-        product = backward.now().product(gate * affine(x, self.up, self.up_bias))
+        product = backward.now().product(gate, affine(x, self.up, self.up_bias))
         return affine(product, self.down, self.down_bias)
 
 

@@ -29,9 +29,9 @@ class Regrouped(AbstractModel):
     def units_name(self) -> str:
         return self.chosen
 
-    def with_backward(self, name: str) -> AbstractModel:
+    def by_rules(self, name: str) -> AbstractModel:
         """Of the model within, too."""
-        return dataclasses.replace(self, model=self.model.with_backward(name), backward=name)
+        return dataclasses.replace(self, model=self.model.by_rules(name), backward=name)
 
     @property
     def layout(self) -> Layout:
@@ -90,6 +90,10 @@ class Regrouped(AbstractModel):
     @property
     def has_patterns(self) -> bool:
         return self.model.has_patterns
+
+    @property
+    def has_parts(self) -> bool:
+        return self.model.has_parts
 
     def pattern(self, layer: Index, index: Indices, ys: tuple[Array, ...]) -> Float[Array, "*node position position"]:
         """The model's own."""

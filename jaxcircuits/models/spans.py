@@ -1,6 +1,7 @@
 """Spans of positions as units: what a node writes at some tokens is a sender apart from what it writes at others."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -10,8 +11,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ..layout import Layout, Nodes
 from ..span_names import Span, is_span_name, part_names, span_text
-from ..types import Tokens
-from . import runs
+from ..types import SenderValues, Tokens
+from . import crossing, runs
 from .model import Positions
 from .regrouped import Ports, Regrouped
 
@@ -52,6 +53,21 @@ class Spanned(Regrouped):
     def in_spans(self, rows: Float[Array, "node at width"], at: Positions) -> Float[Array, "row at width"]:
         """Each row's part in each span of positions, nothing elsewhere."""
         return jnp.where(self.inside(at)[None, :, :, None], rows[:, None], 0).reshape(-1, *rows.shape[1:])
+
+    def crossing(
+        self,
+        tokens: Tokens,
+        reference: SenderValues,
+        score: Callable[[Float[Array, "position width"]], Float[Array, ""]],
+    ) -> Float[Array, "layer head port span span"]:
+        """What every head takes from each span at each, as the gradient of `score(residual)` counts it; `crossing.py`.
+
+        `reference`: what senders write in the run whose queries, keys and values take the place of the clean ones.
+        """
+        written, slopes = self.receiver_slopes(tokens, score)
+        clean, other = self.node_values(written), self.node_values(reference)
+        with self.computing():
+            return crossing.effects(self, clean, other, slopes)
 
 
 class NamedSpans(Spanned):
