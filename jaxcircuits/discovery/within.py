@@ -17,7 +17,7 @@ class Edges(NamedTuple):
     """What learners ask of a graph: which entries of a mask are edges, its shape, how many they are."""
 
     valid: Bool[Array, "sender receiver"]
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     num_edges: Any
 
 
