@@ -11,6 +11,8 @@ Each part runs in a process of its own, so that its peak of memory is its own; `
   (logits at all positions, as `model(tokens)` gives them, or at the last alone).
 - eap-ig: EAP-IG over inputs, 5 points.
 - edge-pruning: steps on all prompts under KL, beside one masked gradient.
+- mattr: steps of MAttr on the bundled model, one prompt a step and all, beside as many masked gradients.
+- backward: EAP on the bundled model by each rule of the backward pass, beside plain EAP.
 - exact: a seeded sample of the chunks of edges that exact patching evaluates, beside one plain forward pass an edge.
 - package: the public EAP-IG, only with `--eap-ig`. A gate of its own first: the same scores of all edges on the tiny
   model in float64. Then seconds of its `attribute` and of this library's functions, and the peak of its process (this
@@ -40,6 +42,7 @@ import numpy as np
 from common import compared, emit, in_turns, machine, matmul_ceiling, peak, seconds_of
 from jaxtyping import Array, Float, Int
 from methods_common import POINTS, TURNS, pruning_steps, require_same, shape_and_memory, start_problem
+from methods_learnt import time_backward, time_mattr
 from methods_peers import time_authors, time_package
 from peer_gates import tiny
 
@@ -189,6 +192,8 @@ PARTS: dict[str, Callable[[argparse.Namespace], None]] = {
     "eap": time_eap,
     "eap-ig": time_eap_ig,
     "edge-pruning": time_edge_pruning,
+    "mattr": time_mattr,
+    "backward": time_backward,
     "exact": time_exact,
     "package": time_package,
     "edge-pruning-authors": time_authors,

@@ -253,7 +253,7 @@ def _method_of(circuit: Circuit, checkpoint: Path | None = None) -> Callable[[Ob
             return acdc(objective, float(run["threshold"]), prompt_weights=weighed, **taken, **kept)
 
         return search
-    if name not in methods.METHODS:
+    if name not in methods.METHODS or "edges_within" in run:
         return None
     method = methods.METHODS[name]
     taken = {key: run[key] for key in method.defaults if key in run} | (kept if method.takes_checkpoint else {})

@@ -43,6 +43,9 @@ def score(
     positions: Annotated[
         str | None, typer.Option(help="score edges at one token position, as 3, or a span before 7, as 3:7")
     ] = None,
+    within: Annotated[
+        Path | None, typer.Option(help="learn only the edges of this circuit file, e.g. of `prune`; learnt masks")
+    ] = None,
     replicates: Annotated[
         int, typer.Option(help="bootstrap replicates for intervals, of methods that are means over prompts", min=0)
     ] = 0,
@@ -52,8 +55,10 @@ def score(
     out_file: Annotated[Path | None, typer.Option("--out", help="write the scores to this JSON file")] = None,
 ) -> None:
     """Scores every edge with one method and prints the best."""
-    check_writable(task, out=out_file)
+    check_writable(task, within, out=out_file)
     chosen = methods.by_name(method)
+    if within is not None and not chosen.takes_within:
+        raise ValueError(f"--within: {method} scores every edge alone: prune its scores; leave it out")
     options = [*(option or []), *([] if steps is None else [f"steps={steps}"])]
     hyperparameters = chosen.read(options)
     if "seed" in chosen.defaults:
@@ -72,6 +77,8 @@ def score(
         hyperparameters["checkpoint"] = checkpoint
     with warnings_as_lines():
         objective, run, *_ = load(task, prompts)
+        if within is not None:
+            hyperparameters["within"] = Circuit.load(within)
         scores: Any
         if replicates:
             scores = score_replicates(objective, chosen.run, count=replicates, seed=prompts.seed, **hyperparameters)

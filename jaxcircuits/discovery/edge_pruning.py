@@ -19,12 +19,12 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from ..arguments import checked
-from ..graph import Graph
 from ..objective import Objective
-from ..types import Mask
+from ..types import EdgeBools, Mask, MaskLike
 from . import hard_concrete
-from .learning import LearntMask, State, first_order, learn, result_of
+from .learning import LearntMask, Maskable, State, first_order, learn, result_of
 from .measure import refuse_flat
+from .within import narrowed, recorded
 
 
 class EdgePruning(eqx.Module):
@@ -40,7 +40,7 @@ class EdgePruning(eqx.Module):
     decay: float
     columns: ClassVar[tuple[str, ...]] = ("metric", "loss", "sparsity", "target")
 
-    def start(self, objective: Objective, key: PRNGKeyArray) -> dict[str, dict[str, Array]]:
+    def start(self, objective: Maskable, key: PRNGKeyArray) -> dict[str, dict[str, Array]]:
         """`a ~ N(10, 0.01)`, so that z starts at 1; multipliers at 0."""
         graph, dtype = objective.graph, objective.model.dtype
         shapes = {"edges": graph.shape} | ({} if self.node_sparsity is None else {"nodes": graph.shape[:1]})
@@ -65,7 +65,7 @@ class EdgePruning(eqx.Module):
         return optax.chain(optax.clip_by_global_norm(1.0), steps)
 
     def loss(
-        self, parameters: dict[str, dict[str, Array]], objective: Objective, key: PRNGKeyArray, step: Int[Array, ""]
+        self, parameters: dict[str, dict[str, Array]], objective: Maskable, key: PRNGKeyArray, step: Int[Array, ""]
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """The Lagrangian at one draw; its gradient in the multipliers is reversed, so that descent ascends there."""
         valid = jnp.asarray(objective.graph.valid, objective.model.dtype)
@@ -103,6 +103,7 @@ def edge_pruning(
     decay: float = 0.01,
     batch: int = 32,
     seed: int = 0,
+    within: MaskLike | None = None,
     progress: Callable[[State], object] | None = None,
     checkpoint: str | os.PathLike | None = None,
 ) -> LearntMask:
@@ -114,6 +115,8 @@ def edge_pruning(
       rates; default 1/15 (200).
     - `rate`: AdamW's, for masks; `multiplier_rate`: for multipliers, default the same. `decay`: its weight decay.
       The authors' scripts for compiled tracr models take 0.03 and 0.001 (6,000 steps), or 1 and 0.0001 (720).
+    - `within`: a mask or circuit, such as the best edges by a cheap score: only its edges are learnt, the others are
+      absent (HAP). `sparsity` is a share of its edges. Default: all edges.
     - `batch`, `seed`, `progress`, `checkpoint`: as `learn`.
 
     The mask keeps what the deterministic values keep at the sparsity that was reached (`binarise`). Scores are
@@ -138,14 +141,16 @@ def edge_pruning(
     if not 1 <= ramp <= steps or not 1 <= warm_up < steps:
         raise ValueError(f"ramp and warm_up: expected 1 to {steps} steps, warm_up fewer; got {ramp} and {warm_up}")
     learner = EdgePruning(sparsity, node_sparsity, steps, ramp, warm_up, rate, multiplier_rate, decay)
-    state = learn(learner, objective, steps=steps, batch=batch, seed=seed, progress=progress, checkpoint=checkpoint)
+    own = narrowed(objective, within)
+    state = learn(learner, own, steps=steps, batch=batch, seed=seed, progress=progress, checkpoint=checkpoint)
     log_alpha = {kind: np.asarray(a, np.float64) for kind, a in state.parameters["log_alpha"].items()}
     options = {
         **{"sparsity": sparsity, "node_sparsity": node_sparsity, "steps": steps, "ramp": ramp},
         **{"warm_up": warm_up, "rate": rate, "multiplier_rate": multiplier_rate, "decay": decay},
         **{"batch": batch, "seed": seed},
+        **recorded(own),
     }
-    mask, scores = _circuit(objective.graph, log_alpha)
+    mask, scores = _circuit(np.asarray(own.graph.valid), log_alpha)
     return result_of(state, objective, mask, scores, method="edge-pruning", started=started, options=options)
 
 
@@ -167,9 +172,9 @@ def binarise(log_alpha: Float[np.ndarray, " entry"]) -> Bool[np.ndarray, " entry
     return soft > low
 
 
-def _circuit(graph: Graph, log_alpha: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    mask, scores = np.zeros(graph.shape, bool), np.where(graph.valid, _sigmoid(log_alpha["edges"]), 0)
-    mask[graph.valid] = binarise(log_alpha["edges"][graph.valid])
+def _circuit(edges: EdgeBools, log_alpha: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    mask, scores = np.zeros(edges.shape, bool), np.where(edges, _sigmoid(log_alpha["edges"]), 0)
+    mask[edges] = binarise(log_alpha["edges"][edges])
     if "nodes" in log_alpha:
         mask &= binarise(log_alpha["nodes"])[:, None]
         scores = scores * _sigmoid(log_alpha["nodes"])[:, None]

@@ -19,13 +19,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
 
 from ..arguments import checked
 from ..objective import Objective
-from ..types import EdgeBools, Mask
-from .learning import LearntMask, State, first_order, learn, result_of
+from ..types import Mask, MaskLike
+from .learning import LearntMask, Maskable, State, first_order, learn, result_of
 from .measure import refuse_flat
+from .within import narrowed, recorded
 
 RATES = {"adam": 0.05, "sgd": 3.0, "none": None}
 """The optimisers, and the rates that the authors take."""
@@ -45,7 +46,7 @@ class MAttr(eqx.Module):
     loss_name: str = eqx.field(static=True)
     columns: ClassVar[tuple[str, ...]] = ("metric", "loss", "size")
 
-    def start(self, objective: Objective, key: PRNGKeyArray) -> Mask:
+    def start(self, objective: Maskable, key: PRNGKeyArray) -> Mask:
         """Zeros."""
         return jnp.zeros(objective.graph.shape, objective.model.dtype)
 
@@ -54,7 +55,7 @@ class MAttr(eqx.Module):
         return optax.adam(self.rate) if self.optimiser_name == "adam" else optax.sgd(self.rate)
 
     def loss(
-        self, a: Mask, objective: Objective, key: PRNGKeyArray, step: Int[Array, ""]
+        self, a: Mask, objective: Maskable, key: PRNGKeyArray, step: Int[Array, ""]
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """Of the mask of one size; without learning, of a mask whose entries are all equal."""
         edges = jnp.asarray(objective.graph.num_edges, a.dtype)
@@ -70,7 +71,7 @@ class MAttr(eqx.Module):
         return loss, {"metric": metric, "loss": loss, "size": size}
 
 
-def mask_of_size(a: Mask, size: Float[Array, ""], temperature: Float[Array, ""] | float, valid: EdgeBools) -> Mask:
+def mask_of_size(a: Mask, size: Float[Array, ""], temperature: Float[Array, ""] | float, valid: ArrayLike) -> Mask:
     """`sigmoid((a - tau) / temperature)` on the edges, tau by bisection such that they sum to `size`.
 
     The derivative by `a` is that of the exact tau.
@@ -106,6 +107,7 @@ def mattr(
     temperature: float = 0.5,
     batch: int = 1,
     seed: int = 0,
+    within: MaskLike | None = None,
     progress: Callable[[State], object] | None = None,
     checkpoint: str | os.PathLike | None = None,
 ) -> LearntMask:
@@ -116,10 +118,12 @@ def mattr(
     - `sizes`: number of edges a step, "uniform" in 1 to all or "log": its logarithm is.
     - `loss`: the "objective" itself, or "cmd": the distance of f to that of the whole model on the same prompts, over
       what f differs without edges (|1 - faithfulness|).
+    - `within`: a mask or circuit: sizes are numbers of its edges, the others are absent. Default: all edges.
     - `batch`, `seed`, `progress`, `checkpoint`: as `learn`.
 
     Scores are `a` minus the least one: 0 or more, so that their sizes rank as they do; only their order means anything.
     Without learning they are slopes, and have a sign. The mask has all edges: choose how many by `Circuit.select`.
+    `within` some edges these have 1 more, the others 0.
     One masked run and one backward pass a step.
 
     Raises ValueError for settings out of range, a `cmd` whose f is the same without edges, a checkpoint of another run,
@@ -132,18 +136,22 @@ def mattr(
             raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
     if rate is not None and optimiser == "none":
         raise ValueError(f"rate: without learning there is none, got {rate}; leave it out")
+    own = narrowed(objective, within)
+    if own is not objective and optimiser == "none":
+        raise ValueError("within: without learning scores have a sign, and none is the lowest; leave one of them out")
     rate = RATES[optimiser] if rate is None else rate
     if temperature <= 0 or (rate is not None and rate <= 0):
         raise ValueError(f"expected temperature > 0, rate > 0; got {temperature}, {rate}")
     step = rate if rate is not None else 1 / max(steps, 1)
     learner = MAttr(temperature, step, _gap(objective) if loss == "cmd" else 1.0, optimiser, sizes, loss)
-    state = learn(learner, objective, steps=steps, batch=batch, seed=seed, progress=progress, checkpoint=checkpoint)
-    valid = objective.graph.valid
+    state = learn(learner, own, steps=steps, batch=batch, seed=seed, progress=progress, checkpoint=checkpoint)
+    valid = np.asarray(own.graph.valid)
     a = np.asarray(state.parameters, np.float64)
     is_signed = optimiser == "none"
-    scores = np.where(valid, a if is_signed else a - a[valid].min(), 0)
+    least = a[valid].min() - (own is not objective)
+    scores = np.where(valid, a if is_signed else a - least, 0)
     options = {"optimiser": optimiser, "steps": steps, "rate": rate, "sizes": sizes, "loss": loss}
-    options |= {"temperature": temperature, "batch": batch, "seed": seed, "signed": is_signed}
+    options |= {"temperature": temperature, "batch": batch, "seed": seed, "signed": is_signed, **recorded(own)}
     return result_of(state, objective, valid, scores, method="mattr", started=started, options=options)
 
 

@@ -19,8 +19,8 @@ from .subnetwork_probing import subnetwork_probing
 from .ugs import ugs
 from .uniform import random_scores
 
-PYTHON_ONLY = ("positions", "progress", "checkpoint")
-"""Arguments that are no hyperparameters: they change the shape of the result, or do not change it."""
+PYTHON_ONLY = ("positions", "progress", "checkpoint", "within")
+"""Arguments that are no hyperparameters: which positions or edges are scored, and what does not change the result."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +56,11 @@ class Method:
     def takes_checkpoint(self) -> bool:
         """Whether it can take so long that how far it is may be kept."""
         return "checkpoint" in inspect.signature(self.run).parameters
+
+    @property
+    def takes_within(self) -> bool:
+        """Whether it can learn some of the edges alone."""
+        return "within" in inspect.signature(self.run).parameters
 
     def read(self, options: Sequence[str]) -> dict[str, Any]:
         """Hyperparameters from texts NAME=VALUE. Raises ValueError for an unknown name or a value of another type."""

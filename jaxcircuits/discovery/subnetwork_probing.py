@@ -22,9 +22,11 @@ from ..arguments import checked
 from ..graph import Graph
 from ..nodes import NodeObjective, edge_scores
 from ..objective import Objective
+from ..types import MaskLike
 from . import hard_concrete
 from .learning import LearntMask, State, first_order, learn, result_of
 from .measure import refuse_flat
+from .within import narrowed, recorded
 
 
 class SubnetworkProbing(eqx.Module):
@@ -65,6 +67,7 @@ def subnetwork_probing(
     keep: float = 0.9,
     batch: int | None = None,
     seed: int = 0,
+    within: MaskLike | None = None,
     progress: Callable[[State], object] | None = None,
     checkpoint: str | os.PathLike | None = None,
 ) -> LearntMask:
@@ -72,7 +75,7 @@ def subnetwork_probing(
 
     - `strength`: of the penalty; ACDC sweeps 0.01 to 250. `on`: "nodes" (the published method) or "edges".
     - `rate`: Adam's. `keep`: every mask's value at the start. `batch`: prompts a step, default all.
-    - `seed`, `progress`, `checkpoint`: as `learn`.
+    - `within`: on edges: as `edge_pruning`. `seed`, `progress`, `checkpoint`: as `learn`.
 
     Kept is what has a deterministic value of at least one half (the public code draws one sample). A removed q, k, v or
     MLP drops its incoming edges, a head without q, k and v or a removed MLP its outgoing ones. Scores are `sigmoid(a)`.
@@ -87,14 +90,16 @@ def subnetwork_probing(
         raise ValueError(f"on: expected 'nodes' or 'edges', got {on!r}")
     if strength < 0 or rate <= 0 or not 0 < keep < 1:
         raise ValueError(f"expected strength >= 0, rate > 0, 0 < keep < 1; got {strength}, {rate}, {keep}")
+    own: Any = narrowed(objective, within)
+    if on == "nodes" and own is not objective:
+        raise ValueError("within: expected on='edges', as nodes are no edges; got on='nodes'")
     batch = objective.num_prompts if batch is None else batch
     graph, dtype = objective.graph, objective.model.dtype
     nodes = NodeObjective(objective, "edges") if on == "nodes" else None
-    weights = _tensor_shares(graph) if nodes else graph.valid / graph.num_edges
+    weights = _tensor_shares(graph) if nodes else np.asarray(own.graph.valid) / int(own.graph.num_edges)
     learner = SubnetworkProbing(jnp.asarray(weights, dtype), strength, rate, hard_concrete.log_alpha_of(keep))
-    state = learn(
-        learner, nodes or objective, steps=steps, batch=batch, seed=seed, progress=progress, checkpoint=checkpoint
-    )
+    own = nodes or own
+    state = learn(learner, own, steps=steps, batch=batch, seed=seed, progress=progress, checkpoint=checkpoint)
     log_alpha = np.asarray(state.parameters, np.float64)
     kept, scores = log_alpha >= 0, 1 / (1 + np.exp(-log_alpha))
     options = {"on": on, "strength": strength, "steps": steps, "rate": rate, "keep": keep, "batch": batch, "seed": seed}
@@ -103,7 +108,8 @@ def subnetwork_probing(
         options |= {"nodes": dict(zip(nodes.names, scores.tolist(), strict=True)), "metric_nodes": float(nodes(kept))}
         mask, scores = edge_scores(graph, kept.astype(float), always=1.0) > 0, edge_scores(graph, scores, always=1.0)
     else:
-        mask, scores = kept & graph.valid, np.where(graph.valid, scores, 0)
+        edges, options = np.asarray(own.graph.valid), options | recorded(own)
+        mask, scores = kept & edges, np.where(edges, scores, 0)
     return result_of(state, objective, mask, scores, method="subnetwork-probing", started=started, options=options)
 
 

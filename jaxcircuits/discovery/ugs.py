@@ -25,9 +25,10 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ..arguments import checked
 from ..objective import Objective
-from ..types import Mask
-from .learning import LearntMask, State, first_order, learn, result_of
+from ..types import Mask, MaskLike
+from .learning import LearntMask, Maskable, State, first_order, learn, result_of
 from .measure import refuse_flat
+from .within import narrowed, recorded
 
 
 class UGS(eqx.Module):
@@ -39,7 +40,7 @@ class UGS(eqx.Module):
     samples: int = eqx.field(static=True)
     columns: ClassVar[tuple[str, ...]] = ("metric", "loss", "sparsity")
 
-    def start(self, objective: Objective, key: PRNGKeyArray) -> Mask:
+    def start(self, objective: Maskable, key: PRNGKeyArray) -> Mask:
         """The same for all edges."""
         return jnp.zeros(objective.graph.shape, objective.model.dtype) + self.start_at
 
@@ -48,7 +49,7 @@ class UGS(eqx.Module):
         return optax.chain(optax.clip_by_global_norm(5.0), optax.adam(self.rate, b2=0.995))
 
     def loss(
-        self, theta: Mask, objective: Objective, key: PRNGKeyArray, step: Int[Array, ""]
+        self, theta: Mask, objective: Maskable, key: PRNGKeyArray, step: Int[Array, ""]
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """The mean metric over the draws, plus the expected number of edges."""
         valid = jnp.asarray(objective.graph.valid, theta.dtype)
@@ -83,6 +84,7 @@ def ugs(
     samples: int = 12,
     batch: int = 5,
     seed: int = 0,
+    within: MaskLike | None = None,
     progress: Callable[[State], object] | None = None,
     checkpoint: str | os.PathLike | None = None,
 ) -> LearntMask:
@@ -90,7 +92,8 @@ def ugs(
 
     - `strength`: what an edge may cost in units of `f`. `rate`: Adam's; the public code takes 0.15 for strengths up to
       1e-4, 0.1 up to 5e-4, else 0.05, and a fifth of these under `resample`.
-    - `samples`: masks a step, each on the same `batch` prompts. `seed`, `progress`, `checkpoint`: as `learn`.
+    - `samples`: masks a step, each on the same `batch` prompts. `within`: as `edge_pruning`. `seed`, `progress`,
+      `checkpoint`: as `learn`.
 
     The mask keeps edges with a probability over one half; scores are the probabilities. `samples` masked runs and
     backward passes a step. Not done here, unlike the public code: removing edges at dead ends from each draw, its
@@ -103,9 +106,10 @@ def ugs(
     if strength < 0 or rate <= 0 or samples < 1:
         raise ValueError(f"expected strength >= 0, rate > 0, samples >= 1; got {strength}, {rate}, {samples}")
     learner = UGS(strength, rate, start_at, samples)
-    state = learn(learner, objective, steps=steps, batch=batch, seed=seed, progress=progress, checkpoint=checkpoint)
-    theta, valid = np.asarray(state.parameters, np.float64), objective.graph.valid
+    own = narrowed(objective, within)
+    state = learn(learner, own, steps=steps, batch=batch, seed=seed, progress=progress, checkpoint=checkpoint)
+    theta, valid = np.asarray(state.parameters, np.float64), np.asarray(own.graph.valid)
     options = {"strength": strength, "steps": steps, "rate": rate, "start_at": start_at, "samples": samples}
-    options |= {"batch": batch, "seed": seed}
+    options |= {"batch": batch, "seed": seed, **recorded(own)}
     mask, scores = valid & (theta > 0), np.where(valid, 1 / (1 + np.exp(-theta)), 0)
     return result_of(state, objective, mask, scores, method="ugs", started=started, options=options)
