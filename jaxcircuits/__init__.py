@@ -13,6 +13,7 @@ from .checkpoints import bundled as bundled
 from .checkpoints import load as load
 from .checkpoints import save as save
 from .circuit import Circuit as Circuit
+from .conditional import without as without
 from .data import PromptPairs as PromptPairs
 from .discovery import ACDCResult as ACDCResult
 from .discovery import Clusters as Clusters
@@ -29,6 +30,7 @@ from .discovery import acdc_sweep as acdc_sweep
 from .discovery import atp_nodes as atp_nodes
 from .discovery import atp_star as atp_star
 from .discovery import clean_corrupted as clean_corrupted
+from .discovery import conditional_scores as conditional_scores
 from .discovery import eap as eap
 from .discovery import eap_ig_activations as eap_ig_activations
 from .discovery import eap_ig_inputs as eap_ig_inputs
@@ -52,6 +54,8 @@ from .evaluation import MIB_SHARES as MIB_SHARES
 from .evaluation import ROC as ROC
 from .evaluation import Ablated as Ablated
 from .evaluation import Ablation as Ablation
+from .evaluation import Backup as Backup
+from .evaluation import Backups as Backups
 from .evaluation import Comparison as Comparison
 from .evaluation import Completeness as Completeness
 from .evaluation import Evaluation as Evaluation
@@ -64,11 +68,13 @@ from .evaluation import Outcome as Outcome
 from .evaluation import Paired as Paired
 from .evaluation import RandomControl as RandomControl
 from .evaluation import RandomCurve as RandomCurve
+from .evaluation import Rediscovery as Rediscovery
 from .evaluation import ResetControl as ResetControl
 from .evaluation import Similarity as Similarity
 from .evaluation import Spread as Spread
 from .evaluation import Variation as Variation
 from .evaluation import ablated as ablated
+from .evaluation import backups as backups
 from .evaluation import compare_methods as compare_methods
 from .evaluation import completeness as completeness
 from .evaluation import evaluate as evaluate
@@ -85,6 +91,7 @@ from .evaluation import random_control as random_control
 from .evaluation import random_curve as random_curve
 from .evaluation import rank_correlation as rank_correlation
 from .evaluation import read_record as read_record
+from .evaluation import rediscover as rediscover
 from .evaluation import reset_control as reset_control
 from .evaluation import retained as retained
 from .evaluation import roc as roc

@@ -19,6 +19,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from ..arguments import checked
+from ..conditional import Conditional
 from ..graph import Graph
 from ..objective import Objective
 from ..types import Mask
@@ -40,7 +41,7 @@ class EdgePruning(eqx.Module):
     decay: float
     columns: ClassVar[tuple[str, ...]] = ("metric", "loss", "sparsity", "target")
 
-    def start(self, objective: Objective, key: PRNGKeyArray) -> dict[str, dict[str, Array]]:
+    def start(self, objective: Objective | Conditional, key: PRNGKeyArray) -> dict[str, dict[str, Array]]:
         """`a ~ N(10, 0.01)`, so that z starts at 1; multipliers at 0."""
         graph, dtype = objective.graph, objective.model.dtype
         shapes = {"edges": graph.shape} | ({} if self.node_sparsity is None else {"nodes": graph.shape[:1]})
@@ -65,7 +66,11 @@ class EdgePruning(eqx.Module):
         return optax.chain(optax.clip_by_global_norm(1.0), steps)
 
     def loss(
-        self, parameters: dict[str, dict[str, Array]], objective: Objective, key: PRNGKeyArray, step: Int[Array, ""]
+        self,
+        parameters: dict[str, dict[str, Array]],
+        objective: Objective | Conditional,
+        key: PRNGKeyArray,
+        step: Int[Array, ""],
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """The Lagrangian at one draw; its gradient in the multipliers is reversed, so that descent ascends there."""
         valid = jnp.asarray(objective.graph.valid, objective.model.dtype)
@@ -91,7 +96,7 @@ MOST_SPARSITY = 1.5
 
 @checked
 def edge_pruning(
-    objective: Objective,
+    objective: Objective | Conditional,
     sparsity: float = 0.95,
     *,
     node_sparsity: float | None = None,

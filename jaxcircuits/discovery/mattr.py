@@ -22,6 +22,7 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ..arguments import checked
+from ..conditional import Conditional
 from ..objective import Objective
 from ..types import EdgeBools, Mask
 from .learning import LearntMask, State, first_order, learn, result_of
@@ -45,7 +46,7 @@ class MAttr(eqx.Module):
     loss_name: str = eqx.field(static=True)
     columns: ClassVar[tuple[str, ...]] = ("metric", "loss", "size")
 
-    def start(self, objective: Objective, key: PRNGKeyArray) -> Mask:
+    def start(self, objective: Objective | Conditional, key: PRNGKeyArray) -> Mask:
         """Zeros."""
         return jnp.zeros(objective.graph.shape, objective.model.dtype)
 
@@ -54,7 +55,7 @@ class MAttr(eqx.Module):
         return optax.adam(self.rate) if self.optimiser_name == "adam" else optax.sgd(self.rate)
 
     def loss(
-        self, a: Mask, objective: Objective, key: PRNGKeyArray, step: Int[Array, ""]
+        self, a: Mask, objective: Objective | Conditional, key: PRNGKeyArray, step: Int[Array, ""]
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """Of the mask of one size; without learning, of a mask whose entries are all equal."""
         edges = jnp.asarray(objective.graph.num_edges, a.dtype)
@@ -96,7 +97,7 @@ def mask_of_size(a: Mask, size: Float[Array, ""], temperature: Float[Array, ""] 
 
 @checked
 def mattr(
-    objective: Objective,
+    objective: Objective | Conditional,
     *,
     optimiser: str = "adam",
     steps: int = 5000,
@@ -147,7 +148,7 @@ def mattr(
     return result_of(state, objective, valid, scores, method="mattr", started=started, options=options)
 
 
-def _gap(objective: Objective) -> float:
+def _gap(objective: Objective | Conditional) -> float:
     full = objective.full_mask()
     gap = abs(float(objective(full)) - float(objective(np.zeros(full.shape))))
     if gap == 0:

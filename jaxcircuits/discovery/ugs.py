@@ -24,6 +24,7 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ..arguments import checked
+from ..conditional import Conditional
 from ..objective import Objective
 from ..types import Mask
 from .learning import LearntMask, State, first_order, learn, result_of
@@ -39,7 +40,7 @@ class UGS(eqx.Module):
     samples: int = eqx.field(static=True)
     columns: ClassVar[tuple[str, ...]] = ("metric", "loss", "sparsity")
 
-    def start(self, objective: Objective, key: PRNGKeyArray) -> Mask:
+    def start(self, objective: Objective | Conditional, key: PRNGKeyArray) -> Mask:
         """The same for all edges."""
         return jnp.zeros(objective.graph.shape, objective.model.dtype) + self.start_at
 
@@ -48,7 +49,7 @@ class UGS(eqx.Module):
         return optax.chain(optax.clip_by_global_norm(5.0), optax.adam(self.rate, b2=0.995))
 
     def loss(
-        self, theta: Mask, objective: Objective, key: PRNGKeyArray, step: Int[Array, ""]
+        self, theta: Mask, objective: Objective | Conditional, key: PRNGKeyArray, step: Int[Array, ""]
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """The mean metric over the draws, plus the expected number of edges."""
         valid = jnp.asarray(objective.graph.valid, theta.dtype)
@@ -74,7 +75,7 @@ def masks_at(u: Float[Array, "circuit sender receiver"], theta: Mask) -> Float[A
 
 @checked
 def ugs(
-    objective: Objective,
+    objective: Objective | Conditional,
     strength: float = 1e-3,
     *,
     steps: int = 3000,
