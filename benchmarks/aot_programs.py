@@ -17,7 +17,7 @@ from jax import export
 from jax.sharding import Mesh
 
 import jaxcircuits as jc
-from jaxcircuits import batching, chains, gradients, losses, references, sparse
+from jaxcircuits import batching, chains, gradients, lockstep, losses, references, sparse
 from jaxcircuits import programs as instructions
 from jaxcircuits.batching import CANDIDATES, PROMPTS
 from jaxcircuits.kinds import Units
@@ -30,6 +30,10 @@ AXES = {  # the end of an argument's path: how the library spreads it
     r"changes\.(everywhere|scored)": (None, CANDIDATES, PROMPTS),
     r"\.(clean|inside|weights|scored|logits|labels\..*)": (PROMPTS,),
 }
+
+
+TOGETHER = 4
+"""Searches in one call of `run_chains`."""
 
 
 class Program(NamedTuple):
@@ -59,7 +63,7 @@ class Program(NamedTuple):
 
 def axes_of(path: str) -> tuple[str | None, ...]:
     """How the library spreads the argument at a path over devices."""
-    path = re.sub(r"\['(\w+)'\]", r".\1", path)
+    path = re.sub(r"\['(\w+)'\]", r".\1", re.sub(r"\[\d+\]", "", path))
     return next((axes for end, axes in AXES.items() if re.search(f"({end})$", path)), ())
 
 
@@ -122,6 +126,16 @@ def _of_chains(of: jc.Objective, spread: jc.Objective, slots: int, width: int) -
             "current",
         ),
         "run_chain": Program(_run_chain, {**fixed, "current": current, **chain}, "changes"),
+        "run_chains": Program(
+            _run_chains,
+            {
+                **fixed,
+                "current": [current] * TOGETHER,
+                "program": _shape((TOGETHER, *numbers.shape), jnp.int32),
+                "changes": [changes] * TOGETHER,
+            },
+            "changes",
+        ),
         "commit": Program(
             _commit, {**fixed, **chain, "removed": removed, "row": _shape((), jnp.int32), "current": current}, "current"
         ),
@@ -131,6 +145,12 @@ def _of_chains(of: jc.Objective, spread: jc.Objective, slots: int, width: int) -
 
 def _run_chain(fixed, current, program, changes):
     return _raw(chains.run_chain)(*batching.flattened(fixed), current, program, changes)
+
+
+def _run_chains(fixed, current, program, changes):
+    rest, arrays = batching.flattened(fixed)
+    slots = current[0].inputs.scored.shape[0]
+    return _raw(lockstep.run_chains)(rest, slots, arrays, current, program, changes)
 
 
 def _commit(fixed, program, changes, removed, row, current):

@@ -1,6 +1,7 @@
 """What error bars cost: N replicates of an exact search beside one plain search, warm, in one run.
 
     python benchmarks/replicates.py [--size bundled|small] [--prompts N] [--threshold T] [--counts N ...] [--turns N]
+                                    [--together N]
 
 `bundled` is the trained model of the package on IOI, `small` the 12 x 12 x 768 random one on random prompts. First a
 gate: replicates that weigh all prompts alike keep the plain run's edges. Prints JSON lines: seconds and device calls of
@@ -32,6 +33,7 @@ def main() -> None:
     parser.add_argument("--threshold", type=float, default=0.3)
     parser.add_argument("--counts", type=int, nargs="+", default=[20, 60, 200])
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--together", type=int, help="searches in one call; default: the platform's")
     options = parser.parse_args()
     objective = problem(options.size, options.prompts)
     plain = jc.acdc(objective, options.threshold)
@@ -42,17 +44,21 @@ def main() -> None:
     emit(size=options.size, prompts=options.prompts, threshold=options.threshold, **machine())
     jc.replicates(objective, options.threshold, count=2)
     for count in options.counts:
-        emit(**measured(objective, options.threshold, count, options.turns))
+        emit(**measured(objective, options.threshold, count, options.turns, options.together))
 
 
-def measured(objective: jc.Objective, threshold: float, count: int, turns: int) -> dict[str, float]:
+def measured(
+    objective: jc.Objective, threshold: float, count: int, turns: int, together: int | None
+) -> dict[str, float]:
     """Medians of turns of both, and the device calls of a run of each."""
     one, many, results = [], [], []
     for _ in range(turns):
         one.append(seconds_of(lambda: results.append(jc.acdc(objective, threshold))))
-        many.append(seconds_of(lambda: results.append(jc.replicates(objective, threshold, count=count))))
+        many.append(
+            seconds_of(lambda: results.append(jc.replicates(objective, threshold, count=count, together=together)))
+        )
     plain, sampled = results[-2:]
-    calls = calls_of(objective, threshold, count)
+    calls = calls_of(objective, threshold, count, together)
     return {
         "replicates": count,
         "plain_seconds": round(float(np.median(one)), 3),
@@ -66,7 +72,7 @@ def measured(objective: jc.Objective, threshold: float, count: int, turns: int) 
     }
 
 
-def calls_of(objective: jc.Objective, threshold: float, count: int) -> int:
+def calls_of(objective: jc.Objective, threshold: float, count: int, together: int | None) -> int:
     """Chains evaluated, the full run's among them."""
     seen = []
 
@@ -75,7 +81,12 @@ def calls_of(objective: jc.Objective, threshold: float, count: int) -> int:
             seen.append(1)
             return super().chain(*given)
 
-    jc.replicates(objective, threshold, count=count, evaluator=Counting)
+        @staticmethod
+        def together(*given):
+            seen.append(1)
+            return jc.LiveEvaluator.together(*given)
+
+    jc.replicates(objective, threshold, count=count, together=together, evaluator=Counting)
     return len(seen)
 
 

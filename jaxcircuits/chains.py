@@ -147,7 +147,13 @@ def run_chain(
     Changes [slot * width, candidate, ...] are written over the given ones; only what was written is read.
     """
     objective, units, constants = rest.with_arrays(fixed)
-    program = _unpacked(numbers, units, changes)
+    return chain(objective, units, constants, current, _unpacked(numbers, units, changes), changes)
+
+
+def chain(
+    objective: Objective, units: Units, constants: Constants, current: Current, program: Program, changes: Values
+) -> tuple[Float[Array, "candidate prompt"], Values, Values]:
+    """What `run_chain` gives, to be traced."""
     with jax.default_matmul_precision(objective.model.precision):
         chain = _Chain(objective, units, current, program, _removed(objective, constants, program))
         first, last = program.count_everywhere, program.count
@@ -251,9 +257,8 @@ class _Chain(eqx.Module):
         every = jax.vmap(run, (0, None))
         if len(kind.ports) == 1:
             return every(self._read(n, c, changes, part), at)
-        is_changed = (self.program.counts[n, c] > 0) | (self.program.touched[n, c] > 0)
         return jax.lax.cond(
-            is_changed,
+            self.program.changed[n, c] > 0,
             lambda: every(self._read(n, c, changes, part), at),
             lambda: self._for_all(run(self.current.inputs.part(part)[self.program.slot[n], c], at)),
         )

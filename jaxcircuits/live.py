@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from . import batching, chains, programs
+from . import batching, chains, lockstep, programs
 from .batching import place
 from .kinds import Units
 from .objective import Objective
@@ -73,26 +73,61 @@ class LiveEvaluator:
 
     def chain(self, steps: Sequence[Edges], guesses: Sequence[bool], width: int) -> Float[np.ndarray, "step prompt"]:
         """Row i: `values` of the current circuit after guesses 1..i-1 are applied, with step i removed."""
-        after = self.mask.copy()
-        for edges, is_removed in zip(steps, guesses, strict=True):
-            if is_removed:
-                after[edges[:, 0], edges[:, 1]] = False
-        touched = sorted({int(edges[0, 1]) for edges in steps})
-        self._open(touched)
-        program = self._program(steps, guesses, after, touched, width)
-        shape = self._num_slots, width
+        self._open(_touched(steps))
+        numbers, _ = self._program(steps, guesses, width)
+        program = place(numbers, self.objective.mesh)
         self._chain = None
-        changes = self._changes.pop() if self._changes else None
-        if changes is None or changes.scored.shape[:2] != (shape[0] * self.units.width, width):
-            changes = chains.empty_changes(self.objective, self.units, *shape)
-        inputs = self.rest, self.fixed, self.current, program, changes
-        if shape not in self.memory:
-            self.memory[shape] = batching.memory_needed(chains.run_chain, *inputs)
-            batching.check_fits(self.memory[shape], f"a chain of {width}")
+        inputs = self.rest, self.fixed, self.current, program, self._changes_to_write(width)
+        self._check_fits((self._num_slots, width), f"a chain of {width}", chains.run_chain, *inputs)
         values, changes, removed = chains.run_chain(*inputs)
         self._chain = _Chain(list(steps), program, changes, removed)
         self._changes.append(changes)
         return np.asarray(values)[: len(steps)]
+
+    @staticmethod
+    def together(
+        searches: "Sequence[LiveEvaluator]",
+        steps: Sequence[Sequence[Edges]],
+        guesses: Sequence[Sequence[bool]],
+        width: int,
+    ) -> list[Float[np.ndarray, "step prompt"]]:
+        """`chain` of several searches, forks of one, in one call."""
+        first = searches[0]
+        for search, own in zip(searches, steps, strict=True):
+            search._open(_touched(own))
+            search._chain = None
+        slots = max(search._num_slots for search in searches)
+        for search in searches:
+            search._grow(slots)
+        made = [
+            each._program(*own, width) for each, own in zip(searches, zip(steps, guesses, strict=True), strict=True)
+        ]
+        numbers, instructions = lockstep.merged(made, first.units, slots, width)
+        padded = [*range(len(searches)), *[0] * (lockstep.bucket(len(searches)) - len(searches))]
+        currents = [searches[number].current for number in padded]
+        changes = [first._changes_to_write(width) for _ in padded]
+        program = place(numbers[padded], first.objective.mesh)
+        inputs = first.rest, instructions, first.fixed, currents, program, changes
+        shape = len(padded), instructions, slots, width
+        first._check_fits(shape, f"{len(padded)} chains of {width}", lockstep.run_chains, *inputs)
+        values, changes, removed = lockstep.run_chains(*inputs)
+        first._changes += changes
+        for n, search in enumerate(searches):
+            search._chain = _Chain(list(steps[n]), place(made[n][0], first.objective.mesh), changes[n], removed[n])
+        return [each[: len(own)] for each, own in zip(np.asarray(values), steps, strict=False)]
+
+    def _changes_to_write(self, width: int) -> chains.Values:
+        """Where a chain may write its changes: over those of an earlier one, if there are any of this shape."""
+        while self._changes:
+            changes = self._changes.pop()
+            if changes.scored.shape[:2] == (self._num_slots * self.units.width, width):
+                return changes
+        return chains.empty_changes(self.objective, self.units, self._num_slots, width)
+
+    def _check_fits(self, shape: tuple[int, ...], what: str, jitted: Any, *inputs: Any) -> None:
+        if shape not in self.memory:
+            self.memory[shape] = batching.memory_needed(jitted, *inputs)
+            batching.check_fits(self.memory[shape], what)
 
     def commit(self, removed: Sequence[bool]) -> None:
         """Applies the decisions on the first steps of the last chain."""
@@ -141,8 +176,7 @@ class LiveEvaluator:
             if number > opened[0] and not self.mask[:, self._columns(number)].any():
                 del self.slots[number]
         new = [number for number in opened if number not in self.slots]
-        while len(self.slots) + len(new) > self._num_slots:
-            self.current = chains.grow(self.current, next_bucket(self._num_slots + 1))
+        self._grow(len(self.slots) + len(new))
         free = iter(sorted(set(range(self._num_slots)) - set(self.slots.values())))
         for number in new:
             slot, unit = next(free), self.units.all[number]
@@ -151,6 +185,11 @@ class LiveEvaluator:
             edges = self.mask.T[list(unit.columns)]
             self.current = chains.fill((self.objective, self.units, self.constants, where, edges), self.current)
         self._find_read_everywhere()
+
+    def _grow(self, slots: int) -> None:
+        """Room for at least so many units."""
+        if slots > self._num_slots:
+            self.current = chains.grow(self.current, next_bucket(slots))
 
     def _columns(self, number: int) -> list[int]:
         return [column for column in self.units.all[number].columns if column >= 0]
@@ -171,36 +210,40 @@ class LiveEvaluator:
                 everywhere[self._columns(number)] = True
 
     def _program(
-        self, steps: Sequence[Edges], guesses: Sequence[bool], after: EdgeBools, touched: Sequence[int], width: int
-    ) -> Array:
-        """In one array, on the devices."""
+        self, steps: Sequence[Edges], guesses: Sequence[bool], width: int
+    ) -> tuple[Int[np.ndarray, " number"], lockstep.Order]:
+        """In one array, and what its instructions compute."""
+        after = self.mask.copy()
+        for edges, is_removed in zip(steps, guesses, strict=True):
+            if is_removed:
+                after[edges[:, 0], edges[:, 1]] = False
         size, shape = self.units.width, (self.units, self._num_slots, width)
         numbers = programs.empty_program(*shape)
         program: Any = programs.unpacked(numbers, *shape)
-        index = {column: number + 1 for number, column in enumerate(touched)}
+        index = {column: number + 1 for number, column in enumerate(_touched(steps))}
         for number, (edges, is_removed) in enumerate(zip(steps, guesses, strict=True)):
             present = edges[self.mask[edges[:, 0], edges[:, 1]]]
             program.removals[number, : len(present)] = present[:, 0]
             program.removal_counts[number] = len(present)
             program.receivers[number], program.guesses[number] = index[int(edges[0, 1])], is_removed
-        count = 0
+        order: lockstep.Order = []
         changed, places = [], []  # senders, and where their changes are
         for unit in sorted(self.slots, key=lambda unit: (not self.reads_everywhere[unit], unit)):
             columns = self.units.all[unit].columns
             sources = [np.array(places, np.int32)[after[changed, column]] if column >= 0 else () for column in columns]
             own = [index.get(column, 0) for column in columns]
             if any(map(len, sources)) or any(own):
-                self._instruct(program, count, unit, sources, own)
-                count += 1
+                self._instruct(program, len(order), unit, sources, own)
+                order.append((not self.reads_everywhere[unit], unit))
                 changed += self.units.all[unit].rows
                 places += [self.slots[unit] * size + place for place in range(len(self.units.all[unit].rows))]
                 program.count_everywhere[...] += self.reads_everywhere[unit]
-        program.count[...] = count
+        program.count[...] = len(order)
         last = len(self.graph.receivers) - 1
         into_logits = np.array(places, np.int32)[after[changed, last]]
         program.logits_sources[: len(into_logits)] = into_logits
         program.logits_count[...], program.logits_touched[...] = len(into_logits), index.get(last, 0)
-        return place(numbers, self.objective.mesh)
+        return numbers, order
 
     def _instruct(self, program: Any, n: int, number: int, sources: Sequence[Any], touched: list[int]) -> None:
         """Instruction n: recompute this unit."""
@@ -210,6 +253,12 @@ class LiveEvaluator:
         for c, (places, at) in enumerate(zip(sources, touched, strict=True)):
             program.sources[n, c, : len(places)] = places
             program.counts[n, c], program.touched[n, c] = len(places), at
+            program.changed[n, c] = len(places) > 0 or at > 0
+
+
+def _touched(steps: Sequence[Edges]) -> list[int]:
+    """The receivers at which a chain removes edges."""
+    return sorted({int(edges[0, 1]) for edges in steps})
 
 
 def next_bucket(count: int) -> int:

@@ -25,6 +25,7 @@ class Program:
       and number `node` in the layer, whose values are in a `slot`.
     - `sources[n, c, :counts[n, c]]`: the changed senders kept into the input at place c of instruction n's unit, each
       as slot * width + its number in its unit; `touched[n, c]`: its number among `receivers`, 0 if not touched.
+    - `changed[n, c]`: whether either changes it, in any of the searches that run together.
     """
 
     removals: Int[AnyArray, "candidate sender"]
@@ -33,13 +34,14 @@ class Program:
     guesses: Int[AnyArray, " candidate"]
     count_everywhere: Int[AnyArray, ""]
     count: Int[AnyArray, ""]
-    kind: Int[AnyArray, " slot"]
-    layer: Int[AnyArray, " slot"]
-    node: Int[AnyArray, " slot"]
-    slot: Int[AnyArray, " slot"]
-    sources: Int[AnyArray, "slot place source"]
-    counts: Int[AnyArray, "slot place"]
-    touched: Int[AnyArray, "slot place"]
+    kind: Int[AnyArray, " instruction"]
+    layer: Int[AnyArray, " instruction"]
+    node: Int[AnyArray, " instruction"]
+    slot: Int[AnyArray, " instruction"]
+    sources: Int[AnyArray, "instruction place source"]
+    counts: Int[AnyArray, "instruction place"]
+    touched: Int[AnyArray, "instruction place"]
+    changed: Int[AnyArray, "instruction place"]
     logits_sources: Int[AnyArray, " source"]
     logits_count: Int[AnyArray, ""]
     logits_touched: Int[AnyArray, ""]
@@ -51,30 +53,38 @@ class Program:
         return ((index[:, None] == index[None]) | is_before) & (self.receivers == touched)[None]
 
 
-def empty_program(units: Units, slots: int, candidates: int) -> Int[np.ndarray, " number"]:
-    """A program that changes nothing, in one array, which goes to the devices at once."""
-    return np.zeros(sum(math.prod(shape) for shape in _shapes(units, slots, candidates)), np.int32)
+def empty_program(
+    units: Units, slots: int, candidates: int, instructions: int | None = None
+) -> Int[np.ndarray, " number"]:
+    """A program that changes nothing, in one array, which goes to the devices at once.
+
+    - `instructions`: room for so many; None: one a slot.
+    """
+    return np.zeros(sum(math.prod(shape) for shape in _shapes(units, slots, candidates, instructions)), np.int32)
 
 
-def unpacked(numbers: Int[AnyArray, " number"], units: Units, slots: int, candidates: int) -> Program:
+def unpacked(
+    numbers: Int[AnyArray, " number"], units: Units, slots: int, candidates: int, instructions: int | None = None
+) -> Program:
     """The parts of a program in one array; of NumPy's they are views, to be filled."""
     fields, first = [], 0
-    for shape in _shapes(units, slots, candidates):
+    for shape in _shapes(units, slots, candidates, instructions):
         size = math.prod(shape)
         fields.append(numbers[first : first + size].reshape(shape))
         first += size
     return Program(*fields)
 
 
-def _shapes(units: Units, slots: int, candidates: int) -> tuple[tuple[int, ...], ...]:
+def _shapes(units: Units, slots: int, candidates: int, instructions: int | None) -> tuple[tuple[int, ...], ...]:
     sources, places = slots * units.width, units.num_places
+    count = slots if instructions is None else instructions
     return (
         (candidates, units.graph.shape[0]),
         *[(candidates,)] * 3,
         *[()] * 2,
-        *[(slots,)] * 4,
-        (slots, places, sources),
-        *[(slots, places)] * 2,
+        *[(count,)] * 4,
+        (count, places, sources),
+        *[(count, places)] * 3,
         (sources,),
         *[()] * 2,
     )

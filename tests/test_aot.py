@@ -9,7 +9,7 @@ import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 NAMES = "sender_values", "per_example", "many", "gradient", "clean_gradient", "eap_ig_inputs_5", "first_run", "fill"
-NAMES += "run_chain", "commit", "score", "sparse_base", "sparse_alone"
+NAMES += "run_chain", "run_chains", "commit", "score", "sparse_base", "sparse_alone"
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,9 @@ def test_a_program_lowers_for_every_platform_at_once(name, aot, objective):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 4])
-@pytest.mark.parametrize("name", ["per_example", "clean_gradient", "fill", "run_chain", "commit", "score"])
+@pytest.mark.parametrize(
+    "name", ["per_example", "clean_gradient", "fill", "run_chain", "run_chains", "commit", "score"]
+)
 def test_a_program_compiles_for_a_tpu_that_is_not_there(name, devices, aot, objective):
     """It fits; devices exchange nothing inside loops but the sums of a chunk's metrics."""
     if importlib.util.find_spec("libtpu") is None:
@@ -55,7 +57,7 @@ def test_a_program_compiles_for_a_tpu_that_is_not_there(name, devices, aot, obje
     mesh = aot[0].mesh_of(topology, devices, 4)
     row = aot[0].row_of(name, aot[1].programs(objective, 16, 4, mesh)[name], topology, mesh, 16)
     assert row["compiles"] and row["fits"] and not row["flags"], row
-    if name in ("fill", "commit", "run_chain"):
+    if name in ("fill", "commit", "run_chain", "run_chains"):
         assert not row["collectives_in_loops"], row
     assert devices > 1 or not row["collectives"], row
 

@@ -60,12 +60,14 @@ MAY_IMPORT = {
     "kinds": BASE | {"graph", "layout"},
     "programs": BASE | {"kinds"},
     "chains": BASE | {"kinds", "graph", "objective", "references", "programs", "models", "metrics", "batching"},
-    "live": BASE | {"kinds", "graph", "objective", "programs", "chains", "batching"},
+    "lockstep": BASE | {"kinds", "programs", "chains", "batching"},
+    "live": BASE | {"kinds", "graph", "objective", "programs", "chains", "lockstep", "batching"},
     "sparse_plan": BASE | {"kinds", "graph"},
     "sparse": BASE | {"kinds", "programs", "graph", "objective", "references", "models", "batching", "sparse_plan"},
     "resampling": set(),
     "discovery": BASE
-    | {"resampling", "npz", "graph", "scores", "objective", "references", "nodes", "metrics", "batching", "live"}
+    | {"resampling", "npz", "graph", "scores", "objective", "references", "nodes", "metrics", "batching"}
+    | {"live", "lockstep"}
     | KEEPS,
     "expand": BASE | {"axes", "graph", "span_names"},
     "circuit_file": BASE | {"graph", "layout"},

@@ -53,6 +53,10 @@ class SearchOptions(NamedTuple):
     batch: Annotated[int | None, typer.Option(help="candidates evaluated at once; default: what suits the guesses")] = (
         None
     )
+    together: Annotated[
+        int | None,
+        typer.Option(help="searches in one call, of thresholds or replicates that parted; default: 1 on a CPU"),
+    ] = None
 
 
 class ReplicateOptions(NamedTuple):

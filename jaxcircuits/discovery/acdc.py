@@ -20,6 +20,7 @@ from ..batching import compile_clock
 from ..conditional import Conditional, kept_edges
 from ..identity import digest_of, identity_of
 from ..live import LiveEvaluator
+from ..lockstep import COUNTS
 from ..objective import Objective
 from ..savepoint import Savepoint
 from ..types import EdgeBools, EdgeScores
@@ -30,7 +31,7 @@ from .predictors import predictor_of
 from .schedule import Walk, all_steps
 from .search import Search
 from .sweep import Sweep
-from .width import WIDTHS, ExpectedWidth, FixedWidth
+from .width import WIDTHS, ExpectedWidth, FixedWidth, searches_at_once
 
 
 @checked
@@ -55,6 +56,7 @@ def acdc_sweep(
     groups: bool = True,
     absolute: bool = False,
     width: int | None = None,
+    together: int | None = None,
     predictor: str | EdgeScores | ACDCResult = "history",
     evaluator: Callable[[Objective, EdgeBools | None], Evaluator] | None = None,
     within: ArrayLike | None = None,
@@ -77,6 +79,8 @@ def acdc_sweep(
       so that two runs agree to the last bit. The decisions do not depend on it, nor on `predictor`, which guesses
       decisions: "history" (as the sender's last edges fared), "all_removed", scores of all edges (an edge is expected
       to go if its score is below the threshold), or an earlier result, whose decisions are expected again.
+    - `together`: how many searches (of thresholds that have parted) share a call, at most 64; default: 1 on a CPU,
+      which is busy with one, and 16 elsewhere. Decisions do not depend on it.
     - `evaluator`: `LiveEvaluator` (the default), or `DenseEvaluator`, the slow oracle.
     - `within`: a circuit to search in, such as the best edges by some scores: the others are gone from the outset.
       Fewer trials, and another answer than that of the whole graph. Edges that an objective is `without` are too.
@@ -104,6 +108,7 @@ def acdc_sweep(
         head_order=head_order,
         groups=groups,
         width=width,
+        together=together,
         predictor=predictor,
         evaluator=evaluator,
         within=within,
@@ -127,6 +132,7 @@ def searched(
     head_order: str = "descending",
     groups: bool = True,
     width: int | None = None,
+    together: int | None = None,
     predictor: str | EdgeScores | ACDCResult = "history",
     evaluator: Callable[[Objective, EdgeBools | None], Evaluator] | None = None,
     within: ArrayLike | None = None,
@@ -141,6 +147,8 @@ def searched(
     """
     if width is not None and not 1 <= width <= WIDTHS[-1]:
         raise ValueError(f"width: expected 1 to {WIDTHS[-1]}, got {width}")
+    if together is not None and not 1 <= together <= COUNTS[-1]:
+        raise ValueError(f"together: expected 1 to {COUNTS[-1]}, got {together}")
     graph = objective.graph
     within = None if within is None else _within(objective, within)
     evaluator = LiveEvaluator if evaluator is None else evaluator
@@ -156,7 +164,8 @@ def searched(
     if within is not None:
         options["edges_within"] = int(within.sum())
     first = Search(Walk(steps, within), predictor_of(predictor, graph), judges)
-    policy = ExpectedWidth() if width is None else FixedWidth(width)
+    together = searches_at_once() if together is None else together
+    policy = ExpectedWidth(searches=together) if width is None else FixedWidth(width, together)
     results: dict[int, ACDCResult] = {}
 
     def tell(found: Iterable[tuple[int, ACDCResult]]) -> None:
@@ -175,19 +184,14 @@ def searched(
         if not sweep.is_done:
             _warn_of_thresholds(judges.thresholds, sweep.begin(evaluator(objective, within), within is not None))
         while sweep.pending:
-            search = sweep.pending[-1]
-            if search.walk.is_done:
+            if sweep.pending[-1].walk.is_done:
                 tell(sweep.end())
                 sweep.reached(milestone=True)
                 continue
-            receiver = search.walk.receiver
-            parts = search.round(policy)
-            sweep.pending[-1:] = sorted(
-                parts, key=lambda part: -len(part.judges)
-            )  # few judges first: few searches wait
+            milestone = sweep.round(policy)
             if on_progress is not None:
-                on_progress(search.progress(sweep.seconds[0]))
-            sweep.reached(milestone=search.walk.receiver != receiver)
+                on_progress(sweep.pending[-1].progress(sweep.seconds[0]))
+            sweep.reached(milestone=milestone)
         sweep.save()
     return [results[number] for number in range(len(judges))]
 

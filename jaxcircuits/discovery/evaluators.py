@@ -1,10 +1,10 @@
 """What ACDC's loop needs of `f`, and the oracle that answers it with whole masks; `live.py` has the fast one."""
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from .. import batching
 from ..live import Edges
@@ -34,6 +34,13 @@ class Evaluator(Protocol):
 
         Raises MemoryError if a chain of this width does not fit, before any compute.
         """
+        ...
+
+    @staticmethod
+    def together(
+        searches: Sequence[Any], steps: Sequence[Sequence[Edges]], guesses: Sequence[Sequence[bool]], width: int
+    ) -> list[Float[np.ndarray, "step prompt"]]:
+        """`chain` of several searches, forks of one, in one call."""
         ...
 
     def commit(self, removed: Sequence[bool]) -> None:
@@ -70,9 +77,28 @@ class DenseEvaluator:
 
     def chain(self, steps: Sequence[Edges], guesses: Sequence[bool], width: int) -> Float[np.ndarray, "step prompt"]:
         """Row i: `values` of the current circuit after guesses 1..i-1 are applied, with step i removed."""
-        if (width,) not in self.memory:
-            self.memory[width,] = self.objective.memory_needed(width)
-            batching.check_fits(self.memory[width,], f"a batch of {width} circuits")
+        return self.together([self], [steps], [guesses], width)[0]
+
+    @staticmethod
+    def together(
+        searches: "Sequence[DenseEvaluator]",
+        steps: Sequence[Sequence[Edges]],
+        guesses: Sequence[Sequence[bool]],
+        width: int,
+    ) -> list[Float[np.ndarray, "step prompt"]]:
+        """`chain` of several searches, forks of one, in one call."""
+        first, rows = searches[0], width * len(searches)
+        if (rows,) not in first.memory:
+            first.memory[rows,] = first.objective.memory_needed(rows)
+            batching.check_fits(first.memory[rows,], f"a batch of {rows} circuits")
+        asked = zip(steps, guesses, strict=True)
+        masks = np.concatenate([each._masks(*own, width) for each, own in zip(searches, asked, strict=True)])
+        values = np.asarray(first.objective.per_example_many(masks, width=rows)).reshape(len(searches), width, -1)
+        return [each[: len(own)] for each, own in zip(values, steps, strict=True)]
+
+    def _masks(
+        self, steps: Sequence[Edges], guesses: Sequence[bool], width: int
+    ) -> Bool[np.ndarray, "candidate sender receiver"]:
         self.steps = steps
         masks = np.repeat(self.mask[None], width, axis=0)
         current = self.mask.copy()
@@ -81,7 +107,7 @@ class DenseEvaluator:
             masks[row, edges[:, 0], edges[:, 1]] = False
             if is_removed:
                 current = masks[row].copy()
-        return np.asarray(self.objective.per_example_many(masks, width=width))[: len(steps)]
+        return masks
 
     def commit(self, removed: Sequence[bool]) -> None:
         """Applies the decisions on the first steps of the last chain."""

@@ -30,6 +30,42 @@ class Trial(NamedTuple):
     removed: bool
 
 
+def next_round(searches: Sequence["Search"], policy: FixedWidth | ExpectedWidth) -> "list[Search]":
+    """One call: a chain of each search, and then all that go on; where the memory does not do, shorter chains."""
+    ahead = max(policy.next(search.right) for search in searches)
+    while True:
+        width = bucket(ahead)
+        asked = [search.walk.upcoming(search.guess, ahead) for search in searches]
+        try:
+            values = _values(searches, asked, width)
+            break
+        except (MemoryError, jax.errors.JaxRuntimeError) as error:
+            if isinstance(error, jax.errors.JaxRuntimeError) and not is_memory_full(error):
+                raise
+            if len(searches) > 1:
+                policy.searches = len(searches) // 2
+                return [*searches[: -policy.searches], *next_round(searches[-policy.searches :], policy)]
+            if width == 1:
+                raise MemoryError(str(error) if isinstance(error, MemoryError) else f"{error}; {LESS}") from error
+            policy.limit(width)
+            ahead = policy.next(searches[0].right)
+    parts = []
+    for search, (steps, guesses), own in zip(searches, asked, values, strict=True):
+        search.calls[width] = search.calls.get(width, 0) + 1
+        parts += search.round(steps, guesses, own)
+    return parts
+
+
+def _values(
+    searches: Sequence["Search"], asked: Sequence[tuple[list[Step], list[bool]]], width: int
+) -> Sequence[Float[np.ndarray, "step prompt"]]:
+    edges = [[step.edges for step in steps] for steps, _ in asked]
+    evaluators = [search.evaluator for search in searches]
+    if len(searches) == 1:
+        return [evaluators[0].chain(edges[0], asked[0][1], width)]
+    return type(evaluators[0]).together(evaluators, edges, [guesses for _, guesses in asked], width)
+
+
 class Search:
     """The loop: guess, evaluate a chain, accept up to the first contradiction; for judges that agree so far.
 
@@ -66,12 +102,14 @@ class Search:
     def guess(self, step: Step) -> bool:
         return self.predictor.guess(step, self.judges.thresholds.max())
 
-    def round(self, policy: FixedWidth | ExpectedWidth) -> "list[Search]":
-        """One chain: this search, and those that go on for the judges that now disagree."""
+    def round(
+        self,
+        steps: list[Step],
+        guesses: list[bool],
+        values: Float[np.ndarray, "step prompt"],
+    ) -> "list[Search]":
+        """After a chain's values: this search, and those that go on for the judges that now disagree."""
         self.saved = None
-        ahead = policy.next(self.right)
-        steps, guesses = self.walk.upcoming(self.guess, ahead)
-        values = self.evaluate(steps, guesses, policy, bucket(ahead))
         right = self.right
         accepted, others = self.decide(steps, guesses, values)
         was_right = accepted == len(steps) and self.trials[-1].removed == guesses[accepted - 1]
@@ -80,24 +118,6 @@ class Search:
         for search in (self, *others):
             search.right = right
         return [self, *others]
-
-    def evaluate(
-        self, steps: list[Step], guesses: list[bool], policy: FixedWidth | ExpectedWidth, width: int
-    ) -> Float[np.ndarray, "step prompt"]:
-        """The chain's values, padded to `width`; where the memory does not do, of a shorter chain."""
-        while True:
-            try:
-                values = self.evaluator.chain([step.edges for step in steps], guesses[: len(steps)], width)
-                self.calls[width] = self.calls.get(width, 0) + 1
-                return values
-            except (MemoryError, jax.errors.JaxRuntimeError) as error:
-                if isinstance(error, jax.errors.JaxRuntimeError) and not is_memory_full(error):
-                    raise
-                if width == 1:
-                    raise MemoryError(str(error) if isinstance(error, MemoryError) else f"{error}; {LESS}") from error
-                policy.limit(width)
-                width = bucket(policy.next(self.right))
-                del steps[width:]
 
     def decide(
         self, steps: list[Step], guesses: list[bool], values: Float[np.ndarray, "step prompt"]

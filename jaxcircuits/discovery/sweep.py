@@ -15,7 +15,8 @@ from ..savepoint import Savepoint
 from ..types import EdgeBools
 from .acdc_result import ACDCResult
 from .evaluators import Evaluator
-from .search import Search
+from .search import Search, next_round
+from .width import ExpectedWidth, FixedWidth
 
 
 class Sweep:
@@ -83,6 +84,16 @@ class Sweep:
         search.evaluator.restore(state)
         search.saved = name
         return search
+
+    def round(self, policy: FixedWidth | ExpectedWidth) -> bool:
+        """A chain of each of the next searches that go on; whether one has come to another receiver."""
+        last = [search for search in self.pending if not search.walk.is_done][-policy.searches :]
+        receivers = [search.walk.receiver for search in last]
+        self.pending = [search for search in self.pending if search not in last]
+        parts = next_round(last, policy)
+        # few judges first, so that few searches wait; those that are done before all
+        self.pending += sorted(parts, key=lambda part: (part.walk.is_done, -len(part.judges)))
+        return receivers != [search.walk.receiver for search in last]
 
     def end(self) -> list[tuple[int, ACDCResult]]:
         """Takes the next search, which is done, off the others; the result of each of its judges, by number."""

@@ -1,4 +1,5 @@
-"""How many steps ACDC tries at once: a fixed number, or what the decisions so far say is best; never by the clock.
+"""How many steps, of how many searches, ACDC tries at once: fixed, or what the decisions so far say is best; never by
+the clock.
 
 A chain's width shows in the last bits of its metrics, so that a width chosen by time would make two runs differ.
 """
@@ -17,16 +18,27 @@ LARGEST = {"cpu": 4}
 """By platform, else the last of `WIDTHS`: beyond it a candidate costs no less, and a second program is compiled."""
 
 
+SEARCHES = {"cpu": 1}
+"""By platform, else `SEARCHES_OF_ACCELERATORS`: how many searches take one call together."""
+
+SEARCHES_OF_ACCELERATORS = 16
+
+
+def searches_at_once() -> int:
+    """What this platform takes."""
+    return SEARCHES.get(jax.default_backend(), SEARCHES_OF_ACCELERATORS)
+
+
 def bucket(count: int) -> int:
     """The compiled width that holds `count` steps."""
     return next(width for width in WIDTHS if width >= count)
 
 
 class FixedWidth:
-    """Always the same number of steps."""
+    """Always the same number of steps, of at most `searches` searches."""
 
-    def __init__(self, width: int):
-        self.width = width
+    def __init__(self, width: int, searches: int = 1):
+        self.width, self.searches = width, searches
 
     def next(self, right: float) -> int:
         """How many steps to try, where a share `right` of guesses comes true: ignored."""
@@ -41,10 +53,11 @@ class ExpectedWidth:
     """The width w with the most expected decisions for its cost, E(w) / (1 + w / K).
 
     With p the share of guesses that come true, a chain of w steps decides E(w) = (1 - p^w) / (1 - p) of them; K is the
-    platform's in `FREE`.
+    platform's in `FREE`. At most `searches` searches go at once.
     """
 
-    def __init__(self, free: int | None = None):
+    def __init__(self, free: int | None = None, searches: int = 1):
+        self.searches = searches
         self.free = free or FREE.get(jax.default_backend(), FREE_OF_ACCELERATORS)
         self.largest = WIDTHS[-1] if free else LARGEST.get(jax.default_backend(), WIDTHS[-1])
 

@@ -1,0 +1,92 @@
+"""Searches that share a call decide as each does alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import micro_model, micro_pairs
+from test_units import make, make_pairs
+
+import jaxcircuits as jc
+
+THRESHOLDS = [0.005, 0.02, 0.05, 0.1, 0.3]
+
+
+def objective_of(name):
+    if name == "gpt2":
+        return jc.Objective(micro_model(name, dtype=jnp.float64), micro_pairs(kind="positions", batch=5), "kl")
+    return jc.Objective(make(name), make_pairs(), "logit_diff")
+
+
+class Counting(jc.LiveEvaluator):
+    """Counts the searches of each call."""
+
+    searches: list[int] = []
+
+    @staticmethod
+    def together(searches, *given):
+        Counting.searches.append(len(searches))
+        return jc.LiveEvaluator.together(searches, *given)
+
+
+def compared(ones, manys):
+    for one, many in zip(ones, manys, strict=True):
+        assert [(d.name, d.removed) for d in one.decisions] == [(d.name, d.removed) for d in many.decisions]
+        np.testing.assert_allclose([d.after for d in one.decisions], [d.after for d in many.decisions], atol=1e-10)
+        np.testing.assert_array_equal(one.mask, many.mask)
+
+
+@pytest.mark.quick(1)
+@pytest.mark.parametrize("name", ["gpt2", "grouped", "parallel", "post-norm"])
+def test_thresholds_that_have_parted_go_on_together(name, x64):
+    objective = objective_of(name)
+    Counting.searches = []
+    ones = jc.acdc_sweep(objective, THRESHOLDS, width=4, together=1)
+    manys = jc.acdc_sweep(objective, THRESHOLDS, width=4, together=16, evaluator=Counting)
+    compared(ones, manys)
+    assert max(Counting.searches) > 2 and len({one.mask.tobytes() for one in ones}) > 2
+
+
+@pytest.mark.mission
+@pytest.mark.parametrize("units", ["unsplit", "layers", "split 0:2,3:5"])
+def test_units_and_spans_go_on_together(units, x64):
+    objective = jc.Objective(jc.with_units(make("gpt2"), *units.split()), make_pairs(), "logit_diff")
+    ones, manys = (jc.acdc_sweep(objective, THRESHOLDS, width=4, together=together) for together in (1, 4))
+    compared(ones, manys)
+
+
+@pytest.mark.mission
+def test_replicates_together_are_those_alone(x64):
+    objective = objective_of("gpt2")
+    alone, few, many = (jc.replicates(objective, 0.05, count=9, seed=1, width=4, together=n) for n in (1, 2, 16))
+    for found in (few, many):
+        np.testing.assert_array_equal(found.masks, alone.masks)
+        np.testing.assert_allclose(found.metrics, alone.metrics, atol=1e-12)
+    dense = jc.replicates(objective, 0.05, count=9, seed=1, width=4, together=4, evaluator=jc.DenseEvaluator)
+    np.testing.assert_array_equal(dense.masks, alone.masks)
+
+
+def test_memory_that_does_not_do_takes_fewer_searches(x64):
+    class Small(jc.LiveEvaluator):
+        """Has room for three searches."""
+
+        @staticmethod
+        def together(searches, *given):
+            if len(searches) > 3:
+                raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no")
+            Counting.searches.append(len(searches))
+            return jc.LiveEvaluator.together(searches, *given)
+
+    objective = objective_of("gpt2")
+    Counting.searches = []
+    ones, manys = (
+        jc.acdc_sweep(objective, THRESHOLDS, width=4, together=together, evaluator=evaluator)
+        for together, evaluator in ((1, jc.LiveEvaluator), (16, Small))
+    )
+    compared(ones, manys)
+    assert set(Counting.searches) <= {2, 3} and Counting.searches
+
+
+def test_a_number_of_searches_that_none_can_mean_is_refused():
+    with pytest.raises(ValueError, match="together: expected 1 to 64, got 0"):
+        jc.acdc(jc.Objective(micro_model("one-head"), micro_pairs(), "kl"), 0.1, together=0)
