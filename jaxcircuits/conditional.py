@@ -14,13 +14,12 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float
 
 from .arguments import checked, fitting
-from .circuit import Circuit
 from .graph import Graph
 from .masks import mask_of
 from .objective import Objective
 from .types import EdgeBools, Mask, MaskLike
 
-Absent = Circuit | Sequence[str] | ArrayLike
+Absent = Any
 """Edges: a circuit's, those of a mask, or named; the name of a node stands for all edges out of it."""
 
 

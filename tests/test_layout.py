@@ -56,6 +56,7 @@ MAY_IMPORT = {
     | {"graph", "data", "models", "metrics", "batching", "references", "labels", "identity", "masks"}
     | {"losses", "gradients", "objective_checks"},
     "scores": BASE | {"graph", "notebook"},
+    "conditional": BASE | {"graph", "masks", "objective"},
     "nodes": BASE | {"models", "graph", "objective", "masks", "batching"},
     "kinds": BASE | {"graph", "layout"},
     "programs": BASE | {"kinds"},
@@ -67,7 +68,7 @@ MAY_IMPORT = {
     "resampling": set(),
     "discovery": BASE
     | {"resampling", "npz", "graph", "scores", "objective", "references", "nodes", "metrics", "batching"}
-    | {"live", "lockstep"}
+    | {"live", "lockstep", "conditional"}
     | KEEPS,
     "expand": BASE | {"axes", "graph", "span_names"},
     "circuit_file": BASE | {"graph", "layout"},
@@ -76,6 +77,7 @@ MAY_IMPORT = {
     "interchange": BASE | {"graph", "scores", "circuit"},
     "evaluation": BASE
     | {"resampling", "graph", "scores", "objective", "references", "batching", "circuit", "sparse"}
+    | {"conditional", "losses", "metrics"}
     | KEEPS,
     "mib": BASE | {"graph", "circuit", "circuit_file", "interchange", "objective", "evaluation"},
     "mib_data": BASE | {"data", "texts", "tasks"},
