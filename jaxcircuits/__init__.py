@@ -32,6 +32,7 @@ from .discovery import atp_star as atp_star
 from .discovery import clean_corrupted as clean_corrupted
 from .discovery import conditional_scores as conditional_scores
 from .discovery import eap as eap
+from .discovery import eap_gp as eap_gp
 from .discovery import eap_ig_activations as eap_ig_activations
 from .discovery import eap_ig_inputs as eap_ig_inputs
 from .discovery import edge_pruning as edge_pruning

@@ -1,4 +1,4 @@
-"""The gradient of the loss at every edge: `df/dmask_sr = <z_s - ref_s, df/dx_r>` at three kinds of runs.
+"""The gradient of the loss at every edge: `df/dmask_sr = <z_s - ref_s, df/dx_r>` at four kinds of runs.
 
 `z_s - ref_s` is what sender s writes minus the reference, `df/dx_r` the gradient of the loss at what receiver r reads.
 First of one prompt, which is its tokens and the reference (`score`: its loss as a function of what `logits` reads);
@@ -79,6 +79,45 @@ def at_held_runs(
     return _contract(model, delta, total / points[1].shape[0], spans)
 
 
+def on_gradient_path(
+    model: Model,
+    score: Score,
+    prompt: Prompt,
+    towards: tuple[Tokens, Bool[Array, " position"]],
+    steps: int,
+    spans: Spans,
+) -> Gradient:
+    """Mean over j = 1..steps of `<clean_s - ref_s, df/dx_r(y_j)>` in runs whose embeddings sum to y_j.
+
+    From the clean embeddings y_0 on, `y_j = y_(j-1) - v / |v|` with v the derivative at y_(j-1) of the squared distance
+    of the logits to those of the corrupt prompt, at all of its tokens.
+
+    - `towards`: that prompt, and which positions are its tokens. `v` is a derivative whatever rules the model has.
+    """
+    (tokens, reference), (corrupt, inside) = prompt, towards
+    plain = model.with_backward("plain")
+    there, delta = plain(corrupt), model.sender_values(tokens) - reference
+    embeddings = model.embeddings(tokens)
+    first = len(embeddings)
+    which = jnp.arange(reference.shape[0]) < first
+
+    def distance(x):
+        return jnp.sum(jnp.where(inside[:, None], plain.unembed(plain.residual_of(x)) - there, 0) ** 2)
+
+    def step(carry, _):
+        y, total = carry
+        v = jax.grad(distance)(y)
+        norm = jnp.sqrt(jnp.sum(v**2))
+        y = y - v / jnp.where(norm > 0, norm, 1)
+        values = jnp.zeros_like(reference).at[0].set(y)  # runs read the sum of the embeddings alone
+        _, slopes = model.receiver_slopes(tokens, score, Held(which, values))
+        return (y, total + slopes), None
+
+    zeros = jnp.zeros((model.graph.shape[1], *reference.shape[1:]), reference.dtype)
+    (_, total), _ = jax.lax.scan(step, (embeddings.sum(0), zeros), None, length=steps)
+    return _contract(model, delta, total / steps, spans)
+
+
 def _contract(model: Model, delta: SenderValues, slopes: ReceiverValues, spans: Spans) -> Gradient:
     """`<delta_s, slope_r>` of every pair, over all positions or those of each span."""
     with jax.default_matmul_precision(model.precision):
@@ -104,6 +143,19 @@ def clean_gradient(objective: Any, spans: Spans) -> Array:
 def displacement_gradient(objective: Any, points: tuple, spans: Spans, mask: Mask | None) -> Array:
     """`at_held_runs`."""
     return _mean_gradient(objective, _of_each(objective, at_held_runs, points, spans, mask))
+
+
+@eqx.filter_jit
+def path_gradient(objective: Any, steps: int, spans: Spans) -> Array:
+    """`on_gradient_path`, from each prompt to its corrupt one."""
+
+    def one(objective, prompt):
+        (tokens, reference, *rest), towards = prompt
+        score = lambda x: objective._score(x, *rest)  # noqa: E731
+        return on_gradient_path(objective.model, score, (tokens, reference), towards, steps, spans)
+
+    prompts = objective._prompts(), (objective.corrupt, objective.inside)
+    return _mean_gradient(objective, batching.over_prompts(objective, one, prompts))
 
 
 def _of_each(objective: Any, gradient: Callable, *arguments: Any) -> Any:

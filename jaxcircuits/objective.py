@@ -251,13 +251,25 @@ class Objective(eqx.Module):
 
         Raises ValueError for another reference than "resample": only that one's embedding is a prompt's.
         """
+        self._check_ends()
+        embeddings = np.isin(self.graph.senders, self.graph.embeddings)
+        return self.displacement_gradient(np.tile(embeddings, (np.size(alphas), 1)), alphas, spans=spans, mask=mask)
+
+    @fitting
+    def down_path(self, steps: int, *, spans: ArrayLike | None = None) -> Float[Array, "*span sender receiver"]:
+        """`along` another path: `steps` points from the clean embeddings down the distance to the corrupt logits.
+
+        See `gradients.on_gradient_path`. Raises ValueError as `along` does.
+        """
+        self._check_ends()
+        return gradients.path_gradient(self, steps, self._cast_spans(spans))
+
+    def _check_ends(self) -> None:
         if self.reference_name != "resample":
             raise ValueError(
                 f"a path of inputs goes from the corrupt to the clean prompt: expected reference 'resample', "
                 f"got {self.reference_name!r}"
             )
-        embeddings = np.isin(self.graph.senders, self.graph.embeddings)
-        return self.displacement_gradient(np.tile(embeddings, (np.size(alphas), 1)), alphas, spans=spans, mask=mask)
 
     def full_mask(self) -> Mask:
         """All edges: the clean run."""

@@ -139,7 +139,9 @@ def test_mask_ig_is_complete(reference, x64):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", [jc.eap, jc.clean_corrupted, jc.eap_ig_inputs, jc.eap_ig_activations, jc.mask_ig])
+@pytest.mark.parametrize(
+    "method", [jc.eap, jc.clean_corrupted, jc.eap_ig_inputs, jc.eap_ig_activations, jc.eap_gp, jc.mask_ig]
+)
 def test_scores_depend_neither_on_the_microbatch_nor_on_the_split_into_positions(method, x64):
     whole = method(micro())
     np.testing.assert_allclose(method(micro(microbatch=2)).values, whole.values, rtol=1e-9, atol=1e-14)
@@ -201,6 +203,7 @@ GRADIENT_METHODS = {
         jc.clean_corrupted,
         jc.eap_ig_inputs,
         jc.eap_ig_activations,
+        jc.eap_gp,
         jc.mask_ig,
         jc.node_ig,
         jc.subnetwork_probing,

@@ -72,7 +72,8 @@ class Run:
             stream = stream + self.mlp(layer, stream)
         last = self.norm(model.final_norm, None, self.at("logits", stream))
         unembedding = model.token_embedding if model.unembedding is None else model.unembedding
-        self.logits = last[-1] @ t(unembedding).T
+        self.every = last @ t(unembedding).T
+        self.logits = self.every[-1]
 
     def at(self, name, x):
         self.read[name] = torch.zeros_like(x, requires_grad=True)

@@ -40,6 +40,7 @@ CALLS = {
     "gradient": lambda o: o.gradient(o.graph.valid / 2),
     "nodes": lambda o: jc.NodeObjective(o).gradient_per_example(np.ones(len(o.graph.receivers) - 1)),
     "eap_ig_inputs": lambda o: jc.eap_ig_inputs(o, steps=2).values,
+    "eap_gp": lambda o: jc.eap_gp(o, steps=2).values,
     "exact": lambda o: jc.exact(o).values,
     "atp_star": lambda o: jc.atp_star(o, grad_drop=False).values,
     "acdc": lambda o: jc.acdc(o, 0.02).scores,

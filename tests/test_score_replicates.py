@@ -13,6 +13,7 @@ import jaxcircuits as jc
 METHODS = {
     "eap": (jc.eap, {}),
     "eap-ig": (jc.eap_ig_inputs, {"steps": 3}),
+    "eap-gp": (jc.eap_gp, {"steps": 2}),
     "exact": (jc.exact, {}),
     "atp": (jc.atp_star, {}),
 }
@@ -25,7 +26,7 @@ def objective_of(name="gpt2", **pairs):
 
 @pytest.mark.quick(1)
 @pytest.mark.parametrize("name", ["gpt2", "grouped"])
-@pytest.mark.parametrize("method", ["eap", "eap-ig", "exact"])
+@pytest.mark.parametrize("method", ["eap", "eap-ig", "exact", "eap-gp"])
 def test_a_replicate_is_the_method_on_its_prompts(method, name, x64):
     objective, (score, options) = objective_of(name), METHODS[method]
     found = jc.score_replicates(objective, score, count=4, seed=2, **options)

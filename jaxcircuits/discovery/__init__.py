@@ -9,6 +9,7 @@ from .atp import atp_nodes as atp_nodes
 from .atp import atp_star as atp_star
 from .attribution import clean_corrupted as clean_corrupted
 from .attribution import eap as eap
+from .attribution import eap_gp as eap_gp
 from .attribution import eap_ig_activations as eap_ig_activations
 from .attribution import eap_ig_inputs as eap_ig_inputs
 from .attribution import mask_ig as mask_ig

@@ -9,6 +9,8 @@ With `D_s = reference_s - clean_s` (fixed, summed over positions) and `g_r(run) 
 | `eap_ig_inputs`      | mean over k of `<D_s, g_r(x_k)>`, x_k from the corrupt embedding to the clean   |
 | `eap_ig_activations` | mean over groups and k of `<D_s, g_r(run k)>`, run k the clean run with a group |
 |                      | of senders held at `k/m clean + (1 - k/m) reference`                            |
+| `eap_gp`             | mean over j = 1..k of `<D_s, g_r(y_j)>`, y_j steps from the clean embedding     |
+|                      | down the distance of the logits to the corrupt prompt's                         |
 | `mask_ig`            | mean over k of `-df/dmask` at `mask = (k + 1/2) / m` everywhere                 |
 
 They are means over prompts; a score above 0 says that removing the edge raises the loss. `backward` names the rules by
@@ -129,6 +131,35 @@ def eap_ig_activations(
         steps=m,
         backward=backward,
         points="k/m, k = 1..m",
+    )
+
+
+@checked
+def eap_gp(
+    objective: Objective, *, steps: int = 5, backward: str = "plain", positions: Positions | None = None
+) -> Scores:
+    """EAP with the gradients of a path that follows the model instead of a straight line (EAP-GP, 2502.06852).
+
+    `y_j = y_(j-1) - v / |v|` from the clean embedding y_0, v the derivative at y_(j-1) of
+    `|logits(y) - logits(corrupt)|^2`, summed over a prompt's tokens; `|v|` over its tokens and channels. A step has
+    length 1 whatever the size of the embeddings. The authors published no code.
+
+    - `steps`: k, the number of points: y_1 to y_k. `backward`: the rules of `g`; v is always the derivative.
+
+    Raises ValueError for another reference than "resample": the path goes towards the corrupt prompt.
+    """
+    k = whole("steps", steps)
+    refuse_flat(objective, "eap-gp", at_clean=False)
+    own = ruled(objective, backward)
+    named, spans = spans_of(objective, positions)
+    return scored(
+        objective,
+        "eap-gp",
+        lambda: -own.down_path(k, spans=spans),
+        passes=(2 * k + 2, 2 * k),
+        positions=named,
+        steps=k,
+        backward=backward,
     )
 
 

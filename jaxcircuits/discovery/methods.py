@@ -7,7 +7,7 @@ from typing import Any, get_args, get_type_hints
 
 from ..scores import Scores
 from .atp import atp_star
-from .attribution import clean_corrupted, eap, eap_ig_activations, eap_ig_inputs, mask_ig
+from .attribution import clean_corrupted, eap, eap_gp, eap_ig_activations, eap_ig_inputs, mask_ig
 from .edge_pruning import edge_pruning
 from .exact import exact
 from .hisp import hisp, node_attribution, node_ig
@@ -140,6 +140,15 @@ METHODS: dict[str, Method] = {
             "(2 layers + 1) m + 1 forward, (2 layers + 1) m backward passes",
             {"steps": "1 or more", **BY_RULES},
             "accuracy",
+        ),
+        Method(
+            "eap-gp",
+            eap_gp,
+            "mean over j = 1..k of <D_s, g_r(y_j)>, y_j from the clean embedding down |logits - corrupt logits|^2",
+            "Zhang et al., 2502.06852",
+            "2k + 2 forward, 2k backward passes",
+            {"steps": "1 or more", **BY_RULES},
+            "references other than resample; accuracy",
         ),
         Method(
             "mask-ig",

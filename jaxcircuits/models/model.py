@@ -172,10 +172,15 @@ class AbstractModel(eqx.Module):
         """The value that the receiver `logits` reads: of the whole model, or of the circuit `mask`."""
         if mask is None:
             with self.computing():
-                return runs.residual(self, tokens)
+                return runs.residual(self, self.embeddings(tokens).sum(0))
         if reference is None:
             raise ValueError("a mask needs reference values: what absent edges carry, [sender, position, width]")
         return self.masked_run(tokens, mask, reference)[0]
+
+    def residual_of(self, x: Float[Array, "position width"]) -> Float[Array, "position width"]:
+        """The value that `logits` reads in the plain run whose embeddings sum to `x`."""
+        with self.computing():
+            return runs.residual(self, x)
 
     def masked_run(
         self,

@@ -145,16 +145,15 @@ def hold(rows: SenderValues, which: Bool[Array, " _"], values: SenderValues) -> 
     return jnp.where(which[:, None, None], values, rows)
 
 
-def residual(model: Any, tokens: Tokens) -> Float[Array, "position width"]:
-    """What `logits` reads in the clean run."""
+def residual(model: Any, x: Float[Array, "position width"]) -> Float[Array, "position width"]:
+    """What `logits` reads in the plain run whose embeddings sum to `x`."""
 
     def step(stack, x, inputs):
         for number in range(len(stack.moments)):
             x = after(model, stack, number, inputs[0], x)
         return x, None
 
-    layout = model.layout
-    return over_layers(layout, step, model.embeddings(tokens).sum(0), nothing(layout))[0]
+    return over_layers(model.layout, step, x, nothing(model.layout))[0]
 
 
 def recorded(model: Any, tokens: Tokens) -> tuple[Float[Array, "moment position width"], SenderValues]:
