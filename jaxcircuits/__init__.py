@@ -13,6 +13,7 @@ from .checkpoints import bundled as bundled
 from .checkpoints import load as load
 from .checkpoints import save as save
 from .circuit import Circuit as Circuit
+from .conditional import without as without
 from .crossings import Peap as Peap
 from .crossings import PeapCircuit as PeapCircuit
 from .data import PromptPairs as PromptPairs
@@ -32,6 +33,7 @@ from .discovery import atp_nodes as atp_nodes
 from .discovery import atp_star as atp_star
 from .discovery import cd_t as cd_t
 from .discovery import clean_corrupted as clean_corrupted
+from .discovery import conditional_scores as conditional_scores
 from .discovery import eap as eap
 from .discovery import eap_gp as eap_gp
 from .discovery import eap_ig_activations as eap_ig_activations
@@ -57,6 +59,8 @@ from .evaluation import MIB_SHARES as MIB_SHARES
 from .evaluation import ROC as ROC
 from .evaluation import Ablated as Ablated
 from .evaluation import Ablation as Ablation
+from .evaluation import Backup as Backup
+from .evaluation import Backups as Backups
 from .evaluation import Comparison as Comparison
 from .evaluation import Completeness as Completeness
 from .evaluation import Evaluation as Evaluation
@@ -69,11 +73,13 @@ from .evaluation import Outcome as Outcome
 from .evaluation import Paired as Paired
 from .evaluation import RandomControl as RandomControl
 from .evaluation import RandomCurve as RandomCurve
+from .evaluation import Rediscovery as Rediscovery
 from .evaluation import ResetControl as ResetControl
 from .evaluation import Similarity as Similarity
 from .evaluation import Spread as Spread
 from .evaluation import Variation as Variation
 from .evaluation import ablated as ablated
+from .evaluation import backups as backups
 from .evaluation import compare_methods as compare_methods
 from .evaluation import completeness as completeness
 from .evaluation import evaluate as evaluate
@@ -90,6 +96,7 @@ from .evaluation import random_control as random_control
 from .evaluation import random_curve as random_curve
 from .evaluation import rank_correlation as rank_correlation
 from .evaluation import read_record as read_record
+from .evaluation import rediscover as rediscover
 from .evaluation import reset_control as reset_control
 from .evaluation import retained as retained
 from .evaluation import roc as roc

@@ -57,7 +57,7 @@ def checked(function: Function) -> Function:
             if name in kinds and not any(_is_of(name, value, kind) for kind in kinds[name]):
                 expected = " or ".join(_said(name, kind) for kind in kinds[name])
                 plain = isinstance(value, bool | int | float | str | None)
-                got = f"{value!r:.60}" if plain else f"a {type(value).__name__}"
+                got = f"{value!r:.60}" if plain else getattr(type(value), "said", f"a {type(value).__name__}")
                 raise ValueError(f"{name}: expected {expected}, got {got}")
         return fits(*given, **named)
 

@@ -74,6 +74,7 @@ class Circuit:
         at_least: float | None = None,
         rank: str = "signed",
         greedy: bool = False,
+        within: EdgeBools | None = None,
     ) -> "Circuit":
         """The circuit of the best edges, without dead ends.
 
@@ -82,6 +83,7 @@ class Circuit:
           `at_least`: those that at least so large a share of a circuit's replicates keeps (`shares`).
         - `rank`: by "signed" scores or by their "absolute" values.
         - `greedy`: from the logits on, repeatedly the best edge into a node that is in already.
+        - `within`: a mask of the edges among which to choose; default all.
 
         Dead ends go after that; the record has both counts. Raises ValueError for a bad choice.
         """
@@ -101,7 +103,8 @@ class Circuit:
             strength, threshold = _shares(scored, at_least), at_least
         count = graph.num_edges if edges is None else edges
         least = -np.inf if threshold is None else threshold
-        mask = (_greedy if greedy else _best)(graph, strength, count, least)
+        offered = graph.valid if within is None else graph.valid & within
+        mask = (_greedy if greedy else _best)(graph, offered, strength, count, least)
         if at_least is None:
             chosen = {"rank": rank, "greedy": greedy, "edges": edges, "threshold": threshold}
         else:
@@ -191,28 +194,28 @@ def _shares(scored: "Scores | Circuit", at_least: float) -> EdgeScores:
     return shares
 
 
-def _best(graph: Graph, strength: EdgeScores, count: int, least: float) -> EdgeBools:
-    """The `count` strongest edges that are at least `least`; ties by edge order."""
-    values = strength[graph.valid]
+def _best(graph: Graph, offered: EdgeBools, strength: EdgeScores, count: int, least: float) -> EdgeBools:
+    """The `count` strongest of the edges on offer that are at least `least`; ties by edge order."""
+    values = strength[offered]
     first = np.argsort(-values, kind="stable")[:count]
     chosen = np.zeros(len(values), bool)
     chosen[first[values[first] >= least]] = True
     mask = np.zeros(graph.shape, bool)
-    mask[graph.valid] = chosen
+    mask[offered] = chosen
     return mask
 
 
-def _greedy(graph: Graph, strength: EdgeScores, count: int, least: float) -> EdgeBools:
-    """Repeatedly the strongest edge into a node that is in, starting at `logits`; ties by edge order."""
+def _greedy(graph: Graph, offered: EdgeBools, strength: EdgeScores, count: int, least: float) -> EdgeBools:
+    """Repeatedly the strongest edge on offer into a node that is in, starting at `logits`; ties by edge order."""
     mask = np.zeros(graph.shape, bool)
-    offered = np.zeros(graph.shape, bool)
+    offered = offered.copy()
     edges: list[tuple[float, int, int]] = []
 
     def offer(node: str) -> None:
         for receiver in graph.inputs(node):
-            for sender in np.flatnonzero(graph.valid[:, receiver] & ~offered[:, receiver]):
+            for sender in np.flatnonzero(offered[:, receiver]):
                 heapq.heappush(edges, (-strength[sender, receiver], int(sender), int(receiver)))
-            offered[:, receiver] = True
+            offered[:, receiver] = False
 
     offer("logits")
     while edges and count > 0:

@@ -133,7 +133,7 @@ class Peap:
         graph, table = self.graph, self.graph.sender_table
         owners = [{table[row].node for row in receiver.owners} or {"logits"} for receiver in graph.receiver_table]
         for row, column in graph.edges:
-            sender, score = graph.senders[row], self.within.values[row, column]
+            sender, score = graph.senders[row], float(self.within.values[row, column])
             span, index = sender.rpartition("@")[2], int(row * graph.shape[1] + column)
             for node in owners[column]:
                 add(f"{node}@{span}", score, 0, index, graph.edge_name(row, column), sender)

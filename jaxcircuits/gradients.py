@@ -52,20 +52,29 @@ def at_held_runs(
     prompt: Prompt,
     points: tuple[Bool[Array, "point sender"], Float[Array, " point"]],
     spans: Spans,
+    mask: Mask | None,
 ) -> Gradient:
     """Mean over points (held, alpha) of `<clean_s - ref_s, df/dx_r>` where the held senders write constants.
 
-    These are `reference + alpha (clean - reference)`.
+    These are `reference + alpha (clean - reference)`. With a mask, clean is what they write in that circuit, and so are
+    all runs.
     """
     tokens, reference = prompt
-    delta = model.sender_values(tokens) - reference
+    zeros = jnp.zeros((model.graph.shape[1], *reference.shape[1:]), reference.dtype)
+
+    def slopes_of(held: Held) -> ReceiverValues:
+        if mask is None:
+            return model.receiver_slopes(tokens, score, held)[1]
+        return jax.grad(lambda moved: score(model.masked_run(tokens, mask, reference, moved, held)[0]))(zeros)
 
     def add_point(total, point):
         held, alpha = point
-        _, slopes = model.receiver_slopes(tokens, score, Held(held, reference + alpha * delta))
-        return total + slopes, None
+        return total + slopes_of(Held(held, reference + alpha * delta)), None
 
-    zeros = jnp.zeros((model.graph.shape[1], *reference.shape[1:]), reference.dtype)
+    if mask is None:
+        delta = model.sender_values(tokens) - reference
+    else:
+        _, delta = model.masked_run(tokens, mask, reference)
     total, _ = jax.lax.scan(add_point, zeros, points)
     return _contract(model, delta, total / points[1].shape[0], spans)
 
@@ -131,9 +140,9 @@ def clean_gradient(objective: Any, spans: Spans) -> Array:
 
 
 @eqx.filter_jit
-def displacement_gradient(objective: Any, points: tuple, spans: Spans) -> Array:
+def displacement_gradient(objective: Any, points: tuple, spans: Spans, mask: Mask | None) -> Array:
     """`at_held_runs`."""
-    return _mean_gradient(objective, _of_each(objective, at_held_runs, points, spans))
+    return _mean_gradient(objective, _of_each(objective, at_held_runs, points, spans, mask))
 
 
 @eqx.filter_jit

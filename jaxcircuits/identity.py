@@ -78,6 +78,7 @@ def identity_of(objective: Any) -> dict[str, Any]:
         ),
         "metric": _metric(inner),
         "reference values": digest_of(inner.reference),
+        **({"kept edges": digest_of(objective.kept)} if hasattr(objective, "kept") else {}),
         **{name: record[name] for name in RECORDED},
         "versions": {name: record["versions"][name] for name in PACKAGES},
     }

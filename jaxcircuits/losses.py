@@ -22,6 +22,17 @@ def per_example(objective: Any, mask: PositionedMask) -> Float[Array, " batch"]:
 
 
 @eqx.filter_jit
+def logits(objective: Any, mask: PositionedMask) -> Float[Array, "batch scored output"]:
+    """What the circuit answers where prompts are scored."""
+
+    def one(objective, prompt):
+        tokens, reference, scored, *_ = prompt
+        return objective.model.unembed(objective.model.residual(tokens, mask, reference)[scored])
+
+    return batching.over_prompts(objective, one, objective._prompts())
+
+
+@eqx.filter_jit
 def mean(objective: Any, mask: PositionedMask) -> Float[Array, ""]:
     """Mean over the prompts."""
     return per_example(objective, mask).mean()

@@ -226,29 +226,34 @@ class Objective(eqx.Module):
 
     @fitting
     def displacement_gradient(
-        self, held: ArrayLike, alphas: ArrayLike, *, spans: ArrayLike | None = None
+        self, held: ArrayLike, alphas: ArrayLike, *, spans: ArrayLike | None = None, mask: MaskLike | None = None
     ) -> Float[Array, "*span sender receiver"]:
         """Mean over points of `df_k/dmask` at ones, f_k the loss of a run with CONSTANT displacements.
 
         In run k the senders `held[k]` (bool [point, sender]) write `reference + alphas[k] (clean - reference)`,
         the others run freely, and every receiver r reads `sum_s (1 - mask_sr) (reference_s - clean_s)` besides. So
         the gradient is `-<reference_s - clean_s, df/dx_r(run k)>`.
+
+        `mask`: the runs, the clean one too, are those of this circuit in place of the whole model.
         """
         held, alphas = jnp.asarray(held), jnp.asarray(alphas)
         if alphas.ndim != 1 or not alphas.size or held.shape != (alphas.size, self.graph.shape[0]):
             senders = self.graph.shape[0]
             raise ValueError(f"held: expected shape (points, {senders}) with points {alphas.shape}, got {held.shape}")
         points = held.astype(bool), alphas.astype(self.model.dtype)
-        return gradients.displacement_gradient(self, points, self._cast_spans(spans))
+        runs = None if mask is None else self._cast(mask)
+        return gradients.displacement_gradient(self, points, self._cast_spans(spans), runs)
 
-    def along(self, alphas: ArrayLike, *, spans: ArrayLike | None = None) -> Float[Array, "*span sender receiver"]:
+    def along(
+        self, alphas: ArrayLike, *, spans: ArrayLike | None = None, mask: MaskLike | None = None
+    ) -> Float[Array, "*span sender receiver"]:
         """`displacement_gradient` with the embedding held: the path from the corrupt (0) to the clean prompt (1).
 
         Raises ValueError for another reference than "resample": only that one's embedding is a prompt's.
         """
         self._check_ends()
         embeddings = np.isin(self.graph.senders, self.graph.embeddings)
-        return self.displacement_gradient(np.tile(embeddings, (np.size(alphas), 1)), alphas, spans=spans)
+        return self.displacement_gradient(np.tile(embeddings, (np.size(alphas), 1)), alphas, spans=spans, mask=mask)
 
     @fitting
     def down_path(self, steps: int, *, spans: ArrayLike | None = None) -> Float[Array, "*span sender receiver"]:

@@ -56,6 +56,7 @@ MAY_IMPORT = {
     | {"graph", "data", "models", "metrics", "batching", "references", "labels", "identity", "masks"}
     | {"losses", "gradients", "objective_checks"},
     "scores": BASE | {"graph", "notebook"},
+    "conditional": BASE | {"graph", "masks", "objective"},
     "nodes": BASE | {"models", "graph", "objective", "masks", "batching"},
     "kinds": BASE | {"graph", "layout"},
     "programs": BASE | {"kinds"},
@@ -68,7 +69,7 @@ MAY_IMPORT = {
     "resampling": set(),
     "discovery": BASE
     | {"resampling", "npz", "graph", "scores", "objective", "references", "nodes", "metrics", "batching"}
-    | {"live", "lockstep", "crossings"}
+    | {"live", "lockstep", "crossings", "conditional"}
     | KEEPS,
     "expand": BASE | {"axes", "graph", "span_names"},
     "circuit_file": BASE | {"graph", "layout"},
@@ -78,6 +79,7 @@ MAY_IMPORT = {
     "interchange": BASE | {"graph", "scores", "circuit"},
     "evaluation": BASE
     | {"resampling", "graph", "scores", "objective", "references", "batching", "circuit", "sparse"}
+    | {"conditional", "losses", "metrics"}
     | KEEPS,
     "mib": BASE | {"graph", "circuit", "circuit_file", "interchange", "objective", "evaluation"},
     "mib_data": BASE | {"data", "texts", "tasks"},

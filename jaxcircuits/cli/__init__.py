@@ -12,6 +12,7 @@ import typer
 from ..arguments import is_memory_full
 from ..batching import LESS
 from .acdc import discover, sweep
+from .backups import backups_of
 from .judge import compare, evaluate_circuit, test_circuit
 from .lists import list_methods, list_models, show
 from .mib import mib
@@ -43,6 +44,7 @@ for command in (discover, sweep, score, prune, show, compare, vary, report, repr
     app.command()(command)
 app.command(name="evaluate")(evaluate_circuit)
 app.command(name="test")(test_circuit)
+app.command(name="backups")(backups_of)
 app.command(name="compare-methods")(side_by_side)
 app.command(name="methods")(list_methods)
 app.command(name="tasks")(tasks_command)

@@ -17,6 +17,7 @@ from ..evaluation import (
     FaithfulnessCurve,
     HypothesisTests,
     Paired,
+    Rediscovery,
     ablated,
     evaluate,
     hypothesis_tests,
@@ -113,6 +114,9 @@ def evaluate_circuit(
     ablation: AblationOptions = AblationOptions(),
     controls: Annotated[bool, typer.Option(help="random circuits, and the method on a reset network")] = True,
     random: Random = 100,
+    rediscover: Annotated[
+        bool, typer.Option("--rediscover", help="run the method again without the circuit's edges, and judge that")
+    ] = False,
     width: Width = 16,
     checkpoint: Checkpoint = None,
     config: Config = None,
@@ -128,6 +132,9 @@ def evaluate_circuit(
     if ablation.positions != "all":
         parts["positions"] = [span_of(part) for part in ablation.positions.split(",")]
     method = _method_of(circuit, checkpoint) if controls else None
+    again = _method_of(circuit, checkpoint, "without") if rediscover else None
+    if rediscover and (again is None or circuit.num_edges == circuit.graph.num_edges):
+        raise ValueError("--rediscover: expected a circuit of some of the edges, whose file says by which method")
     if controls and method is None:
         err.print("warning: the file does not say which method to run on a reset network: no such control")
     with warnings_as_lines():
@@ -136,7 +143,7 @@ def evaluate_circuit(
         method = None if reset is None else method
         seed = asked.options.seed
         taken = {"random": random * controls, "reset": reset, "method": method, "seed": seed}
-        record = evaluate(judged, circuit, **taken, checkpoint=checkpoint)
+        record = evaluate(judged, circuit, **taken, rediscovered=again, checkpoint=checkpoint)
     record = dataclasses.replace(record, run=extended(record.run, {**run, "config": config_of(ctx)}))
     _print_evaluation(record)
     _save(record, out_file)
@@ -235,10 +242,10 @@ class _Asked:
             return None
 
 
-def _method_of(circuit: Circuit, checkpoint: Path | None = None) -> Callable[[Objective], Any] | None:
+def _method_of(circuit: Circuit, checkpoint: Path | None = None, folder: str = "reset") -> Callable[[Any], Any] | None:
     """The method that found a circuit, with its hyperparameters, if its record names one; kept in a folder within."""
     run, name = circuit.run, circuit.run.get("method")
-    kept = {} if checkpoint is None else {"checkpoint": checkpoint / "reset"}
+    kept = {} if checkpoint is None else {"checkpoint": checkpoint / folder}
     if name == "acdc" and "threshold" in run and "edges_within" not in run:  # of which it says the number alone
         taken = {key: run[key] for key in ("order", "head_order", "groups", "absolute") if key in run}
         taken["seed"] = run.get("order_seed", 0)
@@ -287,6 +294,8 @@ def _print_evaluation(record: Evaluation) -> None:
     if record.completeness is not None:
         worst = record.completeness
         out.print(f"incompleteness {worst.incompleteness:.4g}, without {worst.worst}", markup=False)
+    if record.again is not None:
+        _print_again(record.again)
     if record.curve is not None:
         print_curve(record.curve)
     if record.necessity is not None:
@@ -296,6 +305,12 @@ def _print_evaluation(record: Evaluation) -> None:
     if record.reset is not None and record.reset.curve is not None:
         curve = record.reset.curve
         out.print(f"  reset network: CPR {_number(curve.cpr)}, CMD {_number(curve.cmd)}")
+
+
+def _print_again(again: Rediscovery) -> None:
+    found = f"{len(again.edges)} edges, {len(again.shared_nodes)} of their nodes in both"
+    out.print(f"{again.method} without its edges: {found}; faithfulness {_faithful(again.second)}")
+    out.print(f"  of both together {_faithful(again.union)}, {again.union.edges} edges")
 
 
 def print_curve(curve: FaithfulnessCurve) -> None:

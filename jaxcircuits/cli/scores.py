@@ -7,7 +7,8 @@ import numpy as np
 import typer
 
 from ..circuit import RANKS, Circuit
-from ..discovery import methods, score_replicates
+from ..conditional import without
+from ..discovery import conditional_scores, methods, score_replicates
 from ..evaluation import retained
 from ..ilp import select_connected
 from .config import Context, config_of
@@ -46,6 +47,15 @@ def score(
     within: Annotated[
         Path | None, typer.Option(help="learn only the edges of this circuit file, e.g. of `prune`; learnt masks")
     ] = None,
+    absent: Annotated[
+        str | None,
+        typer.Option(
+            "--without", help="given that these are absent: a circuit's file, or nodes and edges, as a9.h6,m0->m1"
+        ),
+    ] = None,
+    change: Annotated[
+        bool, typer.Option("--change", help="with --without: less the scores with nothing absent")
+    ] = False,
     replicates: Annotated[
         int, typer.Option(help="bootstrap replicates for intervals, of methods that are means over prompts", min=0)
     ] = 0,
@@ -70,6 +80,10 @@ def score(
             "--replicates: expected a method without a seed, at all positions and without --checkpoint: every prompt "
             "is scored once"
         )
+    if change and absent is None:
+        raise ValueError("--change: expected --without as well")
+    if absent is not None and replicates or change and checkpoint is not None:
+        raise ValueError("--without: expected no --replicates, and with --change no --checkpoint")
     check_fillable(checkpoint=checkpoint)
     if checkpoint is not None:
         if not chosen.takes_checkpoint:
@@ -80,10 +94,13 @@ def score(
         if within is not None:
             hyperparameters["within"] = Circuit.load(within)
         scores: Any
-        if replicates:
+        gone = _absent(absent)
+        if change:
+            scores = conditional_scores(objective, chosen.run, gone, **hyperparameters)
+        elif replicates:
             scores = score_replicates(objective, chosen.run, count=replicates, seed=prompts.seed, **hyperparameters)
         else:
-            scores = chosen.run(objective, **hyperparameters)
+            scores = chosen.run(without(objective, gone), **hyperparameters)
     if positions is not None:
         scores = scores.at(0)
     scored = Circuit.of(scores, d_model=objective.d_model, config=config_of(ctx), **run)
@@ -140,6 +157,13 @@ def _selected(
             raise ValueError("--select ilp needs --edges, without --threshold and --greedy")
         return select_connected(scored, edges, rank=rank)
     return Circuit.select(scored, edges=edges, threshold=threshold, rank=rank, greedy=greedy)
+
+
+def _absent(text: str | None) -> Circuit | list[str]:
+    """What --without names: a circuit of a file, or nodes and edges."""
+    if text is None:
+        return []
+    return Circuit.load(text) if Path(text).suffix == ".json" else text.split(",")
 
 
 def _span(text: str, method: methods.Method) -> tuple[int, int]:

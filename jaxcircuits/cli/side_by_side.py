@@ -13,10 +13,11 @@ from ..discovery.methods import METHODS, by_name
 from ..evaluation.comparison import Comparison, compare_methods
 from ..files import picture_path
 from ..objective import Objective
-from ..report import plot_comparison
+from ..report import plot_comparison, write_comparison
 from ..run import extended
 from .config import Context, config_of
 from .options import Config, PromptOptions, TaskName, check_writable, load, out, takes_groups, warnings_as_lines
+from .report import check_page
 
 DEFAULT = "random,eap,eap-ig-inputs,mattr"
 
@@ -34,9 +35,11 @@ def side_by_side(
     config: Config = None,
     out_file: Annotated[Path | None, typer.Option("--out", help="write the record to this JSON file")] = None,
     plot: Annotated[Path | None, typer.Option(help="draw the curves: .png, .svg or .pdf")] = None,
+    report: Annotated[Path | None, typer.Option(help="write a page with the table, the curves and the records")] = None,
 ) -> None:
     """Scores with several methods and judges their rankings on other prompts, side by side."""
-    check_writable(task, out=out_file, plot=plot if plot is None else picture_path(plot))
+    check_writable(task, out=out_file, plot=plot if plot is None else picture_path(plot), report=report)
+    check_page(report)
     chosen = _methods(methods.split(","), option or [], prompts.seed)
     with warnings_as_lines():
         whole, run, pairs, _ = load(task, prompts)
@@ -53,6 +56,9 @@ def side_by_side(
     if plot is not None:
         plot_comparison(record, plot)
         out.print(f"written to {plot}", markup=False)
+    if report is not None:
+        write_comparison(report, record)
+        out.print(f"report written to {report}", markup=False)
 
 
 def _part(whole: Objective, pairs: PromptPairs, prompts: PromptOptions) -> Objective:

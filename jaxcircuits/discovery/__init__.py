@@ -14,6 +14,7 @@ from .attribution import eap_ig_activations as eap_ig_activations
 from .attribution import eap_ig_inputs as eap_ig_inputs
 from .attribution import mask_ig as mask_ig
 from .cd_t import cd_t as cd_t
+from .conditional_scores import conditional_scores as conditional_scores
 from .edge_pruning import edge_pruning as edge_pruning
 from .evaluators import DenseEvaluator as DenseEvaluator
 from .evaluators import Evaluator as Evaluator

@@ -17,6 +17,7 @@ from jaxtyping import ArrayLike
 
 from ..arguments import check_number, checked
 from ..batching import compile_clock
+from ..conditional import Conditional, kept_edges
 from ..identity import digest_of, identity_of
 from ..live import LiveEvaluator
 from ..lockstep import COUNTS
@@ -34,7 +35,7 @@ from .width import WIDTHS, ExpectedWidth, FixedWidth, searches_at_once
 
 
 @checked
-def acdc(objective: Objective, threshold: float, **options: Any) -> ACDCResult:
+def acdc(objective: Objective | Conditional, threshold: float, **options: Any) -> ACDCResult:
     """The circuit that ACDC keeps at a threshold.
 
     - `threshold`: an edge stays removed if removing it raises the metric by less than this (strictly).
@@ -47,7 +48,7 @@ def acdc(objective: Objective, threshold: float, **options: Any) -> ACDCResult:
 
 @checked
 def acdc_sweep(
-    objective: Objective,
+    objective: Objective | Conditional,
     thresholds: Sequence[float],
     *,
     order: str = "last_first",
@@ -82,7 +83,7 @@ def acdc_sweep(
       which is busy with one, and 16 elsewhere. Decisions do not depend on it.
     - `evaluator`: `LiveEvaluator` (the default), or `DenseEvaluator`, the slow oracle.
     - `within`: a circuit to search in, such as the best edges by some scores: the others are gone from the outset.
-      Fewer trials, and another answer than that of the whole graph.
+      Fewer trials, and another answer than that of the whole graph. Edges that an objective is `without` are too.
     - `prompt_weights`: how much each prompt counts in the metric that decides; default: all alike. Only their ratios
       matter.
     - `on_progress`: called after every round. `on_result`: called with each threshold's result as soon as it is known.
@@ -96,6 +97,9 @@ def acdc_sweep(
         raise ValueError(f"thresholds: expected at least one number, got {thresholds!r:.60}")
     for threshold in thresholds:
         check_number("threshold", threshold)
+    if isinstance(objective, Conditional):
+        objective, kept = objective.objective, kept_edges(objective)
+        within = kept if within is None else _within(objective, within) & kept
     judges = Judges.of(objective, sorted(set(thresholds)), prompt_weights, absolute=absolute)
     results = searched(
         objective,
@@ -146,8 +150,7 @@ def searched(
     if together is not None and not 1 <= together <= COUNTS[-1]:
         raise ValueError(f"together: expected 1 to {COUNTS[-1]}, got {together}")
     graph = objective.graph
-    if within is not None and np.shape(within) != graph.shape:
-        raise ValueError(f"within: expected a mask of shape {graph.shape}, got {np.shape(within)}")
+    within = None if within is None else _within(objective, within)
     evaluator = LiveEvaluator if evaluator is None else evaluator
     if not isinstance(evaluator, type):
         raise ValueError(f"evaluator: expected LiveEvaluator or DenseEvaluator, got {evaluator!r:.60}")
@@ -159,7 +162,6 @@ def searched(
         asked["prompt_weights"] = digest_of(judges.counts)
     options |= {"width": width, **objective.describe()}
     if within is not None:
-        within = np.asarray(within, bool) & graph.valid
         options["edges_within"] = int(within.sum())
     first = Search(Walk(steps, within), predictor_of(predictor, graph), judges)
     together = searches_at_once() if together is None else together
@@ -192,6 +194,12 @@ def searched(
             sweep.reached(milestone=milestone)
         sweep.save()
     return [results[number] for number in range(len(judges))]
+
+
+def _within(objective: Objective, mask: ArrayLike) -> EdgeBools:
+    if np.shape(mask) != objective.graph.shape:
+        raise ValueError(f"within: expected a mask of shape {objective.graph.shape}, got {np.shape(mask)}")
+    return np.asarray(mask, bool) & objective.graph.valid
 
 
 def _warn_of_noise(result: ACDCResult) -> None:

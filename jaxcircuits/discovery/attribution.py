@@ -20,6 +20,7 @@ which gradients are taken (`models/backward.py`): "plain" are derivatives.
 import numpy as np
 
 from ..arguments import checked
+from ..conditional import Conditional
 from ..objective import Objective
 from ..scores import Scores
 from .measure import Positions, refuse_flat, ruled, scored, spans_of, whole
@@ -29,7 +30,7 @@ POINTS = ("public", "midpoint")
 
 
 @checked
-def eap(objective: Objective, *, backward: str = "plain", positions: Positions | None = None) -> Scores:
+def eap(objective: Objective | Conditional, *, backward: str = "plain", positions: Positions | None = None) -> Scores:
     """Edge attribution patching: `-df/dmask` at ones (Syed et al., 2310.10348), in one backward pass.
 
     - `positions`: score edges at these token positions or spans, each on its own.
@@ -50,7 +51,9 @@ def eap(objective: Objective, *, backward: str = "plain", positions: Positions |
 
 
 @checked
-def clean_corrupted(objective: Objective, *, backward: str = "plain", positions: Positions | None = None) -> Scores:
+def clean_corrupted(
+    objective: Objective | Conditional, *, backward: str = "plain", positions: Positions | None = None
+) -> Scores:
     """EAP at the clean and at the corrupt prompt, averaged; the labels are the clean prompt's at both.
 
     Under KL the clean end adds nothing. Raises ValueError for another reference than "resample".
@@ -70,7 +73,7 @@ def clean_corrupted(objective: Objective, *, backward: str = "plain", positions:
 
 @checked
 def eap_ig_inputs(
-    objective: Objective,
+    objective: Objective | Conditional,
     *,
     steps: int = 5,
     points: str = "public",
@@ -105,7 +108,7 @@ def eap_ig_inputs(
 
 @checked
 def eap_ig_activations(
-    objective: Objective, *, steps: int = 5, backward: str = "plain", positions: Positions | None = None
+    objective: Objective | Conditional, *, steps: int = 5, backward: str = "plain", positions: Positions | None = None
 ) -> Scores:
     """EAP with integrated gradients over activations (Hanna et al., 2403.17806), as its public code does it.
 
@@ -162,7 +165,7 @@ def eap_gp(
 
 @checked
 def mask_ig(
-    objective: Objective, *, steps: int = 10, backward: str = "plain", positions: Positions | None = None
+    objective: Objective | Conditional, *, steps: int = 10, backward: str = "plain", positions: Positions | None = None
 ) -> Scores:
     """Integrated gradients of `f` itself on the straight way from no edges to all of them, at midpoints.
 

@@ -19,6 +19,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from ..arguments import checked
+from ..conditional import Conditional
 from ..objective import Objective
 from ..types import EdgeBools, Mask, MaskLike
 from . import hard_concrete
@@ -91,7 +92,7 @@ MOST_SPARSITY = 1.5
 
 @checked
 def edge_pruning(
-    objective: Objective,
+    objective: Objective | Conditional,
     sparsity: float = 0.95,
     *,
     node_sparsity: float | None = None,

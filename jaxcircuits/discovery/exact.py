@@ -3,7 +3,7 @@
     score of s->r = f(all but s->r) - f(all)
 
 Removing one edge into r leaves everything before r clean, so this is the clean run in which r reads
-`reference_s - clean_s` more, computed from r on.
+`reference_s - clean_s` more, computed from r on. Where other edges are absent already, every mask is run whole.
 """
 
 import functools
@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from .. import batching
 from ..arguments import checked
+from ..conditional import Conditional, kept_edges
 from ..identity import identity_of
 from ..objective import Objective
 from ..references import recorded
@@ -35,7 +36,7 @@ class _CleanRun(eqx.Module):
 
 @checked
 def exact(
-    objective: Objective,
+    objective: Objective | Conditional,
     *,
     width: int = 8,
     positions: Positions | None = None,
@@ -57,7 +58,10 @@ def exact(
     def values() -> np.ndarray:
         asked = {"method": "exact", "width": width, "positions": named}
         with journal_of(checkpoint, lambda: asked | identity_of(objective)) as journal:
-            effects = _edge_effects(objective, every, width, journal)
+            if isinstance(objective, Conditional):
+                effects = _effects_of_masks(objective, every, width, journal)
+            else:
+                effects = _edge_effects(objective, every, width, journal)
         return effects[0] if spans is None else effects
 
     return scored(objective, "exact", values, passes=(count + 2, 0), positions=named, width=width)
@@ -94,6 +98,24 @@ def _edge_effects(
                 losses = functools.partial(_without_edges, objective, clean, place, jnp.asarray(rows, jnp.int32), at)
                 found = losses() if journal is None else journal.call(f"{receiver} {rows[0]} {index}", losses)
                 values[index, rows, receiver] = np.asarray(found) - full
+    return values
+
+
+def _effects_of_masks(
+    objective: Conditional, spans: np.ndarray, width: int, journal: Journal | None
+) -> Float[np.ndarray, "span sender receiver"]:
+    """The same where some edges are absent: of those that are in, each mask is evaluated."""
+    kept = kept_edges(objective)
+    full, values = float(objective(kept)), np.zeros((len(spans), *kept.shape))
+    for index, span in enumerate(spans):
+        at = np.ones(1, bool) if span.all() else span
+        for edges in _chunks(np.flatnonzero(kept), width):
+            senders, receivers = np.unravel_index(edges, kept.shape)
+            masks = np.tile(kept[None, ..., None], (width, 1, 1, len(at)))
+            masks[np.arange(width), senders, receivers] &= ~at
+            losses = functools.partial(objective.many, masks[..., 0] if span.all() else masks, width)
+            found = losses() if journal is None else journal.call(f"{edges[0]} {index}", losses)
+            values[index, senders, receivers] = np.asarray(found) - full
     return values
 
 

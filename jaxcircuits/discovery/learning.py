@@ -15,6 +15,7 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ..arguments import check_count
+from ..conditional import Conditional, kept_edges
 from ..finite import check_finite
 from ..graph import Graph
 from ..identity import digest_of, identity_of
@@ -188,7 +189,7 @@ def _check_state(state: State, method: str) -> None:
 
 def result_of(
     state: State,
-    objective: Objective,
+    objective: Objective | Conditional,
     mask: EdgeBools,
     scores: EdgeScores,
     *,
@@ -196,7 +197,12 @@ def result_of(
     started: float,
     options: dict[str, Any],
 ) -> LearntMask:
-    """The record of a finished run, `f` evaluated at the mask. Raises ValueError if that is NaN or infinite."""
+    """The record of a finished run, `f` evaluated at the mask; edges that cannot be in are not, and score 0.
+
+    Raises ValueError if `f` is NaN or infinite.
+    """
+    kept = kept_edges(objective)
+    mask, scores = mask & kept, np.where(kept, scores, 0)
     metric = float(objective(mask))
     check_finite(f"{method}: metric {objective.metric_name} of its circuit", metric)
     run = {

@@ -22,6 +22,7 @@ import optax
 from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
 
 from ..arguments import checked
+from ..conditional import Conditional
 from ..objective import Objective
 from ..types import Mask, MaskLike
 from .learning import LearntMask, Maskable, State, first_order, learn, result_of
@@ -97,7 +98,7 @@ def mask_of_size(a: Mask, size: Float[Array, ""], temperature: Float[Array, ""] 
 
 @checked
 def mattr(
-    objective: Objective,
+    objective: Objective | Conditional,
     *,
     optimiser: str = "adam",
     steps: int = 5000,
@@ -155,7 +156,7 @@ def mattr(
     return result_of(state, objective, valid, scores, method="mattr", started=started, options=options)
 
 
-def _gap(objective: Objective) -> float:
+def _gap(objective: Objective | Conditional) -> float:
     full = objective.full_mask()
     gap = abs(float(objective(full)) - float(objective(np.zeros(full.shape))))
     if gap == 0:

@@ -11,13 +11,14 @@ from jaxtyping import ArrayLike, Bool
 
 from .. import metrics
 from ..batching import compile_clock
+from ..conditional import Conditional
 from ..nodes import NodeObjective
 from ..objective import Objective
 from ..scores import Positions, Scores, Span, positions_inside, spans_within
 
 
 def scored(
-    objective: Objective | NodeObjective,
+    objective: Objective | Conditional | NodeObjective,
     method: str,
     values: Callable[[], ArrayLike],
     *,
@@ -46,7 +47,7 @@ def scored(
 
 
 def spans_of(
-    objective: Objective, positions: Positions | None
+    objective: Objective | Conditional, positions: Positions | None
 ) -> tuple[tuple[Span, ...] | None, Bool[np.ndarray, "span position"] | None]:
     """Spans, each scored on its own, as (first, before which) and as bool [span, position]; both None for None.
 
@@ -59,13 +60,15 @@ def spans_of(
     return spans, positions_inside(spans, width)
 
 
-def refuse_flat(objective: Objective, method: str, *, at_clean: bool = True) -> None:
+def refuse_flat(objective: Objective | Conditional, method: str, *, at_clean: bool = True) -> None:
     """Raises ValueError for a loss without a slope.
 
     Accuracy, and a model of steps, have none anywhere; KL, and L2 to the model's own output, have none at the clean run
     (`at_clean`). A user's metric is tried: it has none if the slopes of all edges are 0, but for rounding, while its
-    value without edges is another one; at the clean run, or also half way and at no edges.
+    value without edges is another one; at the clean run, or also half way and at no edges. Without some edges there is
+    no clean run.
     """
+    at_clean = at_clean and isinstance(objective, Objective)
     metric = objective.metric
     if not getattr(objective.model, "has_slopes", True):
         raise ValueError(
@@ -85,7 +88,7 @@ def refuse_flat(objective: Objective, method: str, *, at_clean: bool = True) -> 
         _refuse_without_slopes(objective, method, at_clean)
 
 
-def _refuse_without_slopes(objective: Objective, method: str, at_clean: bool) -> None:
+def _refuse_without_slopes(objective: Objective | Conditional, method: str, at_clean: bool) -> None:
     shape, eps = objective.graph.shape, float(jnp.finfo(objective.model.dtype).eps)
     full, empty = float(objective(np.ones(shape))), float(objective(np.zeros(shape)))
     alphas = (1.0,) if at_clean else (1.0, 0.5, 0.0)
@@ -98,8 +101,10 @@ def _refuse_without_slopes(objective: Objective, method: str, at_clean: bool) ->
         )
 
 
-def ruled(objective: Objective, backward: str) -> Objective:
+def ruled(objective: Any, backward: str) -> Any:
     """The same values, with gradients by rules of `models/backward.py`. Raises ValueError for an unknown name."""
+    if isinstance(objective, Conditional):
+        return Conditional(ruled(objective.objective, backward), objective.kept)
     return eqx.tree_at(lambda o: o.model, objective, objective.model.with_backward(backward))
 
 

@@ -24,6 +24,7 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ..arguments import checked
+from ..conditional import Conditional
 from ..objective import Objective
 from ..types import Mask, MaskLike
 from .learning import LearntMask, Maskable, State, first_order, learn, result_of
@@ -75,7 +76,7 @@ def masks_at(u: Float[Array, "circuit sender receiver"], theta: Mask) -> Float[A
 
 @checked
 def ugs(
-    objective: Objective,
+    objective: Objective | Conditional,
     strength: float = 1e-3,
     *,
     steps: int = 3000,

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from ..arguments import checked
+from ..conditional import Conditional, kept_edges
 from ..masks import mask_of
 from ..objective import Objective
 from ..types import Mask, MaskLike
@@ -66,8 +67,10 @@ class Within(eqx.Module):
 
 
 @checked
-def narrowed(objective: Objective, within: MaskLike | None) -> Objective | Within:
+def narrowed(objective: Objective | Conditional, within: MaskLike | None) -> Objective | Conditional | Within:
     """The objective of the edges in a mask or circuit; itself where that has all of them (None).
+
+    Edges that an objective is `without` are not in either.
 
     Raises ValueError for a mask of another graph, one that is neither 0 nor 1, and one without edges.
     """
@@ -78,12 +81,14 @@ def narrowed(objective: Objective, within: MaskLike | None) -> Objective | Withi
         raise ValueError(f"within: expected a mask of shape {graph.shape}, got {mask.shape}")
     if not ((mask == 0) | (mask == 1)).all():
         raise ValueError("within: expected edges that are in or not, 1 or 0, got shares of them")
-    edges = mask.astype(bool) & graph.valid
+    edges = mask.astype(bool) & kept_edges(objective)
     if not edges.any():
         raise ValueError("within: expected at least one edge, got none")
-    return objective if (edges == graph.valid).all() else Within(objective, jnp.asarray(edges))
+    if (edges == kept_edges(objective)).all():
+        return objective
+    return Within(objective.objective if isinstance(objective, Conditional) else objective, jnp.asarray(edges))
 
 
-def recorded(own: Objective | Within) -> dict[str, int]:
+def recorded(own: Objective | Conditional | Within) -> dict[str, int]:
     """How many edges were learnt, for the record of a run; nothing where it is all."""
     return {"edges_within": int(own.graph.num_edges)} if isinstance(own, Within) else {}

@@ -3,6 +3,9 @@
 from .ablation import Ablated as Ablated
 from .ablation import Ablation as Ablation
 from .ablation import ablated as ablated
+from .backups import Backup as Backup
+from .backups import Backups as Backups
+from .backups import backups as backups
 from .comparison import Comparison as Comparison
 from .comparison import compare_methods as compare_methods
 from .completeness import Completeness as Completeness
@@ -39,6 +42,8 @@ from .random_circuits import random_circuits as random_circuits
 from .records import Record as Record
 from .records import Spread as Spread
 from .records import read_record as read_record
+from .rediscovery import Rediscovery as Rediscovery
+from .rediscovery import rediscover as rediscover
 from .retention import retained as retained
 from .roc import ROC as ROC
 from .roc import roc as roc

@@ -17,6 +17,7 @@ from .controls import RandomControl, RandomCurve, ResetControl, random_control, 
 from .faithfulness import Faithfulness, FaithfulnessCurve, faithfulness, faithfulness_curve
 from .necessity import NecessityCurve, necessity_curve
 from .records import Record
+from .rediscovery import Rediscovery, rediscover
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Evaluation(Record):
     """All measures of one circuit; None where there is nothing to measure or it was not asked for.
 
     - `faithfulness`, `completeness`, and `random`: of a circuit; not of the whole graph.
+    - `again`: what is found without the circuit's edges, see `rediscover`.
     - `curve`, `random_curve`, `necessity`: of its scores, if these differ among edges. `reset`: see `ResetControl`.
     """
 
@@ -36,6 +38,7 @@ class Evaluation(Record):
     reset: ResetControl | None
     run: dict[str, Any]
     necessity: NecessityCurve | None = None
+    again: Rediscovery | None = None
 
 
 @checked
@@ -46,6 +49,7 @@ def evaluate(
     random: int = 100,
     reset: Objective | Ablated | None = None,
     method: Callable[[Objective], Any] | None = None,
+    rediscovered: Callable[[Any], Any] | None = None,
     seed: int = 0,
     checkpoint: str | os.PathLike | None = None,
 ) -> Evaluation:
@@ -53,6 +57,7 @@ def evaluate(
 
     - `random`: random circuits of the same size to compare with; 0: none.
     - `reset`, `method`: see `reset_control`; both or none.
+    - `rediscovered`: a method that is run without the circuit's edges, see `rediscover`.
     - `checkpoint`: a folder that keeps how far the run is (but what `method` does); the same call goes on from there.
 
     Raises ValueError for a circuit of another graph or without edges, and for a checkpoint that is damaged or another
@@ -69,7 +74,8 @@ def evaluate(
     with kept(judged, circuit, checkpoint, **asked) as judged:
         if control is not None:
             control = dataclasses.replace(control, journal=judged.journal)
-        return _evaluate(judged, circuit, random, seed, (control, method))
+        again = None if rediscovered is None else rediscover(judged, circuit, rediscovered)
+        return dataclasses.replace(_evaluate(judged, circuit, random, seed, (control, method)), again=again)
 
 
 def _evaluate(judged: Ablated, circuit: Circuit, random: int, seed: int, reset: tuple[Any, Any]) -> Evaluation:

@@ -24,8 +24,8 @@ from .regrouped import Regrouped as Regrouped
 from .reset import reset_network as reset_network
 from .rotary import RopeScaling as RopeScaling
 from .runs import Computed as Computed
+from .runs import Held as Held
 from .runs import NodeValues as NodeValues
-from .slopes import Held as Held
 from .tracr import Tracr as Tracr
 from .tracr import TracrConfig as TracrConfig
 from .tracr import permute_positions as permute_positions

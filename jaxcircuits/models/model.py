@@ -195,15 +195,20 @@ class AbstractModel(eqx.Module):
             return runs.residual(self, x)
 
     def masked_run(
-        self, tokens: Tokens, mask: PositionedMask, reference: SenderValues, offsets: ReceiverValues | None = None
+        self,
+        tokens: Tokens,
+        mask: PositionedMask,
+        reference: SenderValues,
+        offsets: ReceiverValues | None = None,
+        held: runs.Held | None = None,
     ) -> tuple[Float[Array, "position width"], SenderValues]:
         """The circuit's `residual`, and what its nodes wrote minus the reference (`delta`).
 
         `offsets` are added to what each receiver reads: their gradients give those of every edge,
-        `df/dmask_sr = <delta_s, df/doffset_r>`.
+        `df/dmask_sr = <delta_s, df/doffset_r>`. `held`: senders that write given constants.
         """
         with self.computing():
-            return runs.masked(self, tokens, mask, reference, offsets)
+            return runs.masked(self, tokens, mask, reference, offsets, held)
 
     def recorded(self, tokens: Tokens) -> tuple[Float[Array, "moment position width"], SenderValues]:
         """`receiver_streams` and `sender_values` of one run."""
@@ -246,7 +251,7 @@ class AbstractModel(eqx.Module):
         self,
         tokens: Tokens,
         score: Callable[[Float[Array, "position width"]], Float[Array, ""]],
-        held: slopes.Held | None = None,
+        held: runs.Held | None = None,
     ) -> tuple[SenderValues, ReceiverValues]:
         """What every node of the clean run writes, and the gradient of `score(residual)` at every receiver's input.
 

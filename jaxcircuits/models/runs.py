@@ -15,10 +15,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from ..layout import Layout, Moment, Nodes, Stack
 from ..types import NodeMask, PositionedMask, ReceiverValues, SenderValues, Tokens
@@ -30,6 +31,13 @@ NodeValues = tuple[tuple[Computed, ...], ...]
 """`Computed` of all layers [layer, receiver, position, ...]: of each stack, of each moment."""
 
 Layer = Int[Array, ""]
+
+
+class Held(eqx.Module):
+    """Senders that write `values` whatever they read."""
+
+    which: Bool[Array, " sender"]
+    values: SenderValues
 
 
 # --- one moment of one layer ---------------------------------------------------------------------
@@ -132,6 +140,11 @@ def joined(parts: Sequence[Array]) -> Float[Array, "_ position width"]:
     return jnp.concatenate([part.reshape(-1, *part.shape[2:]) for part in parts])
 
 
+def hold(rows: SenderValues, which: Bool[Array, " _"], values: SenderValues) -> SenderValues:
+    """What senders write, those of them that are held their constants."""
+    return jnp.where(which[:, None, None], values, rows)
+
+
 def residual(model: Any, x: Float[Array, "position width"]) -> Float[Array, "position width"]:
     """What `logits` reads in the plain run whose embeddings sum to `x`."""
 
@@ -161,7 +174,12 @@ def recorded(model: Any, tokens: Tokens) -> tuple[Float[Array, "moment position 
 
 
 def masked(
-    model: Any, tokens: Tokens, mask: PositionedMask, reference: SenderValues, offsets: ReceiverValues | None
+    model: Any,
+    tokens: Tokens,
+    mask: PositionedMask,
+    reference: SenderValues,
+    offsets: ReceiverValues | None,
+    held: Held | None = None,
 ) -> tuple[Float[Array, "position width"], SenderValues]:
     """What `logits` reads in a circuit, and what its nodes wrote minus the reference."""
     layout, embeddings = model.layout, model.embeddings(tokens)
@@ -170,14 +188,20 @@ def masked(
     masks = split(layout, jnp.moveaxis(mask[:, :-1], 0, 1), "num_receivers")
     references = split(layout, reference[first:], "num_senders")
     moved = nothing(layout) if offsets is None else split(layout, offsets[:-1], "num_receivers")
+    constant = nothing(layout)
+    if held is not None:
+        which, values = (split(layout, x[first:], "num_senders") for x in (held.which, held.values))
+        constant = list(zip(which, values, strict=True))
+        embeddings = hold(embeddings, held.which[:first], held.values[:first])
 
     def step(stack, carry, inputs):
         base, delta, row = carry
-        layer, (masks, references, moved) = inputs
+        layer, (masks, references, moved, constant) = inputs
         for number, moment in enumerate(stack.moments):
             x = base[None] + jnp.einsum("rs...,s...d->r...d", masks[number], delta)
             x = x if moved is None else x + moved[number]
             new = written(model, moment, layer, computed(model, moment, layer, x), at)
+            new = new if constant is None else hold(new, constant[0][number], constant[1][number])
             delta = jax.lax.dynamic_update_slice_in_dim(delta, new - references[number], row, 0)
             base = plus_constant(model, base + references[number].sum(0), layer, number)
             row = row + moment.num_senders
@@ -185,7 +209,7 @@ def masked(
 
     delta = jnp.zeros_like(reference).at[:first].set(embeddings - reference[:first])
     start = reference[:first].sum(0), delta, jnp.int32(first)
-    (base, delta, _), _ = over_layers(layout, step, start, list(zip(masks, references, moved, strict=True)))
+    (base, delta, _), _ = over_layers(layout, step, start, list(zip(masks, references, moved, constant, strict=True)))
     x = base + jnp.einsum("s...,s...d->...d", mask[:, -1], delta)
     return x if offsets is None else x + offsets[-1], delta
 

@@ -10,20 +10,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from ..types import ReceiverValues, SenderValues, Tokens
 from . import runs
-
-
-class Held(eqx.Module):
-    """Senders that write `values` whatever they read."""
-
-    which: Bool[Array, " sender"]
-    values: SenderValues
+from .runs import Held
 
 
 def receiver_slopes(
@@ -85,7 +78,7 @@ def _run(
     if held is not None:
         which, values = (runs.split(layout, x[first:], "num_senders") for x in (held.which, held.values))
         kept = list(zip(which, values, strict=True))
-        embeddings = _hold(embeddings, held.which[:first], held.values[:first])
+        embeddings = runs.hold(embeddings, held.which[:first], held.values[:first])
 
     def step(stack, x, inputs):
         layer, (taps, held) = inputs
@@ -101,14 +94,10 @@ def _run(
                 else:
                     ys[port.name] = runs.computed(model, one, layer, x)[port.name] + tap
             new = runs.written(model, moment, layer, ys, runs.positions_of(x))
-            rows.append(new if held is None else _hold(new, held[0][number], held[1][number]))
+            rows.append(new if held is None else runs.hold(new, held[0][number], held[1][number]))
             x = runs.plus_constant(model, x + rows[-1].sum(0), layer, number)
         return x, (jnp.stack(streams), jnp.concatenate(rows))
 
     last, outputs = runs.over_layers(layout, step, embeddings.sum(0), list(zip(taps[0], kept, strict=True)))
     streams, rows = zip(*outputs, strict=True)
     return last + taps[1], list(streams), jnp.concatenate([embeddings, runs.joined(rows)])
-
-
-def _hold(rows: SenderValues, which: Bool[Array, " _"], values: SenderValues) -> SenderValues:
-    return jnp.where(which[:, None, None], values, rows)

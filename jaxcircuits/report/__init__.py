@@ -8,3 +8,5 @@ from .page import render_page as render_page
 from .page import write_page as write_page
 from .pareto import plot_pareto as plot_pareto
 from .plot import plot as plot
+from .side_by_side import render_comparison as render_comparison
+from .side_by_side import write_comparison as write_comparison

@@ -61,6 +61,8 @@ def measures(evaluation: Part) -> list[Part]:
     if without := evaluation.get("necessity"):
         refused = without["points"][0]["refused"]
         found.append(_measure("Without the best", without["area"], refused, "area under faithfulness; lower is better"))
+    if again := evaluation.get("again"):
+        found.append(_again(again))
     if whole := evaluation["completeness"]:
         note = f"the most that a knock-out differs from the model's: without {whole['worst']}"
         found.append(_measure("Incompleteness", whole["incompleteness"], None, note))
@@ -142,6 +144,13 @@ def _mean_of_ratios(own: Part) -> Part:
     low, high = each["quantiles"][1], each["quantiles"][3]
     note = f"mean of ratios; the middle half of prompts from {low:.3g} to {high:.3g}"
     return _measure("Prompt by prompt", each["mean"], None, note, spread=each["std"])
+
+
+def _again(again: Part) -> Part:
+    second, both = again["second"], again["union"]
+    note = f"by {again['method']} without its edges: {second['edges']} edges, {len(again['shared_nodes'])} shared nodes"
+    together = _measure("both together", both["value"], both["refused"], f"{both['edges']} edges")
+    return _measure("Found again", second["value"], second["refused"], note, beside=[together])
 
 
 def _areas_beside(evaluation: Part, area: str) -> list[Part]:
