@@ -81,7 +81,7 @@ def test_the_page_holds_every_method_as_text_alone():
     assert heights[0] > heights[3] > heights[1] == heights[4] > heights[2] > heights[5]
     assert json.loads(tree.findall(".//pre")[2].text)["note"] == list(HOSTILE)
     nothing = render_comparison(
-        jc.Comparison((Compared("eap", "no"),), {"metric": 1, "reference": 1, "prompts": 1}, {"prompts": 1})
+        jc.Comparison((Compared("eap", "no"),), {"prompts": 1}, {"metric": 1, "reference": 1, "prompts": 1})
     )
     assert nothing.count("Faithfulness is refused") == 2
 

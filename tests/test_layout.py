@@ -69,7 +69,7 @@ MAY_IMPORT = {
     "resampling": set(),
     "discovery": BASE
     | {"resampling", "npz", "graph", "scores", "objective", "references", "nodes", "metrics", "batching"}
-    | {"live", "lockstep", "crossings", "conditional"}
+    | {"live", "lockstep", "crossings", "conditional", "masks"}
     | KEEPS,
     "expand": BASE | {"axes", "graph", "span_names"},
     "circuit_file": BASE | {"graph", "layout"},
