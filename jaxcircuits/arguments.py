@@ -125,4 +125,5 @@ def _is_of(name: str, value: Any, kind: type) -> bool:
 def _said(name: str, kind: type) -> str:
     if name == "seed" and kind is int:
         return "a whole number of at least 0"
-    return KINDS.get(kind, "a path" if kind is os.PathLike else f"a {kind.__name__}")
+    article = "an" if kind.__name__[0] in "AEIOU" else "a"
+    return KINDS.get(kind, "a path" if kind is os.PathLike else f"{article} {kind.__name__}")

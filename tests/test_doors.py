@@ -148,8 +148,8 @@ def test_records_are_of_the_kind_that_is_meant():
 for bad in (2.5, "kl", None, [1]):
     check(lambda: jc.Objective(model, bad), "pairs: expected a PromptPairs, got")
     check(lambda: jc.Objective(bad, pairs), "model: expected a model, as `load(...).model`, got a")
-    check(lambda: jc.eap(bad), "objective: expected a Objective, got")
-    check(lambda: jc.evaluate(bad, circuit), "objective: expected a Objective or a Ablated, got")
+    check(lambda: jc.eap(bad), "objective: expected an Objective or a Conditional, got")
+    check(lambda: jc.evaluate(bad, circuit), "objective: expected an Objective or an Ablated, got")
     check(lambda: jc.Circuit.select(bad, edges=3), "select: expected scores or a scored circuit, got a")
     check(lambda: jc.ensemble([bad]), "ensemble: expected a list of scores, got")
     check(lambda: jc.Circuit(graph, graph.valid, bad, {}), "scores: expected")
