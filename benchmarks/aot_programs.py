@@ -97,7 +97,7 @@ def programs(of: jc.Objective, slots: int, width: int, mesh: Mesh | None = None)
         "gradient": Program(_without_spans(gradients.value_and_gradient), {"objective": spread, "mask": mask}),
         "clean_gradient": Program(_without_spans(gradients.clean_gradient), {"objective": spread}),
         "eap_ig_inputs_5": Program(
-            lambda o, held, alphas: _raw(gradients.displacement_gradient)(o, (held, alphas), None),
+            lambda o, held, alphas: _raw(gradients.displacement_gradient)(o, (held, alphas), None, None),
             {"o": spread, **points},
         ),
         **_of_chains(of, spread, slots, width),

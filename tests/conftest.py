@@ -54,7 +54,9 @@ def pytest_configure(config):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Of a test's cases, more than `quick(number)` are `mission`; the README's blocks take longest and go first."""
+    """Of a test's cases, more than `quick(number)` are `mission`, or its `rest`; the README's blocks take longest and
+    go first.
+    """
     items.sort(key=lambda item: item.path.name != "test_readme.py")
     seen = collections.Counter()
     for item in items:
@@ -63,7 +65,7 @@ def pytest_collection_modifyitems(items):
             continue
         seen[item.path, item.originalname] += 1
         if seen[item.path, item.originalname] > mark.args[0]:
-            item.add_marker("mission")
+            item.add_marker(mark.kwargs.get("rest", "mission"))
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -168,7 +168,7 @@ def written(objective):
     return np.stack([run(tokens) for tokens in objective.clean], 1)
 
 
-@pytest.mark.quick(1)
+@pytest.mark.quick(1, rest="slow")
 @pytest.mark.parametrize(
     "family, kind, base",
     [
@@ -228,7 +228,7 @@ def test_the_parts_add_up_to_the_models_own_activations(x64):
             np.testing.assert_allclose(queries[:, layer, head], [sum(own), own[0]], rtol=0, atol=1e-12)
 
 
-@pytest.mark.mission
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [*OTHERS, *FAMILIES])
 def test_with_nothing_irrelevant_all_is_due_to_the_input(family, x64):
     """rel = all that the embedding wrote: so it is everywhere, whatever norms, biases and caps do."""
@@ -238,7 +238,7 @@ def test_with_nothing_irrelevant_all_is_due_to_the_input(family, x64):
     assert 0 < found[1:][objective.graph.valid[1:]].min() and found[1:].max() < 1
 
 
-@pytest.mark.mission
+@pytest.mark.slow
 @pytest.mark.parametrize("units", ["ungrouped", "unsplit", "neurons:3"])
 def test_other_units_are_other_sources_and_targets_of_the_same_rules(units, x64):
     split = jc.Objective(FAMILIES["llama"](), micro_pairs(), "kl")

@@ -51,7 +51,7 @@ def pair():
     return of
 
 
-@pytest.mark.quick(1)
+@pytest.mark.quick(1, rest="slow")
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("method", SAME)
 def test_without_a_head_is_the_model_whose_head_writes_nothing(method, name, pair, x64):
@@ -72,7 +72,7 @@ PATHS = {
 }
 
 
-@pytest.mark.mission
+@pytest.mark.slow
 @pytest.mark.parametrize("method", PATHS)
 def test_runs_of_all_edges_give_the_plain_scores(method, x64):
     objective = jc.Objective(family("gpt2"), micro_pairs(), "logit_diff")

@@ -53,7 +53,7 @@ def edges_of(objective, pairs, metric, rules="plain", steps=STEPS):
 CASES = [("llama", "nll", "gim"), ("gpt2", "kl", "plain"), ("gpt2", difference, "relp"), ("llama", difference, "plain")]
 
 
-@pytest.mark.quick(1)
+@pytest.mark.quick(1, rest="slow")
 @pytest.mark.parametrize("family, metric, rules", CASES)
 def test_it_is_the_formula_and_padding_is_nothing(family, metric, rules, x64):
     pairs = micro_pairs(kind="lengths")

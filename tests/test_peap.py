@@ -62,7 +62,7 @@ def by_hand(family):
     return within * graph.valid, crossing
 
 
-@pytest.mark.quick(1)
+@pytest.mark.mission
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_scores_are_the_formulas(family, x64):
     objective, (within, crossing) = divided(family), by_hand(family)

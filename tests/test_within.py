@@ -32,7 +32,7 @@ def half_of(graph):
     return mask
 
 
-@pytest.mark.quick(2)
+@pytest.mark.quick(1, rest="slow")
 @pytest.mark.parametrize("name", LEARN)
 def test_the_other_edges_are_never_in_and_score_lowest(name, objective, tmp_path):
     learn, options = LEARN[name]
@@ -50,7 +50,7 @@ def test_the_other_edges_are_never_in_and_score_lowest(name, objective, tmp_path
             learn(objective, **options, within=other, checkpoint=tmp_path)
 
 
-@pytest.mark.mission
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LEARN)
 def test_within_all_edges_is_the_plain_run(name, objective):
     learn, options = LEARN[name]
