@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 
 from .. import batching
 from ..live import Edges
+from ..lockstep import bucket
 from ..objective import Objective
 from ..types import EdgeBools
 
@@ -87,14 +88,15 @@ class DenseEvaluator:
         width: int,
     ) -> list[Float[np.ndarray, "step prompt"]]:
         """`chain` of several searches, forks of one, in one call."""
-        first, rows = searches[0], width * len(searches)
+        first, rows = searches[0], width * bucket(len(searches))
         if (rows,) not in first.memory:
             first.memory[rows,] = first.objective.memory_needed(rows)
             batching.check_fits(first.memory[rows,], f"a batch of {rows} circuits")
         asked = zip(steps, guesses, strict=True)
         masks = np.concatenate([each._masks(*own, width) for each, own in zip(searches, asked, strict=True)])
-        values = np.asarray(first.objective.per_example_many(masks, width=rows)).reshape(len(searches), width, -1)
-        return [each[: len(own)] for each, own in zip(values, steps, strict=True)]
+        masks = np.resize(masks, (rows, *masks.shape[1:]))
+        values = np.asarray(first.objective.per_example_many(masks, width=rows))
+        return [values[n * width :][: len(own)] for n, own in enumerate(steps)]
 
     def _masks(
         self, steps: Sequence[Edges], guesses: Sequence[bool], width: int

@@ -31,7 +31,9 @@ class Trial(NamedTuple):
 
 
 def next_round(searches: Sequence["Search"], policy: FixedWidth | ExpectedWidth) -> "list[Search]":
-    """One call: a chain of each search, and then all that go on; where the memory does not do, shorter chains."""
+    """One call: a chain of each search, and then all that go on; where the memory does not do, of fewer
+    searches, and then shorter chains.
+    """
     ahead = max(policy.next(search.right) for search in searches)
     while True:
         width = bucket(ahead)
@@ -52,7 +54,7 @@ def next_round(searches: Sequence["Search"], policy: FixedWidth | ExpectedWidth)
     parts = []
     for search, (steps, guesses), own in zip(searches, asked, values, strict=True):
         search.calls[width] = search.calls.get(width, 0) + 1
-        parts += search.round(steps, guesses, own)
+        parts += search.advance(steps, guesses, own)
     return parts
 
 
@@ -102,11 +104,8 @@ class Search:
     def guess(self, step: Step) -> bool:
         return self.predictor.guess(step, self.judges.thresholds.max())
 
-    def round(
-        self,
-        steps: list[Step],
-        guesses: list[bool],
-        values: Float[np.ndarray, "step prompt"],
+    def advance(
+        self, steps: list[Step], guesses: list[bool], values: Float[np.ndarray, "step prompt"]
     ) -> "list[Search]":
         """After a chain's values: this search, and those that go on for the judges that now disagree."""
         self.saved = None
