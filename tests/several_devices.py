@@ -64,8 +64,10 @@ def answers(objective, masks):
     """Every public value of an objective, and a search with it."""
     results = jc.acdc_sweep(objective, [0.05, 0.2], width=None if distributed else 4)
     sampled = jc.replicates(objective, 0.05, count=3, width=4)
+    together = jc.replicates(objective, 0.05, count=3, width=4, together=4)
     return {
         "replicates": np.argwhere(sampled.masks).tolist(),
+        "together": np.argwhere(together.masks).tolist(),
         "shape": objective.describe()["mesh"],
         "many": np.asarray(objective.many(masks, width=3)).tolist(),
         "per_example": np.asarray(objective.per_example(masks[0])).tolist(),

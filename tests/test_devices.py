@@ -41,6 +41,7 @@ def eight():
 
 def assert_same(some, others):
     assert some["decisions"] == others["decisions"] and some["replicates"] == others["replicates"]
+    assert some["together"] == others["together"] == others["replicates"]
     for name in ("many", "per_example", "gradient", "metrics"):
         np.testing.assert_allclose(some[name], others[name], rtol=1e-12, atol=1e-13)
 

@@ -51,8 +51,12 @@ def test_thresholds_that_have_parted_go_on_together(name, x64):
 @pytest.mark.parametrize("units", ["unsplit", "layers", "split 0:2,3:5"])
 def test_units_and_spans_go_on_together(units, x64):
     objective = jc.Objective(jc.with_units(make("gpt2"), *units.split()), make_pairs(), "logit_diff")
-    ones, manys = (jc.acdc_sweep(objective, THRESHOLDS, width=4, together=together) for together in (1, 4))
+    Counting.searches = []
+    ones, manys = (
+        jc.acdc_sweep(objective, THRESHOLDS, width=4, together=together, evaluator=Counting) for together in (1, 4)
+    )
     compared(ones, manys)
+    assert max(Counting.searches) > 1  # one alone takes no such call
 
 
 @pytest.mark.mission
@@ -70,9 +74,12 @@ def test_memory_that_does_not_do_takes_fewer_searches(x64):
     class Small(jc.LiveEvaluator):
         """Has room for three searches."""
 
+        refused = 0
+
         @staticmethod
         def together(searches, *given):
             if len(searches) > 3:
+                Small.refused += 1
                 raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no")
             Counting.searches.append(len(searches))
             return jc.LiveEvaluator.together(searches, *given)
@@ -80,11 +87,11 @@ def test_memory_that_does_not_do_takes_fewer_searches(x64):
     objective = objective_of("gpt2")
     Counting.searches = []
     ones, manys = (
-        jc.acdc_sweep(objective, THRESHOLDS, width=4, together=together, evaluator=evaluator)
+        jc.acdc_sweep(objective, np.geomspace(0.001, 1, 16).tolist(), width=4, together=together, evaluator=evaluator)
         for together, evaluator in ((1, jc.LiveEvaluator), (16, Small))
     )
     compared(ones, manys)
-    assert set(Counting.searches) <= {2, 3} and Counting.searches
+    assert set(Counting.searches) <= {2, 3} and Counting.searches and Small.refused == 1
 
 
 def test_a_number_of_searches_that_none_can_mean_is_refused():

@@ -194,6 +194,7 @@ SEARCHES = {
     "live": {},
     "dense": {"evaluator": jc.DenseEvaluator, "absolute": True},
     "within": {"within": True, "head_order": "random", "seed": 3},
+    "together": {"together": 4},
     "by scores": {"predictor": "all_removed", "groups": False},
 }
 
