@@ -58,6 +58,13 @@ def read_circuit(path):
     recorded(read.run)
 
 
+def read_peap(path):
+    """What is read has circuits."""
+    read = jc.Peap.load(path)
+    read.circuit(10, rank="absolute")
+    read.save(path)
+
+
 def read_record(path):
     judged([jc.read_record(path)])
 
@@ -105,9 +112,12 @@ def readers(tmp_path_factory):
 def evaluations(folder):
     objective = jc.Objective(micro_model("one-head"), micro_pairs(), "logit_diff")
     chosen = jc.Circuit.select(jc.random_scores(objective), edges=4)
-    jc.evaluate(objective, chosen, random=2).save(folder / "e.json")
+    jc.evaluate(objective, chosen, random=2, rediscovered=jc.eap).save(folder / "e.json")
     jc.inspect_circuit(objective, chosen, prompts=2).save(folder / "i.json")
+    divided = jc.Objective(jc.with_units(micro_model("one-head"), spans=[(0, 2)]), micro_pairs(), "logit_diff")
+    jc.peap(divided).save(folder / "p.json")
     return {
+        "PEAP": ("p.json", (folder / "p.json").read_bytes(), changed_json, read_peap),
         "evaluation": ("e.json", (folder / "e.json").read_bytes(), changed_json, read_record),
         "inspection": ("i.json", (folder / "i.json").read_bytes(), changed_json, jc.Inspection.load),
     }
@@ -196,6 +206,7 @@ def stop(*_):
 QUICK = {
     **{"circuit": 600, "circuit of groups": 200, "circuit of units": 200, "AutoCircuit": 300, "JSON": 1000},
     **{"rows": 300, "table": 300, "prompts": 300, "arrays": 1000, "YAML": 500, "evaluation": 300},
+    "PEAP": 200,
     **{"inspection": 300, "config": 500, "weights": 30, "index": 30, "flax": 30, "tokenizer": 20, "settings": 10},
     **{f"config of {kind}": 500 for kind in FAMILY_CONFIGS},
     "GGUF": 100,
