@@ -351,6 +351,7 @@ WRONG = {
     "an unknown order": (["discover", "ioi", "--order", "shuffle", "--size", "2"], "last_first"),
     "an unknown average": (["discover", "ioi", "--average", "mean", "--size", "2"], "per_prompt"),
     "no prompts": (["discover", "ioi", "--size", "0"], "at least 1"),
+    "no search in a call": (["discover", "ioi", "--together", "0", "--size", "2"], "together: expected 1 to 64"),
     "a batch of none": (["discover", "ioi", "--batch", "0", "--size", "2"], "width"),
     "an output folder that is not there": (["discover", "ioi", "--out", "nowhere/c.json"], "does not exist"),
     "a folder as output": (["discover", "ioi", "--out", "."], "is a folder"),

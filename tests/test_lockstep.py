@@ -8,6 +8,7 @@ from conftest import micro_model, micro_pairs
 from test_units import make, make_pairs
 
 import jaxcircuits as jc
+from jaxcircuits.discovery.width import searches_at_once
 
 THRESHOLDS = [0.005, 0.02, 0.05, 0.1, 0.3]
 
@@ -92,6 +93,12 @@ def test_memory_that_does_not_do_takes_fewer_searches(x64):
     )
     compared(ones, manys)
     assert set(Counting.searches) <= {2, 3} and Counting.searches and Small.refused == 1
+
+
+def test_by_default_an_accelerator_takes_several_searches_at_once_and_a_cpu_one(monkeypatch):
+    for platform, searches in (("cpu", 1), ("gpu", 16), ("tpu", 16)):
+        monkeypatch.setattr(jax, "default_backend", lambda platform=platform: platform)
+        assert searches_at_once() == searches
 
 
 def test_a_number_of_searches_that_none_can_mean_is_refused():
