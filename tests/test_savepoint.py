@@ -238,6 +238,7 @@ def test_a_search_that_is_done_is_not_run_again(tmp_path, monkeypatch):
     assert same(first, again) and seen == [again] and again.seconds == first.seconds
 
 
+@pytest.mark.mission
 def test_what_would_change_a_search_is_refused_by_name(tmp_path):
     model, pairs = micro_model("gpt2"), micro_pairs()
     base = jc.Objective(model, pairs, "logit_diff")
