@@ -8,7 +8,8 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import typer
 
-from ..circuit import Circuit
+from ..circuit import Circuit, could_be_in
+from ..conditional import without
 from ..discovery import acdc, methods
 from ..evaluation import (
     Ablated,
@@ -264,15 +265,15 @@ def _method_of(circuit: Circuit, checkpoint: Path | None = None, folder: str = "
             return acdc(objective, float(run["threshold"]), prompt_weights=weighed, **taken, **kept)
 
         return search
-    if name not in methods.METHODS or "edges_within" in run:
-        return None
-    method = methods.METHODS[name]
+    if name not in methods.METHODS or ("edges_within" in run and not {"within", "without"} & run.keys()):
+        return None  # an earlier file's too
+    method, absent = methods.METHODS[name], circuit.graph.valid & ~could_be_in(circuit)
     taken = {key: run[key] for key in method.defaults if key in run} | (kept if method.takes_checkpoint else {})
     if not (method.takes_positions and "positions" in run):
-        return lambda objective: method.run(objective, **taken)
+        return lambda objective: method.run(without(objective, absent), **taken)
 
     def at_positions(objective: Objective) -> Any:
-        scores: Any = method.run(objective, **taken, positions=run["positions"])
+        scores: Any = method.run(without(objective, absent), **taken, positions=run["positions"])
         return scores.at(0)
 
     return at_positions
