@@ -85,6 +85,7 @@ class Circuit:
         - `greedy`: from the logits on, repeatedly the best edge into a node that is in already.
         - `within`: a mask of the edges among which to choose; default all.
 
+        Edges that were absent when they were scored come last, and reach no threshold.
         Dead ends go after that; the record has both counts. Raises ValueError for a bad choice.
         """
         if not hasattr(scored, "graph"):
@@ -99,6 +100,7 @@ class Circuit:
         if threshold is not None:
             check_number("threshold", threshold)
         strength = np.abs(scored.scores) if rank == "absolute" else scored.scores
+        strength = np.where(could_be_in(scored), strength, -np.inf)
         if at_least is not None:
             strength, threshold = _shares(scored, at_least), at_least
         count = graph.num_edges if edges is None else edges
@@ -182,6 +184,12 @@ class Circuit:
             return cls(*contents_of(value))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
+
+
+def could_be_in(scored: "Scores | Circuit") -> EdgeBools:
+    """The edges that could be in when they were scored, by the record: those `within`, or all but those `without`."""
+    graph, run = scored.graph, scored.run
+    return graph.mask_of(run["within"]) if "within" in run else graph.valid & ~graph.mask_of(run.get("without", []))
 
 
 def _shares(scored: "Scores | Circuit", at_least: float) -> EdgeScores:

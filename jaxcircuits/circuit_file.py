@@ -24,6 +24,7 @@ TEXTS = (
     "metric",
     "reference",
     "dtype",
+    "precision",
     "average",
     "order",
     "head_order",
@@ -75,7 +76,7 @@ def contents_of(value: Any) -> Contents:
     if nodes is not None and nodes.keys() != set(graph.nodes):
         odd = sorted(nodes.keys() ^ set(graph.nodes))[0]
         raise ValueError(f"nodes: expected the {len(graph.nodes)} nodes that cfg states, got more or less: {odd!r}")
-    for name in run.get("replicates", {}).get("kept", ()):
+    for name in (*run.get("replicates", {}).get("kept", ()), *run.get("within", ()), *run.get("without", ())):
         graph.edge_index(name)
     mask, scores = np.zeros(graph.shape, bool), np.zeros(graph.shape)
     for name, edge in edges.items():
@@ -247,6 +248,9 @@ def check_run(run: Any) -> None:
     weights = run.get("prompt_weights", [])
     if not isinstance(weights, list) or not all(is_number(weight) and weight >= 0 for weight in weights):
         raise ValueError(f"run: prompt_weights: expected a list of numbers, 0 or more, got {weights!r:.60}")
+    for name in ("within", "without"):
+        if not isinstance(run.get(name, []), list) or not all(map(_is_text, run.get(name, []))):
+            raise ValueError(f"run: {name}: expected a list of edges' names, got {run[name]!r:.60}")
     prompts = cluster.get("prompts", [])
     if not isinstance(prompts, list) or not all(map(is_count, prompts)):
         raise ValueError(f"run: cluster: prompts: expected a list of the numbers of prompts, got {prompts!r:.60}")

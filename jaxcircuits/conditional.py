@@ -1,19 +1,20 @@
 """The same loss given that some edges are absent: `f(mask * kept)`, one more function of the mask.
 
 What methods do with the mask alone, they do with this one: its gradient at ones is that of `f` at the mask of all other
-edges, and absent edges have none. What needs the whole model's own run refuses it.
+edges, and absent edges have none; learners count the edges that can be in. What needs the whole model's own run refuses
+it.
 """
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float
 
-from .arguments import checked, fitting
+from .arguments import checked
 from .graph import Graph
 from .masks import mask_of
 from .objective import Objective
@@ -24,7 +25,7 @@ Absent = Any
 
 
 class Conditional(eqx.Module):
-    """An `Objective` of which only the edges in `kept` can be in. Made by `without`."""
+    """An `Objective` of which only the edges in `kept` can be in. Made by `without` and `narrowed`."""
 
     objective: Objective
     kept: Bool[Array, "sender receiver"]
@@ -36,27 +37,22 @@ class Conditional(eqx.Module):
             raise AttributeError(f"an objective without some edges has no {name!r}")
         return getattr(self.objective, name)
 
-    @fitting
     def __call__(self, mask: MaskLike) -> Float[Array, ""]:
         """The loss, mean over the prompts."""
         return self.objective(self._narrowed(mask))
 
-    @fitting
     def per_example(self, mask: MaskLike) -> Float[Array, " batch"]:
         """The loss on each prompt."""
         return self.objective.per_example(self._narrowed(mask))
 
-    @fitting
     def many(self, masks: MaskLike, width: int = 8) -> Float[Array, " circuit"]:
         """The losses of many circuits [circuit, sender, receiver, *position], `width` of them at a time."""
         return self.objective.many(self._narrowed(masks, 1), width)
 
-    @fitting
     def gradient(self, mask: MaskLike, *, spans: ArrayLike | None = None) -> Float[Array, "*span sender receiver"]:
         """`df/dmask`, 0 at absent edges."""
         return self._at_kept(self.objective.gradient(self._narrowed(mask), spans=spans))
 
-    @fitting
     def value_and_gradient(self, mask: MaskLike) -> tuple[Float[Array, ""], Mask]:
         """The loss and `gradient`."""
         value, slopes = self.objective.value_and_gradient(self._narrowed(mask))
@@ -89,9 +85,15 @@ class Conditional(eqx.Module):
         return self.kept.astype(self.objective.model.dtype)
 
     def describe(self) -> dict[str, Any]:
-        """What determines its values, for the record of a result; `without`: the absent edges."""
-        absent = self.graph.valid & ~np.asarray(self.kept)
-        return {**self.objective.describe(), "without": list(self.graph.names_of(absent))}
+        """What determines its values, for the record of a result.
+
+        `edges_within`: how many edges can be in. Which, the shorter list says: `within`, or `without`, the absent ones.
+        """
+        kept = kept_edges(self)
+        absent = self.graph.valid & ~kept
+        name, shorter = ("without", absent) if absent.sum() <= kept.sum() else ("within", kept)
+        count = {"edges_within": int(kept.sum())}
+        return {**self.objective.describe(), **count, name: list(self.graph.names_of(shorter))}
 
     def _narrowed(self, masks: MaskLike, first: int = 0) -> Array:
         """Masks in which absent edges are 0; `first`: axes before the sender's."""
@@ -115,32 +117,56 @@ SHARED = frozenset(
 
 
 @checked
-def without(objective: Objective, absent: Absent) -> Objective | Conditional:
-    """The objective given that some edges are absent; itself if there are none.
+def without(objective: Objective | Conditional, absent: Absent) -> Objective | Conditional:
+    """The objective given that some edges are absent (more than already are); itself if there are none.
 
     - `absent`: a circuit, whose edges these are; a mask of them; or names of edges and nodes (all edges out of one).
 
     Raises ValueError for names and masks that are none of the model's.
     """
-    gone = absent_edges(objective.graph, absent)
-    return Conditional(objective, objective._placed(objective.graph.valid & ~gone)) if gone.any() else objective
+    return _of(objective, kept_edges(objective) & ~named_edges("absent", absent, objective.graph))
 
 
-def absent_edges(graph: Graph, absent: Absent) -> EdgeBools:
-    """The mask of the edges that are named, in a circuit or in a mask. Raises ValueError as `without` does."""
-    if isinstance(absent, str) or (isinstance(absent, Sequence) and not all(isinstance(name, str) for name in absent)):
-        raise ValueError(f"absent: expected a circuit, a mask or a list of names, got {absent!r:.60}")
-    if isinstance(absent, Sequence):
-        edges = graph.mask_of([name for name in absent if "->" in name])
-        edges[[graph.sender_index(name) for name in absent if "->" not in name]] = True
-        return edges & graph.valid
-    mask = np.asarray(mask_of(absent, graph))
+@checked
+def narrowed(objective: Objective | Conditional, within: Absent | None) -> Objective | Conditional:
+    """For learners: the objective `without` all edges but these; itself for None.
+
+    Raises ValueError as `without`, and where no edge can be in.
+    """
+    kept = kept_edges(objective)
+    if within is not None:
+        kept = kept & named_edges("within", within, objective.graph)
+    if not kept.any():
+        raise ValueError("within, without: expected at least one edge that can be in, got none")
+    return _of(objective, kept)
+
+
+def named_edges(argument: str, edges: Absent, graph: Graph) -> EdgeBools:
+    """The mask of the edges that are named, in a circuit or in a mask.
+
+    Raises ValueError, naming the argument, for names and masks that are none of the graph's.
+    """
+    if isinstance(edges, str) or (isinstance(edges, Sequence) and not all(isinstance(name, str) for name in edges)):
+        raise ValueError(f"{argument}: expected a circuit, a mask or a list of names, got {edges!r:.60}")
+    if isinstance(edges, Sequence):
+        mask = graph.mask_of([name for name in edges if "->" in name])
+        mask[[graph.sender_index(name) for name in edges if "->" not in name]] = True
+        return mask & graph.valid
+    mask = np.asarray(mask_of(edges, graph))
     if mask.shape != graph.shape or not np.isin(mask, (0, 1)).all():
-        raise ValueError(f"absent: expected a mask of shape {graph.shape} of True and False, got one of {mask.shape}")
+        got = f"one of {mask.shape}" if mask.shape != graph.shape else "shares of edges"
+        raise ValueError(f"{argument}: expected a mask of shape {graph.shape} of True and False, got {got}")
     return mask.astype(bool) & graph.valid
 
 
-def kept_edges(objective: Any) -> EdgeBools:
-    """The edges that can be in: of an `Objective` all, of a `Conditional` all but the absent ones."""
-    valid = objective.graph.valid
-    return valid & np.asarray(jax.device_get(objective.kept)) if isinstance(objective, Conditional) else valid
+def kept_edges(objective: Any) -> Any:
+    """Bool [sender, receiver], traced in what is compiled: of an `Objective` all, of a `Conditional` what can be in."""
+    kept = objective.kept if isinstance(objective, Conditional) else objective.graph.valid
+    return kept if isinstance(kept, Tracer) else np.asarray(kept)
+
+
+def _of(objective: Objective | Conditional, kept: EdgeBools) -> Objective | Conditional:
+    if (kept == kept_edges(objective)).all():
+        return objective
+    whole = objective.objective if isinstance(objective, Conditional) else objective
+    return Conditional(whole, whole._placed(kept))

@@ -11,7 +11,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_matrix, csr_matrix, hstack, identity, vstack
 
 from .arguments import checked, is_count
-from .circuit import OF_ANOTHER, RANKS, Circuit
+from .circuit import OF_ANOTHER, RANKS, Circuit, could_be_in
 from .graph import Graph
 from .scores import Scores
 from .types import EdgeBools, EdgeScores
@@ -33,12 +33,12 @@ def select_connected(scored: Scores | Circuit, edges: int, *, rank: str = "signe
     strength = np.abs(scored.scores) if rank == "absolute" else scored.scores
     before = {key: value for key, value in scored.run.items() if key not in OF_ANOTHER}
     run = {**before, "selection": {"rank": rank, "select": "ilp", "edges": edges}}
-    mask = best_connected(graph, strength, edges)
+    mask = best_connected(graph, strength, edges, could_be_in(scored))
     return Circuit(graph, mask, scored.scores, run, getattr(scored, "d_model", 0)).drop_dead_ends()
 
 
-def best_connected(graph: Graph, strength: EdgeScores, count: int) -> EdgeBools:
-    """At most `count` edges of the largest total strength, without dead ends.
+def best_connected(graph: Graph, strength: EdgeScores, count: int, offered: EdgeBools) -> EdgeBools:
+    """At most `count` of the edges on offer, of the largest total strength, without dead ends.
 
     Besides an entry an edge there is one a node that is fed and one a receiver that is heard, in [0, 1]. Raises
     ValueError where the solver fails.
@@ -62,12 +62,14 @@ def best_connected(graph: Graph, strength: EdgeScores, count: int) -> EdgeBools:
     )
     most = np.concatenate([np.zeros(2 * len(edges)), embeddings, last, [count]])
     values = np.concatenate([strength[tuple(edges.T)], np.zeros(senders + receivers)])
+    can_be_in = offered[tuple(edges.T)]
+    highest = np.concatenate([can_be_in, np.ones(senders + receivers)])
     scale = max(float(np.abs(values).max()), float(np.finfo(np.float64).tiny))
     is_whole = np.concatenate([np.ones(len(edges)), np.zeros(senders + receivers)])
     found = milp(
         -values / scale,
         constraints=LinearConstraint(csr_matrix(rows), ub=most),  # type: ignore[arg-type]
-        bounds=Bounds(0, 1),
+        bounds=Bounds(0, highest),  # type: ignore[arg-type]
         integrality=is_whole,
         options={"mip_rel_gap": 0},
     )

@@ -10,6 +10,7 @@ import pytest
 from conftest import micro_llama, micro_model, micro_pairs, random_mask
 
 import jaxcircuits as jc
+from jaxcircuits.cli.judge import _method_of
 from jaxcircuits.conditional import Conditional
 
 FAMILIES = {"gpt2": micro_model, "llama": lambda name, dtype: micro_llama(dtype=dtype)}
@@ -89,6 +90,8 @@ def objective():
 
 
 def test_it_is_f_of_the_other_edges_and_without_nothing_f_itself(objective):
+    first, second = jc.without(jc.without(objective, ["a0.h0"]), ["m0"]), jc.without(objective, ["m0", "a0.h0"])
+    np.testing.assert_array_equal(first.kept, second.kept)
     assert jc.without(objective, []) is objective is jc.without(objective, ~objective.graph.valid)
     graph, absent = objective.graph, random_mask(objective.graph, 1, 0.3)
     given, masks = jc.without(objective, absent), np.stack([random_mask(objective.graph, seed) for seed in (2, 3, 4)])
@@ -161,6 +164,21 @@ def test_what_needs_the_whole_models_run_refuses(objective):
             jc.without(objective, absent)
     with pytest.raises(AttributeError, match="no 'reference'"):
         _ = given.reference
+
+
+@pytest.mark.parametrize("share", [0.3, 0.7])
+def test_a_method_runs_again_without_the_same_edges(objective, share, tmp_path):
+    scores = jc.eap(jc.without(objective, random_mask(objective.graph, 1, share)))
+    assert ("within" if share > 0.5 else "without") in scores.run
+    jc.Circuit.select(scores, edges=20).save(tmp_path / "best.json")
+    again = _method_of(jc.Circuit.load(tmp_path / "best.json"))
+    np.testing.assert_array_equal(again(objective).values, scores.values)
+    value = json.loads((tmp_path / "best.json").read_text())
+    for names, said in (("a0.h0", "expected a list of edges' names"), ([3], "of edges' names"), (["a0"], "'a0'")):
+        value["run"]["without"] = names
+        (tmp_path / "bad.json").write_text(json.dumps(value))
+        with pytest.raises(ValueError, match=said):
+            jc.Circuit.load(tmp_path / "bad.json")
 
 
 @pytest.mark.mission

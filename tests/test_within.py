@@ -1,4 +1,4 @@
-"""Learnt masks within some edges: the others stay out, and nothing else changes."""
+"""Learnt masks within some edges, and without the others: these stay out, and nothing else changes."""
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +8,9 @@ import pytest
 from conftest import chain_model, micro_model, micro_pairs, stop_after
 
 import jaxcircuits as jc
+from jaxcircuits.conditional import narrowed
 from jaxcircuits.discovery.learning import first_order
 from jaxcircuits.discovery.ugs import masks_at
-from jaxcircuits.discovery.within import narrowed
 
 LEARN = {
     "edge_pruning": (jc.edge_pruning, {"sparsity": 0.5, "rate": 0.3}),
@@ -46,8 +46,46 @@ def test_the_other_edges_are_never_in_and_score_lowest(name, objective, tmp_path
     again = learn(objective, **options, within=half, checkpoint=tmp_path)
     np.testing.assert_array_equal(again.scores, result.scores)
     for other in (None, graph.valid & ~half):
-        with pytest.raises(ValueError, match="within was .*, now"):
+        with pytest.raises(ValueError, match="kept edges was .*, now"):
             learn(objective, **options, within=other, checkpoint=tmp_path)
+
+
+BOTH = {"mattr's cmd": (jc.mattr, {"loss": "cmd"}), "mattr's slopes": (jc.mattr, {"optimiser": "none"}), **LEARN}
+
+
+@pytest.mark.quick(2, rest="slow")
+@pytest.mark.parametrize("name", BOTH)
+def test_without_the_others_is_the_same_run(name, objective, tmp_path):
+    learn, options = BOTH[name]
+    options = {**options, "steps": 4, "batch": 2, "checkpoint": tmp_path}
+    half = half_of(objective.graph)
+    kept = learn(objective, **options, within=half)
+    rest = jc.without(objective, objective.graph.valid & ~half)
+    for again in (learn(rest, **options), learn(rest, **{**options, "checkpoint": None})):
+        for one, other in zip(jax.tree.leaves(kept.state), jax.tree.leaves(again.state), strict=True):
+            np.testing.assert_array_equal(one, other)
+        np.testing.assert_array_equal(again.scores, kept.scores)
+        np.testing.assert_array_equal(again.mask, kept.mask)
+        assert {**again.run, "seconds": 0} == {**kept.run, "seconds": 0}
+    assert kept.run["edges_within"] == half.sum() and kept.scores[half].any() and not kept.scores[~half].any()
+    assert "size" not in kept.history or kept.history["size"].max() <= half.sum()
+
+
+def test_the_record_names_the_fewer_and_they_come_last(objective):
+    graph, half = objective.graph, half_of(objective.graph)
+    few = np.where(np.cumsum(half).reshape(half.shape) <= 6, half, False)
+    within, given = narrowed(objective, few).describe(), jc.without(objective, few).describe()
+    assert within["within"] == given["without"] == list(graph.names_of(few))
+    assert "without" not in within and "within" not in given
+    assert given["edges_within"] == graph.num_edges - few.sum() and within["edges_within"] == few.sum() == 6
+    for run, absent in ((within, graph.valid & ~few), (given, few)):
+        values = np.where(absent, 0, np.random.default_rng(0).normal(size=graph.shape))
+        scores = jc.Scores(graph, values, True, "mattr", run)
+        some = jc.Circuit.select(scores, edges=run["edges_within"])
+        assert some.run["edges_with_dead_ends"] == run["edges_within"] and not (some.mask & absent).any()
+        assert not (jc.ilp.select_connected(scores, graph.num_edges).mask & absent).any()
+        assert jc.Circuit.select(scores, edges=graph.num_edges).run["edges_with_dead_ends"] == graph.num_edges
+        assert not jc.Circuit.select(scores, threshold=-1e9).mask[absent].any()
 
 
 @pytest.mark.slow
@@ -113,13 +151,15 @@ def test_what_it_refuses(objective):
     shape = objective.graph.shape
     for within, said in (
         (np.ones((2, 2), bool), "within: expected a mask of shape"),
-        (np.full(shape, 0.5), "within: expected edges that are in or not"),
-        (np.zeros(shape, bool), "within: expected at least one edge"),
+        (np.full(shape, 0.5), "within: expected a mask .* got shares of edges"),
+        (np.zeros(shape, bool), "expected at least one edge that can be in"),
     ):
         with pytest.raises(ValueError, match=said):
             jc.ugs(objective, steps=1, within=within)
     half = half_of(objective.graph)
     with pytest.raises(ValueError, match="expected on='edges'"):
         jc.subnetwork_probing(objective, steps=1, within=half)
-    with pytest.raises(ValueError, match="without learning scores have a sign"):
-        jc.mattr(objective, optimiser="none", steps=1, within=half)
+    with pytest.raises(ValueError, match="expected on='edges'"):
+        jc.subnetwork_probing(jc.without(objective, half), steps=1)
+    with pytest.raises(ValueError, match="expected at least one edge that can be in"):
+        jc.mattr(jc.without(objective, half), steps=1, within=half)

@@ -8,7 +8,8 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import typer
 
-from ..circuit import Circuit
+from ..circuit import Circuit, could_be_in
+from ..conditional import without
 from ..discovery import acdc, methods
 from ..evaluation import (
     Ablated,
@@ -27,6 +28,7 @@ from ..evaluation import (
 from ..evaluation.ablation import CHOICES
 from ..models.reset import reset_network
 from ..objective import Objective
+from ..precision import PRECISIONS
 from ..run import extended
 from .config import Context, config_of
 from .options import (
@@ -67,6 +69,9 @@ class JudgedOptions(NamedTuple):
         str | None, typer.Option(help="what absent edges carry; default: the circuit's, or resample")
     ] = None
     dtype: Annotated[str | None, typer.Option(help="float32 or float64; default: the circuit's")] = None
+    precision: Annotated[
+        str | None, typer.Option(help=f"of products: {', '.join(PRECISIONS)}; default: the circuit's")
+    ] = None
     size: Annotated[int | None, typer.Option(help="prompts; default: the circuit's")] = None
     seed: Annotated[int | None, typer.Option(help="of the prompts and of what is drawn; default: the circuit's")] = None
     average: Annotated[
@@ -260,15 +265,15 @@ def _method_of(circuit: Circuit, checkpoint: Path | None = None, folder: str = "
             return acdc(objective, float(run["threshold"]), prompt_weights=weighed, **taken, **kept)
 
         return search
-    if name not in methods.METHODS or "edges_within" in run:
-        return None
-    method = methods.METHODS[name]
+    if name not in methods.METHODS or ("edges_within" in run and not {"within", "without"} & run.keys()):
+        return None  # an earlier file's too
+    method, absent = methods.METHODS[name], circuit.graph.valid & ~could_be_in(circuit)
     taken = {key: run[key] for key in method.defaults if key in run} | (kept if method.takes_checkpoint else {})
     if not (method.takes_positions and "positions" in run):
-        return lambda objective: method.run(objective, **taken)
+        return lambda objective: method.run(without(objective, absent), **taken)
 
     def at_positions(objective: Objective) -> Any:
-        scores: Any = method.run(objective, **taken, positions=run["positions"])
+        scores: Any = method.run(without(objective, absent), **taken, positions=run["positions"])
         return scores.at(0)
 
     return at_positions

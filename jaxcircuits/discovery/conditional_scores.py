@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from ..arguments import checked
-from ..conditional import Absent, Conditional, without
+from ..conditional import Absent, kept_edges, without
 from ..objective import Objective
 from ..scores import Scores
 
@@ -25,7 +25,7 @@ def conditional_scores(
     """
     given = without(objective, absent)
     first, second = (_scores(method(one, **hyperparameters)) for one in (given, objective))
-    kept = np.asarray(given.kept) if isinstance(given, Conditional) else objective.graph.valid
+    kept = kept_edges(given)
     run = {**first.run, "conditional": "less the scores on the whole model", "on_whole_model": second.run}
     return Scores(
         objective.graph, np.where(kept, first.values - second.values, 0), True, first.method, run, first.positions

@@ -19,13 +19,12 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from ..arguments import checked
-from ..conditional import Conditional
+from ..conditional import Conditional, kept_edges, narrowed
 from ..objective import Objective
 from ..types import EdgeBools, Mask, MaskLike
 from . import hard_concrete
 from .learning import LearntMask, Maskable, State, first_order, learn, result_of
 from .measure import refuse_flat
-from .within import narrowed, recorded
 
 
 class EdgePruning(eqx.Module):
@@ -69,7 +68,7 @@ class EdgePruning(eqx.Module):
         self, parameters: dict[str, dict[str, Array]], objective: Maskable, key: PRNGKeyArray, step: Int[Array, ""]
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """The Lagrangian at one draw; its gradient in the multipliers is reversed, so that descent ascends there."""
-        valid = jnp.asarray(objective.graph.valid, objective.model.dtype)
+        valid = jnp.asarray(kept_edges(objective), objective.model.dtype)
         ramped = jnp.minimum(step.astype(valid.dtype) / self.ramp, 1)
         exists = {"edges": valid, "nodes": jnp.ones(valid.shape[:1], valid.dtype)}
         targets = {"edges": self.sparsity, "nodes": self.node_sparsity}
@@ -149,10 +148,9 @@ def edge_pruning(
         **{"sparsity": sparsity, "node_sparsity": node_sparsity, "steps": steps, "ramp": ramp},
         **{"warm_up": warm_up, "rate": rate, "multiplier_rate": multiplier_rate, "decay": decay},
         **{"batch": batch, "seed": seed},
-        **recorded(own),
     }
-    mask, scores = _circuit(np.asarray(own.graph.valid), log_alpha)
-    return result_of(state, objective, mask, scores, method="edge-pruning", started=started, options=options)
+    mask, scores = _circuit(kept_edges(own), log_alpha)
+    return result_of(state, own, mask, scores, method="edge-pruning", started=started, options=options)
 
 
 def binarise(log_alpha: Float[np.ndarray, " entry"]) -> Bool[np.ndarray, " entry"]:

@@ -23,13 +23,12 @@ from ..objective import Objective
 from ..savepoint import Savepoint
 from ..scores import Scores
 from ..types import EdgeBools, EdgeScores
-from .within import Within
 
 SHORT = 1.0
 """Seconds that the steps between two moments at which a run can be kept take, at most, if one step does not."""
 
 Maskable = Any
-"""`Objective`, `Within` or `NodeObjective`: `value_and_gradient(mask)`, `take(rows)`, `full_mask()`, `num_prompts`."""
+"""An objective, conditional or of nodes: `value_and_gradient(mask)`, `take(rows)`, `full_mask()`, `num_prompts`."""
 
 
 class Learner(Protocol):
@@ -126,7 +125,6 @@ def learn(
         kept, ahead = None, chunk
         if checkpoint is not None:
             asked = _settings(learner) | {"steps": steps, "batch": batch, "seed": seed}
-            asked |= {"within": digest_of(objective.edges)} if isinstance(objective, Within) else {}
             kept = _Kept(stack.enter_context(Savepoint(checkpoint, {**asked, **identity_of(objective)})))
             state, ahead = kept.read(state), 1
         while (done := int(state.step)) < steps:

@@ -22,12 +22,11 @@ import optax
 from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
 
 from ..arguments import checked
-from ..conditional import Conditional
+from ..conditional import Conditional, kept_edges, narrowed
 from ..objective import Objective
 from ..types import Mask, MaskLike
 from .learning import LearntMask, Maskable, State, first_order, learn, result_of
 from .measure import refuse_flat
-from .within import narrowed, recorded
 
 RATES = {"adam": 0.05, "sgd": 3.0, "none": None}
 """The optimisers, and the rates that the authors take."""
@@ -59,12 +58,13 @@ class MAttr(eqx.Module):
         self, a: Mask, objective: Maskable, key: PRNGKeyArray, step: Int[Array, ""]
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """Of the mask of one size; without learning, of a mask whose entries are all equal."""
-        edges = jnp.asarray(objective.graph.num_edges, a.dtype)
+        kept = kept_edges(objective)
+        edges = jnp.asarray(kept.sum(), a.dtype)
         u = jax.random.uniform(key, (), a.dtype)
         size = jnp.exp(u * jnp.log(edges)) if self.sizes == "log" else 1 + u * (edges - 1)
         if self.optimiser_name == "none":
             a = a - jax.lax.stop_gradient(a)
-        mask = mask_of_size(a, size, self.temperature, objective.graph.valid)
+        mask = mask_of_size(a, size, self.temperature, kept)
         metric = loss = first_order(objective.value_and_gradient, mask)
         if self.loss_name == "cmd":
             full = jax.vmap(objective._loss)(objective.labels.full, objective.weights, objective.labels).mean()
@@ -124,7 +124,7 @@ def mattr(
 
     Scores are `a` minus the least one: 0 or more, so that their sizes rank as they do; only their order means anything.
     Without learning they are slopes, and have a sign. The mask has all edges: choose how many by `Circuit.select`.
-    `within` some edges these have 1 more, the others 0.
+    Where some edges are absent (`within`, `without`), these score 0, the others 1 more.
     One masked run and one backward pass a step.
 
     Raises ValueError for settings out of range, a `cmd` whose f is the same without edges, a checkpoint of another run,
@@ -138,27 +138,26 @@ def mattr(
     if rate is not None and optimiser == "none":
         raise ValueError(f"rate: without learning there is none, got {rate}; leave it out")
     own = narrowed(objective, within)
-    if own is not objective and optimiser == "none":
-        raise ValueError("within: without learning scores have a sign, and none is the lowest; leave one of them out")
     rate = RATES[optimiser] if rate is None else rate
     if temperature <= 0 or (rate is not None and rate <= 0):
         raise ValueError(f"expected temperature > 0, rate > 0; got {temperature}, {rate}")
     step = rate if rate is not None else 1 / max(steps, 1)
-    learner = MAttr(temperature, step, _gap(objective) if loss == "cmd" else 1.0, optimiser, sizes, loss)
+    learner = MAttr(temperature, step, _gap(own) if loss == "cmd" else 1.0, optimiser, sizes, loss)
     state = learn(learner, own, steps=steps, batch=batch, seed=seed, progress=progress, checkpoint=checkpoint)
-    valid = np.asarray(own.graph.valid)
+    valid = kept_edges(own)
     a = np.asarray(state.parameters, np.float64)
     is_signed = optimiser == "none"
-    least = a[valid].min() - (own is not objective)
+    least = a[valid].min() - isinstance(own, Conditional)
     scores = np.where(valid, a if is_signed else a - least, 0)
     options = {"optimiser": optimiser, "steps": steps, "rate": rate, "sizes": sizes, "loss": loss}
-    options |= {"temperature": temperature, "batch": batch, "seed": seed, "signed": is_signed, **recorded(own)}
-    return result_of(state, objective, valid, scores, method="mattr", started=started, options=options)
+    options |= {"temperature": temperature, "batch": batch, "seed": seed, "signed": is_signed}
+    return result_of(state, own, valid, scores, method="mattr", started=started, options=options)
 
 
 def _gap(objective: Objective | Conditional) -> float:
-    full = objective.full_mask()
-    gap = abs(float(objective(full)) - float(objective(np.zeros(full.shape))))
+    whole = objective.objective if isinstance(objective, Conditional) else objective
+    full = whole.full_mask()
+    gap = abs(float(whole(full)) - float(whole(np.zeros(full.shape))))
     if gap == 0:
         raise ValueError(
             "mattr: cmd divides by what f differs without edges, which is 0; choose another loss or metric"

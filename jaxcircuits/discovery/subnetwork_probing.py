@@ -19,6 +19,7 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ..arguments import checked
+from ..conditional import Conditional, kept_edges, narrowed
 from ..graph import Graph
 from ..nodes import NodeObjective, edge_scores
 from ..objective import Objective
@@ -26,7 +27,6 @@ from ..types import MaskLike
 from . import hard_concrete
 from .learning import LearntMask, State, first_order, learn, result_of
 from .measure import refuse_flat
-from .within import narrowed, recorded
 
 
 class SubnetworkProbing(eqx.Module):
@@ -58,7 +58,7 @@ class SubnetworkProbing(eqx.Module):
 
 @checked
 def subnetwork_probing(
-    objective: Objective,
+    objective: Objective | Conditional,
     strength: float = 1.0,
     *,
     on: str = "nodes",
@@ -91,15 +91,15 @@ def subnetwork_probing(
     if strength < 0 or rate <= 0 or not 0 < keep < 1:
         raise ValueError(f"expected strength >= 0, rate > 0, 0 < keep < 1; got {strength}, {rate}, {keep}")
     own: Any = narrowed(objective, within)
-    if on == "nodes" and own is not objective:
-        raise ValueError("within: expected on='edges', as nodes are no edges; got on='nodes'")
-    batch = objective.num_prompts if batch is None else batch
+    if on == "nodes" and isinstance(own, Conditional):
+        raise ValueError("within, without: expected on='edges', as nodes are no edges; got on='nodes'")
+    batch = int(objective.num_prompts) if batch is None else batch
     graph, dtype = objective.graph, objective.model.dtype
-    nodes = NodeObjective(objective, "edges") if on == "nodes" else None
-    weights = _tensor_shares(graph) if nodes else np.asarray(own.graph.valid) / int(own.graph.num_edges)
+    nodes = NodeObjective(own, "edges") if on == "nodes" else None
+    edges = kept_edges(own)
+    weights = _tensor_shares(graph) if nodes else edges / edges.sum()
     learner = SubnetworkProbing(jnp.asarray(weights, dtype), strength, rate, hard_concrete.log_alpha_of(keep))
-    own = nodes or own
-    state = learn(learner, own, steps=steps, batch=batch, seed=seed, progress=progress, checkpoint=checkpoint)
+    state = learn(learner, nodes or own, steps=steps, batch=batch, seed=seed, progress=progress, checkpoint=checkpoint)
     log_alpha = np.asarray(state.parameters, np.float64)
     kept, scores = log_alpha >= 0, 1 / (1 + np.exp(-log_alpha))
     options = {"on": on, "strength": strength, "steps": steps, "rate": rate, "keep": keep, "batch": batch, "seed": seed}
@@ -108,9 +108,8 @@ def subnetwork_probing(
         options |= {"nodes": dict(zip(nodes.names, scores.tolist(), strict=True)), "metric_nodes": float(nodes(kept))}
         mask, scores = edge_scores(graph, kept.astype(float), always=1.0) > 0, edge_scores(graph, scores, always=1.0)
     else:
-        edges, options = np.asarray(own.graph.valid), options | recorded(own)
         mask, scores = kept & edges, np.where(edges, scores, 0)
-    return result_of(state, objective, mask, scores, method="subnetwork-probing", started=started, options=options)
+    return result_of(state, own, mask, scores, method="subnetwork-probing", started=started, options=options)
 
 
 def _tensor_shares(graph: Graph) -> Float[np.ndarray, " node"]:

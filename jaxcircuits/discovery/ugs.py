@@ -24,12 +24,11 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ..arguments import checked
-from ..conditional import Conditional
+from ..conditional import Conditional, kept_edges, narrowed
 from ..objective import Objective
 from ..types import Mask, MaskLike
 from .learning import LearntMask, Maskable, State, first_order, learn, result_of
 from .measure import refuse_flat
-from .within import narrowed, recorded
 
 
 class UGS(eqx.Module):
@@ -53,7 +52,7 @@ class UGS(eqx.Module):
         self, theta: Mask, objective: Maskable, key: PRNGKeyArray, step: Int[Array, ""]
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """The mean metric over the draws, plus the expected number of edges."""
-        valid = jnp.asarray(objective.graph.valid, theta.dtype)
+        valid = jnp.asarray(kept_edges(objective), theta.dtype)
         masks = sample(key, theta, self.samples)
         metric = jax.lax.map(partial(first_order, objective.value_and_gradient), masks).mean()
         kept = jnp.sum(jax.nn.sigmoid(theta) * valid)
@@ -109,8 +108,8 @@ def ugs(
     learner = UGS(strength, rate, start_at, samples)
     own = narrowed(objective, within)
     state = learn(learner, own, steps=steps, batch=batch, seed=seed, progress=progress, checkpoint=checkpoint)
-    theta, valid = np.asarray(state.parameters, np.float64), np.asarray(own.graph.valid)
+    theta, valid = np.asarray(state.parameters, np.float64), kept_edges(own)
     options = {"strength": strength, "steps": steps, "rate": rate, "start_at": start_at, "samples": samples}
-    options |= {"batch": batch, "seed": seed, **recorded(own)}
+    options |= {"batch": batch, "seed": seed}
     mask, scores = valid & (theta > 0), np.where(valid, 1 / (1 + np.exp(-theta)), 0)
-    return result_of(state, objective, mask, scores, method="ugs", started=started, options=options)
+    return result_of(state, own, mask, scores, method="ugs", started=started, options=options)

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from .. import losses
 from ..arguments import check_count, checked
 from ..circuit import Circuit
-from ..conditional import Absent, absent_edges
+from ..conditional import Absent, named_edges
 from ..graph import Graph
 from ..metrics import Labels
 from ..objective import Objective
@@ -92,7 +92,7 @@ def backups(objective: Objective, absent: Absent, *, units: str = "nodes", width
         raise ValueError(
             "backups: expected a model with several outputs, got one with a single output: no energy tells"
         )
-    gone = absent_edges(graph, absent)
+    gone = named_edges("absent", absent, graph)
     if gone.sum() == graph.num_edges:
         raise ValueError("backups: expected edges that are left, got all edges absent")
     names, places = _units(graph, graph.valid & ~gone, units)
