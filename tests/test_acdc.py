@@ -326,9 +326,10 @@ def test_a_threshold_that_noise_or_nothing_decides_is_said_before_the_first_tria
 
 def test_margins_within_float_noise_are_reported():
     objective = jc.Objective(micro_model("gpt2"), micro_pairs(), "logit_diff")
-    first = next(d for d in jc.acdc(objective, 0.1, width=1).decisions if d.after - d.before > 1e-3)
+    options = {"width": 1, "evaluator": jc.DenseEvaluator}
+    first = next(d for d in jc.acdc(objective, 0.1, **options).decisions if d.after - d.before > 1e-3)
     with pytest.warns(UserWarning, match="decisions lie within float noise"):
-        result = jc.acdc(objective, first.after - first.before, width=1)
+        result = jc.acdc(objective, first.after - first.before, **options)
     assert first.name in result.undecided and result.noise > 0
 
 

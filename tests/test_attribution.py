@@ -131,7 +131,6 @@ def test_path_points_are_the_stated_ones(x64):
 
 
 @mission
-@pytest.mark.quick(1)
 @pytest.mark.parametrize("reference", ["resample", "mean"])
 def test_mask_ig_is_complete(reference, x64):
     """Law 3: the sum is f(zeros) - f(ones), the closer the more steps."""

@@ -172,7 +172,6 @@ def close(found, expected):
 
 
 @pytest.mark.mission
-@pytest.mark.quick(1)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("rules", [pytest.param("plain", marks=pytest.mark.slow), *RULES[1:]])
 def test_edges_score_as_the_formulas_say(family, rules, x64):
@@ -222,7 +221,6 @@ def test_values_are_the_same_to_the_bit(family, x64):
 
 
 @pytest.mark.mission
-@pytest.mark.quick(1)
 @pytest.mark.parametrize("rules", RULES)
 def test_other_units_follow_the_same_rules(rules, x64):
     """A head that reads once has the slopes of its query, key and value together."""

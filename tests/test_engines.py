@@ -48,7 +48,6 @@ def objective(request):
 
 
 @pytest.mark.mission
-@pytest.mark.quick(1)
 def test_acdc_by_live_nodes_decides_as_by_whole_masks(objective, x64):
     spread = np.abs(jc.eap(objective).values[objective.graph.valid])
     threshold = float(np.quantile(spread, 0.6))

@@ -106,6 +106,7 @@ def test_a_single_prompt_whose_difference_is_no_rounding_has_a_ratio():
     assert result.refused is None and result.loss.standard_error == 0
 
 
+@pytest.mark.mission
 def test_the_ratio_prompt_by_prompt_needs_every_prompts_difference():
     """One of many prompts is its own corrupt version: the ratio of means stands, that of this prompt is rounding."""
     pairs = micro_pairs(batch=40)

@@ -245,7 +245,7 @@ def test_scores_of_a_grouped_model_equal_those_by_hooks_on_transformers_modules(
             np.testing.assert_allclose(values[:, number], sums, rtol=0, atol=1e-12 * largest)
 
 
-@pytest.mark.quick(1)
+@MISSION
 @pytest.mark.parametrize("name", ["olmo2", "neox", "gemma3"])
 def test_a_family_keeps_the_laws_of_masks(name, x64):
     """All edges: the clean run; none: the corrupt one; EAP: minus the gradient of the masked run at ones."""

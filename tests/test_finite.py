@@ -136,7 +136,6 @@ def test_information_flow_that_overflows_is_no_zero():
 
 
 @pytest.mark.mission
-@pytest.mark.quick(1)
 @pytest.mark.parametrize("learn", [jc.edge_pruning, jc.subnetwork_probing, jc.ugs, jc.mattr, jc.optimal_ablation])
 def test_a_learnt_run_stops_at_the_step_and_saves_nothing(learn):
     def undefined_later(logits, labels):

@@ -159,7 +159,7 @@ def counted(found, values, least):
 WAYS = [("edge", "circuit"), ("node", "circuit"), ("edge", "complement"), ("node", "complement")]
 
 
-@pytest.mark.quick(1)
+@pytest.mark.mission
 @pytest.mark.parametrize("granularity, set", WAYS)
 def test_every_number_of_the_five_tests_by_hand(granularity, set, spread_out):
     """What each test compares with what, from one run a mask; "without" is the model without it, whatever runs."""

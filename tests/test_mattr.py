@@ -91,7 +91,6 @@ def test_sizes_are_uniform_or_their_logarithms_are():
 
 
 @pytest.mark.mission
-@pytest.mark.quick(1)
 @pytest.mark.parametrize("optimiser", ["adam", "none"])
 def test_it_finds_the_chain_and_goes_on(optimiser, tmp_path):
     objective = jc.Objective(chain_model(), micro_pairs(batch=8, width=5), "kl")

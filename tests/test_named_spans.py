@@ -162,6 +162,7 @@ OTHERS = [("eap_ig_inputs", {"steps": 2}), ("exact", {}), ("atp_star", {}), ("in
 METHODS += [pytest.param(*method, "split", marks=MISSION) for method in OTHERS]
 
 
+@MISSION
 @pytest.mark.parametrize("method, options, units", METHODS)
 def test_scores_of_columns_at_the_same_tokens_of_every_prompt_are_those_of_spans(method, options, units, x64):
     named, fixed = (objective_of(units=units, spans=spans, where="alike") for spans in (NAMES, "0:2,3:5"))

@@ -154,7 +154,6 @@ def test_new_prompts_masks_and_weights_compile_nothing():
 
 
 @pytest.mark.mission
-@pytest.mark.quick(1)
 @pytest.mark.parametrize("kind", ["last", "positions", "lengths"])
 def test_some_of_the_prompts(kind, x64):
     objective = jc.Objective(micro_model("gpt2", dtype=jnp.float64), micro_pairs(kind=kind), "logit_diff")

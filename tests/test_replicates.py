@@ -25,7 +25,7 @@ def decided(result):
     return [(d.name, d.removed) for d in result.decisions]
 
 
-@pytest.mark.quick(1)
+@pytest.mark.mission
 @pytest.mark.parametrize("name", ["gpt2", "grouped", "post-norm"])
 @pytest.mark.parametrize("resample", ["bootstrap", "keep"])
 def test_each_replicate_is_the_search_on_its_prompts_alone(name, resample, x64):

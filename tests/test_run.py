@@ -90,6 +90,7 @@ def test_tests_read_the_record_as_evaluations_do(run, micro):
     assert record["run"]["average"] == "per_prompt"
 
 
+@pytest.mark.mission
 def test_what_is_typed_goes_before_the_record(run, micro):
     objective, loaded = made("micro.npz", "micro", 0, {"metric": "nll", "average": "per_prompt"})
     jc.Circuit.of(jc.random_scores(objective), task="micro.npz", model=loaded.source).save("scores.json")

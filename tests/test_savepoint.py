@@ -202,7 +202,7 @@ SEARCHES = {
 SLOW = [pytest.param(name, 2, marks=pytest.mark.slow) for name in SEARCHES]
 
 
-@pytest.mark.quick(1)
+@pytest.mark.mission
 @pytest.mark.parametrize("name, every", [("live", 11), ("dense", 5), *SLOW])
 def test_a_search_stopped_anywhere_goes_on_to_the_same_bits(name, every, tmp_path, stops):
     objective = jc.Objective(micro_model("gpt2"), micro_pairs(), "logit_diff")

@@ -174,7 +174,6 @@ def test_acdc_recovers_the_known_circuit_under_zero_ablation(name, groups, x64):
 
 
 @pytest.mark.mission
-@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", ["tracr-reverse", "tracr-proportion"])
 @pytest.mark.filterwarnings("ignore:.*prompts do not differ")
 def test_acdc_keeps_nine_of_the_known_edges_under_corrupt_prompts_and_positions(name, x64):
@@ -296,6 +295,7 @@ def test_other_methods_run_on_two_embeddings(objective):
     assert jc.optimal_ablation(objective, random_mask(graph, 0)[None], steps=3).values.shape[0] == graph.shape[0]
 
 
+@pytest.mark.mission
 def test_padding_that_a_program_would_read_is_refused():
     checkpoint = loaded("tracr-reverse")
     rows = [{"clean": "BOS 2 1", "corrupt": "BOS 1 2"}, {"clean": "BOS 2 1 3 2", "corrupt": "BOS 3 1 3 1"}]

@@ -17,6 +17,7 @@ def objective():
     return jc.Objective(chain_model(), micro_pairs(batch=8, width=5), "kl")
 
 
+@pytest.mark.mission
 def test_it_finds_the_chain(objective, tmp_path):
     graph, circuit = objective.graph, objective.graph.mask_of(CHAIN)
     settings = {"strength": 0.01, "steps": 300, "rate": 0.1, "samples": 6}

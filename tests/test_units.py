@@ -214,7 +214,7 @@ def test_a_circuit_of_layers_from_the_command_line_to_its_judgement(run, tmp_pat
     assert run("report", file, "--out", tmp_path / "page.html")[0] == 0
 
 
-@pytest.mark.quick(1)
+@pytest.mark.mission
 @pytest.mark.parametrize("name", ["gpt2", "grouped", pytest.param("post-norm", marks=pytest.mark.slow)])
 def test_an_edge_at_a_span_is_the_edge_at_these_positions(name, x64):
     """Against masks with an axis of positions over the graph without spans."""
@@ -229,7 +229,6 @@ def test_an_edge_at_a_span_is_the_edge_at_these_positions(name, x64):
 
 
 @pytest.mark.mission
-@pytest.mark.quick(1)
 @pytest.mark.parametrize("method", ["eap", "clean_corrupted", "atp_star", "exact_of_one_span"])
 def test_scores_of_spans_are_those_of_edges_at_their_positions(method, x64):
     """What is linear in what is written adds up over the spans."""

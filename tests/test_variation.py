@@ -41,6 +41,7 @@ def test_groups_of_one_prompt_give_the_variance_of_a_mean(objective):
     assert found["groups"].runs == PROMPTS and found["groups"].likeness is None
 
 
+@pytest.mark.mission
 def test_the_bootstrap_comes_to_the_variance_of_a_mean(objective):
     """`s^2 (n - 1) / n^2`, within 5 standard errors of a variance of 400 draws."""
     found = by_choice(jc.variation(objective, mean_loss, bootstrap=400, corruptions=0))["prompts"]
