@@ -2,6 +2,7 @@
 
     pip install -e '.[aot]'     # libtpu; for h100 also jax-cuda12-plugin, jax-cuda12-pjrt, nvidia-cuda-nvcc-cu12
     python benchmarks/aot.py [--chip v5e|v5p|v6e|h100] [--devices N] [--size small] [--prompts 100] [--only REGEX]
+        [--precision highest|high|tf32x3|bf16x6]
 
 One JSON line a program, then a table: whether it compiles, processor seconds, memory beside the chip's, matrix
 products and copies in the text, collectives (in loops or not), red flags (float64, host callbacks). No number of it is
@@ -34,6 +35,7 @@ from jax.sharding import AxisType, Mesh, SingleDeviceSharding  # noqa: E402
 
 from jaxcircuits import batching  # noqa: E402
 from jaxcircuits.batching import CANDIDATES, PROMPTS  # noqa: E402
+from jaxcircuits.precision import PRECISIONS  # noqa: E402
 
 CHIPS = {"v5e": ("v5e:2x2", 16), "v5p": ("v5p:2x2x1", 95), "v6e": ("v6e:2x2", 32), "h100": (None, 80)}
 """The topology that a chip is part of, and its memory in GiB."""
@@ -127,6 +129,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=16)
     parser.add_argument("--microbatch", type=int, default=10)
     parser.add_argument("--metric", default="kl")
+    parser.add_argument("--precision", choices=PRECISIONS, default="highest")
     parser.add_argument("--slots", type=int, default=16)
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--only", default="", help="programs whose names match")
@@ -137,7 +140,7 @@ def main() -> None:
     options = parsed()
     topology = topology_of(options.chip)
     mesh = mesh_of(topology, options.devices, options.prompts)
-    shape = options.prompts, options.length, options.metric, options.microbatch
+    shape = options.prompts, options.length, options.metric, options.microbatch, options.precision
     made = programs(abstract_objective(SIZES[options.size], *shape), options.slots, options.width, mesh)
     emit(**vars(options), device=topology.devices[0].device_kind, jax=jax.__version__)
     rows = []

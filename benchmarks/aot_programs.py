@@ -68,17 +68,16 @@ def axes_of(path: str) -> tuple[str | None, ...]:
 
 
 def abstract_objective(
-    config: jc.GPT2Config, prompts: int, length: int, metric: str, microbatch: int, mesh: Mesh | None = None
+    config: jc.GPT2Config, prompts: int, length: int, metric: str, microbatch: int, precision: str = "highest"
 ) -> jc.Objective:
     """An objective whose arrays are shapes only."""
     pairs = random_pairs(prompts, length, config.vocab_size)
 
     def make(key):
-        return jc.Objective(jc.GPT2.random(config, key), pairs, metric, microbatch=microbatch)
+        model = jc.GPT2.random(config, key).computed(precision=precision)
+        return jc.Objective(model, pairs, metric, microbatch=microbatch)
 
-    made = eqx.filter_eval_shape(make, jax.random.key(0))
-    object.__setattr__(made, "mesh", mesh)
-    return made
+    return eqx.filter_eval_shape(make, jax.random.key(0))
 
 
 def programs(of: jc.Objective, slots: int, width: int, mesh: Mesh | None = None) -> dict[str, Program]:

@@ -23,6 +23,7 @@ from .current_run import Constants, Current, Values, at_scored, put, put_rows
 from .kinds import Kind, Units
 from .models import runs
 from .objective import Objective
+from .precision import products
 from .programs import AnyArray, Program, unpacked
 
 
@@ -44,11 +45,13 @@ def chain(
     objective: Objective, units: Units, constants: Constants, current: Current, program: Program, changes: Values
 ) -> tuple[Float[Array, "candidate prompt"], Values, Values]:
     """What `run_chain` gives, to be traced."""
-    with jax.default_matmul_precision(objective.model.precision):
+    with products(objective.model.precision):
         chain = _Chain(objective, units, current, program, _removed(objective, constants, program))
         first, last = program.count_everywhere, program.count
-        changes = jax.lax.fori_loop(0, first, lambda n, changes: chain.compute_everywhere(n, changes), changes)
-        changes = jax.lax.fori_loop(first, last, lambda n, changes: chain.compute_scored(n, changes), changes)
+        with jax.named_scope("everywhere"):
+            changes = jax.lax.fori_loop(0, first, lambda n, changes: chain.compute_everywhere(n, changes), changes)
+        with jax.named_scope("scored"):
+            changes = jax.lax.fori_loop(first, last, lambda n, changes: chain.compute_scored(n, changes), changes)
         logits = chain.logits(changes)
     return score(objective, logits), changes, chain.removed
 
@@ -58,6 +61,7 @@ def _unpacked(program: Int[Array, " number"], units: Units, changes: Values) -> 
     return unpacked(program, units, rows // units.width, candidates)
 
 
+@jax.named_scope("removals")
 def _removed(objective: Objective, constants: Constants, program: Program) -> Values:
     """The difference that each step removes, [candidate, ...]."""
     candidates = program.removals.shape[0]
@@ -92,6 +96,7 @@ class _Chain(eqx.Module):
         scored = jax.lax.dynamic_update_slice_in_dim(changes.scored, new, self._first(n), 0)
         return Values(changes.everywhere, scored)
 
+    @jax.named_scope("logits")
     def logits(self, changes: Values) -> Float[Array, "candidate row width"]:
         """What `logits` reads."""
         x = self._for_all(self.current.logits)
@@ -109,16 +114,20 @@ class _Chain(eqx.Module):
         self, n: Int[Array, ""], changes: Values, is_scored: bool
     ) -> Float[Array, "sender candidate *values width"]:
         """What instruction n's unit writes for each candidate; rows that its kind does not have are 0."""
-        kinds = [functools.partial(self._unit, kind, n, changes, is_scored) for kind in self.units.kinds]
+        kinds = [
+            jax.named_scope(kind.nodes.kind)(functools.partial(self._unit, kind, n, changes, is_scored))
+            for kind in self.units.kinds
+        ]
         return jax.lax.switch(self.program.kind[n], kinds)
 
     def _unit(self, kind: Kind, n: Int[Array, ""], changes: Values, is_scored: bool) -> Array:
         """Local inputs are needed where the unit writes, the others everywhere."""
         nodes, model, layer, at = kind.nodes, self.objective.model, self.program.layer[n], self._at(is_scored)
         joint = nodes.is_joint
+        compute = self._computed_jointly if joint else self._computed
         ys = [
-            (self._computed_jointly if joint else self._computed)(kind, number, n, changes, is_scored)
-            for number in range(len(kind.ports))
+            jax.named_scope(port.name)(compute)(kind, number, n, changes, is_scored)
+            for number, (port, _) in enumerate(kind.ports)
         ]
         node = jnp.arange(nodes.count, dtype=jnp.int32) if joint else self.program.node[n]
         own = 1 if joint else 0  # the axis of candidates, then that of prompts
@@ -217,21 +226,26 @@ def commit(
         outputs = put_rows(outputs, first, Values(new, at_scored(objective, new)))
         return Current(inputs, outputs, current.logits)
 
-    with jax.default_matmul_precision(objective.model.precision):
-        everywhere = functools.partial(step, is_scored=False)
-        current = jax.lax.fori_loop(0, program.count_everywhere, everywhere, current)
-        scored = functools.partial(step, is_scored=True)
-        current = jax.lax.fori_loop(program.count_everywhere, program.count, scored, current)
+    with products(objective.model.precision):
+        with jax.named_scope("everywhere"):
+            everywhere = functools.partial(step, is_scored=False)
+            current = jax.lax.fori_loop(0, program.count_everywhere, everywhere, current)
+        with jax.named_scope("scored"):
+            scored = functools.partial(step, is_scored=True)
+            current = jax.lax.fori_loop(program.count_everywhere, program.count, scored, current)
         into = program.logits_sources, program.logits_count
-        logits = moved(current.logits, into, program.logits_touched, True)
+        with jax.named_scope("logits"):
+            logits = moved(current.logits, into, program.logits_touched, True)
     return Current(current.inputs, current.outputs, logits)
 
 
+@jax.named_scope("sources")
 def _sum_of(x: Array, sources: Int[AnyArray, " source"], count: Int[AnyArray, ""], change) -> Array:
     """X plus the changes of its first `count` sources."""
     return jax.lax.fori_loop(0, count, lambda e, x: x + change(sources[e]), x)
 
 
+@jax.named_scope("removed")
 def _minus(
     x: Array, at: Callable[[AnyArray], Array], touched: Int[AnyArray, ""], removed: Float[Array, "candidate ..."]
 ) -> Array:
@@ -244,6 +258,7 @@ def _minus(
 
 
 @eqx.filter_jit
+@jax.named_scope("score")
 def score(objective: Objective, x: Float[Array, "candidate row width"]) -> Float[Array, "candidate prompt"]:
     """Each prompt's share of the metric (their mean) for each candidate's input of `logits`.
 

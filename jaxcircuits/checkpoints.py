@@ -23,6 +23,7 @@ from .formats.table import Entry
 from .gguf_names import GGUFTensors, is_gguf
 from .graph import Graph
 from .models import GPT2, Regrouped, gpt2_folding, with_units
+from .precision import HIGHEST, check_precision
 from .sources import BIASES, BUILT, NORMS, find, of_source
 from .sources import bundled as bundled
 from .tensors import PICKLES, WEIGHT_FILES, Tensors, empty, open_tensors
@@ -70,19 +71,22 @@ def load(
     fold_value_biases: bool = False,
     units: str = "split",
     spans: Sequence[tuple[int, int]] | Sequence[str] | str | None = None,
+    precision: str = HIGHEST,
 ) -> Checkpoint:
     """Loads a bundled model, a folder, a GGUF file, or a model from the Hugging Face hub, in this order.
 
     - `name`: "tiny-gpt2", "gate-xor", "path/to/folder", "path/to/model.gguf" or "gpt2"; or a checkpoint's `source`.
     - `revision`: the hub's branch, tag or commit.
     - `dtype`: of all weights; float64 needs `jax.config.update("jax_enable_x64", True)`.
+    - `precision`: how exactly the model multiplies matrices: "highest" is full float32 anywhere; "high", "tf32x3" and
+      "bf16x6" are faster on tensor units. See `precision.py`.
     - `fold_layer_norms`, `fold_value_biases`: see `models.gpt2_folding`; both together give the weights of ACDC's
       published zero-ablation numbers. The model computes the same; what an absent head leaves out differs.
     - `units`, `spans`: what the nodes are: "split", "ungrouped", "unsplit", "layers", "blocks", "neurons:G", ..., and
       at which tokens they are apart; see `with_units`.
 
     Raises ValueError for a name that is nowhere, a pickle, an unsupported config, missing, unexpected, truncated or
-    misshapen tensors, and units that the model has not.
+    misshapen tensors, units that the model has not, and a precision that the device has not.
     """
     try:
         dtype = np.dtype(dtype)
@@ -92,16 +96,21 @@ def load(
         raise ValueError('float64 needs jax.config.update("jax_enable_x64", True) before loading')
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"expected a floating dtype such as float32, got {dtype}")
+    check_precision(precision, dtype)
     name = os.fspath(name)
     if not Path(name).exists():
         name, said = of_source(name)
         revision = revision or said["revision"]
         fold_layer_norms, fold_value_biases = fold_layer_norms or said[NORMS], fold_value_biases or said[BIASES]
+
+    def made(model: Model) -> Model:
+        return with_units(model.computed(precision=precision), units, spans)
+
     if name in BUILT:
         if fold_layer_norms or fold_value_biases:
             raise ValueError(f"{name} has neither layer norms nor value biases that could be folded")
         model = jax.tree.map(lambda leaf: leaf.astype(dtype), BUILT[name]())
-        return Checkpoint(with_units(model, units, spans), f"bundled {name}", None)
+        return Checkpoint(made(model), f"bundled {name}", None)
     files, source = find(name, revision)
     model = _read(*_open(files), dtype)
     if (fold_layer_norms or fold_value_biases) and not isinstance(model, GPT2):
@@ -112,7 +121,7 @@ def load(
         model, source = gpt2_folding.fold_layer_norms(model), source + NORMS
     if fold_value_biases:
         model, source = gpt2_folding.fold_value_biases(model), source + BIASES
-    return Checkpoint(with_units(model, units, spans), source, files)
+    return Checkpoint(made(model), source, files)
 
 
 def _open(files: Path) -> tuple[Format, Tensors]:

@@ -24,6 +24,7 @@ TEXTS = (
     "metric",
     "reference",
     "dtype",
+    "precision",
     "average",
     "order",
     "head_order",

@@ -16,6 +16,7 @@ from . import batching
 from .batching import CANDIDATES, PROMPTS, constrain
 from .kinds import Units
 from .objective import Objective
+from .precision import products
 from .programs import AnyArray
 from .references import recorded
 from .types import Mask
@@ -117,7 +118,7 @@ def fill(place: tuple[Objective, Units, Constants, tuple[AnyArray, AnyArray], An
     objective, units, constants, ((slot, moment), rows), edges = place
     inputs, outputs = constants.streams[moment], constants.written[rows]
     if constants.is_part:
-        with jax.default_matmul_precision(objective.model.precision):
+        with products(objective.model.precision):
             inputs = inputs[None] + jnp.einsum("cs,sbtd->cbtd", edges.astype(inputs.dtype), constants.difference)
     inputs, outputs = (Values(x, at_scored(objective, x)) for x in (inputs, outputs))
     first = slot * units.width

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float
 from . import batching
 from .batching import constrain
 from .models import Held
+from .precision import products
 from .types import Mask, Model, ReceiverValues, SenderValues, Tokens
 
 Prompt = tuple[Tokens, SenderValues]
@@ -134,7 +135,7 @@ def _no_slopes(model: Model, reference: SenderValues) -> ReceiverValues:
 
 def _contract(model: Model, delta: SenderValues, slopes: ReceiverValues, spans: Spans) -> Gradient:
     """`<delta_s, slope_r>` of every pair, over all positions or those of each span."""
-    with jax.default_matmul_precision(model.precision):
+    with products(model.precision):
         if spans is None:
             return jnp.einsum("std,rtd->sr", delta, slopes)
         return jax.lax.map(lambda span: jnp.einsum("std,rtd->sr", delta * span[None, :, None], slopes), spans)

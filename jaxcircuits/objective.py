@@ -118,7 +118,8 @@ class Objective(eqx.Module):
 
         def clean_and_reference(objective: "Objective") -> tuple[Any, ...]:
             size = objective.microbatch
-            values = reference_values(reference, model, pairs, zeros, objective.span_at, size, mesh)
+            prompts = objective.corrupt, objective.inside
+            values = reference_values(reference, model, prompts, zeros, objective.span_at, size, mesh)
             return size, losses.clean_run(objective), values
 
         self.microbatch, (full, values), self.reference = fitting(clean_and_reference)(self)
@@ -198,6 +199,20 @@ class Objective(eqx.Module):
         half = copy.copy(self)
         object.__setattr__(half, "microbatch", -(-self.microbatch // 2))
         return half
+
+    def with_precision(self, name: str) -> "Objective":
+        """The same function with other products of matrices (`precision.py`): the model's runs that labels and the
+        references "resample" and "mean" are of, too.
+
+        Raises ValueError for products that the device has not.
+        """
+        other = eqx.tree_at(lambda o: o.model, self, self.model.with_precision(name))
+        full, reference = losses.clean_run(other)[0], self.reference
+        if self.reference_name in ("resample", "mean"):
+            prompts, zeros = (self.corrupt, self.inside), jnp.zeros_like(reference)
+            values = self.reference_name, other.model, prompts, zeros, self.span_at, self.microbatch, self.mesh
+            reference = reference_values(*values)
+        return eqx.tree_at(lambda o: (o.labels.full, o.reference), other, (full, reference))
 
     def restoring(self, pairs: PromptPairs | None) -> "Objective":
         """The same loss, against the same labels, of the corrupt prompts' run, where absent edges carry clean values.

@@ -8,7 +8,6 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from . import batching
 from .batching import PROMPTS, constrain, place
-from .data import PromptPairs
 from .types import Model
 
 REFERENCES = ("resample", "zero", "mean")
@@ -27,7 +26,7 @@ def name_of(reference: str | ArrayLike | Model) -> str:
 def reference_values(
     reference: str | ArrayLike | Model,
     model: Model,
-    pairs: PromptPairs,
+    prompts: tuple[Int[Array, "batch position"], Bool[Array, "batch position"]],
     zeros: Float[Array, "sender batch position width"],
     span_at: SpanAt,
     size: int,
@@ -35,8 +34,8 @@ def reference_values(
 ) -> Float[Array, "sender batch position width"]:
     """What each sender of `model` is replaced by, on the devices of `mesh`.
 
-    - `zeros`: the reference "zero". `span_at`: of a model that is divided at spans of the prompts.
-    - `size`: prompts computed at once.
+    - `prompts`: the corrupt ones, and which positions are inside. `zeros`: the reference "zero".
+    - `span_at`: of a model that is divided at spans of the prompts. `size`: prompts computed at once.
 
     Of a sender that is a node at a span of positions, an array and the mean of the node count inside of the span.
 
@@ -55,9 +54,10 @@ def reference_values(
                 f"reference: expected shape {zeros.shape} (sender, batch, position, width), got {values.shape}"
             )
         return within_spans(model, place(values, mesh, None, PROMPTS), span_at)
-    values = sender_values(model, place(pairs.corrupt, mesh, PROMPTS), size, span_at)
+    corrupt, inside = prompts
+    values = sender_values(model, corrupt, size, span_at)
     if isinstance(reference, str) and reference == "mean":
-        return divided(model, mean_reference(values, place(pairs.inside(), mesh, PROMPTS), mesh), span_at)
+        return divided(model, mean_reference(values, inside, mesh), span_at)
     return values
 
 

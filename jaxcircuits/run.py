@@ -18,8 +18,8 @@ class Source:
     - `model`: what `checkpoints.load` takes. `task`: a built-in one or a file. `prompts`, `seed`: their number, and the
       seed that they were drawn with (not the method's, which is `seed` of the record). `digest`: of the pairs
       (an earlier file's `digest` is of the clean prompts alone, and not looked at).
-    - `metric`, `reference`, `average`, `dtype`: as `Objective` takes them. `bos`, `template`: how texts were framed.
-      `units`, `spans`: what the model's nodes are.
+    - `metric`, `reference`, `average`: as `Objective` takes them. `dtype`, `precision`: the model's. `units`, `spans`:
+      what its nodes are. `bos`, `template`: how texts were framed.
     """
 
     model: str | None = None
@@ -31,6 +31,7 @@ class Source:
     reference: str | None = None
     average: str | None = None
     dtype: str | None = None
+    precision: str | None = None
     bos: bool | None = None
     template: str | None = None
     units: str | None = None

@@ -23,6 +23,7 @@ from . import batching
 from .kinds import Kind
 from .models import Computed, NodeValues, runs
 from .objective import Objective
+from .precision import products
 from .programs import AnyArray
 from .references import recorded, sender_values
 from .sparse_plan import Planner, Reads, Step
@@ -99,7 +100,7 @@ def _base(objective: Objective) -> Float[Array, "moment batch position width"]:
     streams, written = recorded(objective.model, objective.clean, objective.microbatch, objective.span_at)
     before = objective.graph.written[None, :] <= np.arange(len(streams))[:, None]
     delta = written - objective.reference
-    with jax.default_matmul_precision(objective.model.precision):
+    with products(objective.model.precision):
         return streams - jnp.einsum("es,sbtd->ebtd", jnp.asarray(before, delta.dtype), delta)
 
 
@@ -175,7 +176,7 @@ def _write_units(inputs: tuple[Objective, Kind, Array, AnyArray, Step, Computed,
         every = jnp.arange(nodes.count, dtype=jnp.int32)
         return jax.vmap(partial(rows_of, every), (1, 0, 0), 1)(tuple(ys), at, objective.span_at)
 
-    with jax.default_matmul_precision(model.precision):
+    with products(model.precision):
         changed = [computed(number) for number in range(len(receivers))]  # all are read before any is written
         return _write(objective, step, kind.width, rows, written, at_once)
 

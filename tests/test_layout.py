@@ -35,7 +35,8 @@ MAY_IMPORT = {
     "batching": BASE,
     "metrics": BASE | {"data"},
     "tasks": BASE | {"data", "texts", "graph", "framing"},
-    "models": BASE | {"layout", "span_names", "graph"},
+    "precision": set(),
+    "models": BASE | {"layout", "span_names", "graph", "precision"},
     "tensors": BASE,
     "gguf_file": BASE | {"tensors"},
     "gguf_names": BASE | {"gguf_file", "tensors"},
@@ -45,12 +46,12 @@ MAY_IMPORT = {
     "npz": BASE,
     "yaml_file": BASE,
     "sources": BASE | {"formats", "gguf_names", "models", "tensors"},
-    "checkpoints": BASE | {"graph", "models", "formats", "tensors", "gguf_names", "sources", "tokenizer"},
-    "references": BASE | {"data", "batching"},
+    "checkpoints": BASE | {"graph", "models", "formats", "tensors", "gguf_names", "precision", "sources", "tokenizer"},
+    "references": BASE | {"batching"},
     "labels": BASE | {"data", "metrics", "batching"},
     "masks": BASE | {"graph"},
     "losses": BASE | {"batching"},
-    "gradients": BASE | {"batching", "models"},
+    "gradients": BASE | {"batching", "models", "precision"},
     "objective_checks": BASE | {"batching", "data", "references"},
     "objective": BASE
     | {"graph", "data", "models", "metrics", "batching", "references", "labels", "identity", "masks"}
@@ -60,16 +61,17 @@ MAY_IMPORT = {
     "nodes": BASE | {"models", "graph", "objective", "masks", "batching"},
     "kinds": BASE | {"graph", "layout"},
     "programs": BASE | {"kinds"},
-    "current_run": BASE | {"kinds", "objective", "references", "programs", "batching"},
-    "chains": BASE | {"kinds", "objective", "programs", "current_run", "models", "metrics", "batching"},
+    "current_run": BASE | {"kinds", "objective", "references", "precision", "programs", "batching"},
+    "chains": BASE | {"kinds", "objective", "precision", "programs", "current_run", "models", "metrics", "batching"},
     "lockstep": BASE | {"kinds", "programs", "current_run", "chains", "batching"},
     "live": BASE | {"kinds", "graph", "objective", "programs", "current_run", "chains", "lockstep", "batching"},
     "sparse_plan": BASE | {"kinds", "graph"},
-    "sparse": BASE | {"kinds", "programs", "graph", "objective", "references", "models", "batching", "sparse_plan"},
+    "sparse": BASE
+    | {"kinds", "precision", "programs", "graph", "objective", "references", "models", "batching", "sparse_plan"},
     "resampling": set(),
     "discovery": BASE
     | {"resampling", "npz", "graph", "scores", "objective", "references", "nodes", "metrics", "batching"}
-    | {"live", "lockstep", "crossings", "conditional", "masks"}
+    | {"live", "lockstep", "crossings", "conditional", "masks", "precision"}
     | KEEPS,
     "expand": BASE | {"axes", "graph", "span_names"},
     "circuit_file": BASE | {"graph", "layout"},

@@ -28,6 +28,7 @@ from ..evaluation import (
 from ..evaluation.ablation import CHOICES
 from ..models.reset import reset_network
 from ..objective import Objective
+from ..precision import PRECISIONS
 from ..run import extended
 from .config import Context, config_of
 from .options import (
@@ -68,6 +69,9 @@ class JudgedOptions(NamedTuple):
         str | None, typer.Option(help="what absent edges carry; default: the circuit's, or resample")
     ] = None
     dtype: Annotated[str | None, typer.Option(help="float32 or float64; default: the circuit's")] = None
+    precision: Annotated[
+        str | None, typer.Option(help=f"of products: {', '.join(PRECISIONS)}; default: the circuit's")
+    ] = None
     size: Annotated[int | None, typer.Option(help="prompts; default: the circuit's")] = None
     seed: Annotated[int | None, typer.Option(help="of the prompts and of what is drawn; default: the circuit's")] = None
     average: Annotated[

@@ -20,6 +20,7 @@ from ..files import check_can_fill, check_can_write, visible
 from ..metrics import METRICS
 from ..metrics import by_name as metric_by_name
 from ..objective import Objective
+from ..precision import HIGHEST, PRECISIONS
 from ..references import REFERENCES
 from ..run import SOURCE, Source
 from .config import read_config
@@ -41,6 +42,7 @@ err = Terminal(stderr=True, soft_wrap=True, highlight=False)
 TaskName = Annotated[str, typer.Argument(help="a built-in task, or a .npz, .jsonl or .csv file of prompts")]
 ModelName = Annotated[str, typer.Option(help="a bundled model, a folder, or a name on the hub")]
 DtypeName = Annotated[str, typer.Option(help="float32 or float64")]
+Precision = Annotated[str, typer.Option(help=f"how exactly matrices are multiplied: {', '.join(PRECISIONS)}")]
 Size = Annotated[int | None, typer.Option(help="prompts; default 32, or all of a file's")]
 Seed = Annotated[int, typer.Option(help="of the prompts and of random orders")]
 Bos = Annotated[bool | None, typer.Option("--bos/--no-bos", help="begin with BOS; default: as the tokenizer does")]
@@ -106,6 +108,7 @@ class PromptOptions(NamedTuple):
     metric: Annotated[str, typer.Option(help=f"one of {', '.join(METRICS)}")] = "kl"
     reference: Annotated[str, typer.Option(help=f"what absent edges carry: {', '.join(REFERENCES)}")] = "resample"
     dtype: DtypeName = "float32"
+    precision: Precision = HIGHEST
     size: Size = None
     seed: Seed = 0
     average: Average = "together"
@@ -132,7 +135,8 @@ def load(task: str, prompts: PromptOptions, change: Callable[[Any], Any] | None 
     dtype = dtype_of(prompts.dtype)
     if prompts.cache is not None:
         use_compilation_cache(prompts.cache)
-    loaded = checkpoints.load(prompts.model, dtype=dtype, units=prompts.units, spans=prompts.spans)
+    how = {"units": prompts.units, "spans": prompts.spans, "precision": prompts.precision}
+    loaded = checkpoints.load(prompts.model, dtype=dtype, **how)
     framing = {"bos": prompts.bos, "template": prompts.template}
     pairs, named = prompts_of(task, loaded, prompts.size, prompts.seed, **framing)
     mesh = None if prompts.devices == 1 else device_mesh(len(pairs), prompts.devices or None)

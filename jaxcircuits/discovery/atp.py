@@ -24,6 +24,7 @@ from .. import batching
 from ..arguments import checked
 from ..graph import Graph
 from ..objective import Held, Objective
+from ..precision import products
 from ..scores import Scores
 from .measure import refuse_flat, ruled, scored
 
@@ -136,7 +137,7 @@ def _runs(objective: Objective, drops: Array, prompt: tuple) -> tuple[Array, Arr
 
     def run(total, dropped):
         _, slopes = model.receiver_slopes(tokens, lambda x: objective._score(x, *rest), Held(dropped, written))
-        with jax.default_matmul_precision(model.precision):
+        with products(model.precision):
             scores = jnp.einsum("std,rtd->sr", change, slopes)
             total = total + (scores if len(drops) == 1 else jnp.abs(scores))
             passes = ~(writes & dropped[None]).any(1)

@@ -4,15 +4,13 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
 
 from ..batching import CompileClock
 from ..finite import check_finite
 from ..objective import Objective
 from ..savepoint import Savepoint
-from ..types import EdgeBools
+from . import noise
 from .acdc_result import ACDCResult
 from .evaluators import Evaluator
 from .search import Search, next_round
@@ -32,6 +30,7 @@ class Sweep:
         self.objective, self.start, self.options, self.clock, self.point = objective, start, options, clock, point
         kept = point.get("searches") if point is not None else None
         record: dict[str, Any] = {} if kept is None else kept[0]
+        self.beginning = start.walk.fork()
         self.pending: list[Search] = []
         self.values: dict[str, Any] | None = record.get("values")
         after = {} if kept is None else kept[1]
@@ -73,7 +72,11 @@ class Sweep:
         full = np.asarray(objective.per_example(objective.graph.valid)) if is_part else start
         for values in (full, start):
             check_finite(f"acdc: metric {objective.metric_name} at the start", values, prompt=None)
-        return {"full": full.tolist(), "start": start.tolist(), "noise": _noise(objective, objective.graph.valid, full)}
+        return {
+            "full": full.tolist(),
+            "start": start.tolist(),
+            "noise": noise.of_rounding(objective, objective.graph.valid, full),
+        }
 
     def _again(self, name: str) -> Search:
         assert self.point is not None
@@ -99,9 +102,11 @@ class Sweep:
         """Takes the next search, which is done, off the others; the result of each of its judges, by number."""
         assert self.values is not None
         search = self.pending.pop()
-        noise = max(self.values["noise"], _noise(self.objective, search.walk.mask, search.current))
+        rounding = noise.of_rounding(self.objective, search.walk.mask, search.current)
+        precision = noise.of_precision(self.objective, search, self.beginning)
         record, after = search.record()
-        self.done.append(({**record, "noise": noise, "seconds": self.seconds}, after))
+        record["noise"] = max(self.values["noise"], rounding, precision)
+        self.done.append(({**record, "seconds": self.seconds}, after))
         return self._results(search, self.done[-1][0])
 
     def earlier(self) -> Iterator[tuple[int, ACDCResult]]:
@@ -141,11 +146,3 @@ class Sweep:
         record = {"values": self.values, "pending": names, "done": done, "count": self._count, "seconds": self.seconds}
         self.point.put("searches", record, {f"done{number}": after for number, (_, after) in enumerate(self.done)})
         self.point.keep_only(["searches", *names])
-
-
-def _noise(objective: Objective, mask: EdgeBools, values: Float[np.ndarray, " prompt"]) -> float:
-    """Float error of a circuit's metric: the same by another route (prompt by prompt), and at least rounding."""
-    eps = float(jnp.finfo(objective.model.dtype).eps)
-    metric = values.mean(dtype=np.float64)
-    other = np.asarray(objective.per_example(mask)).mean(dtype=np.float64)
-    return float(max(abs(other - metric), eps * abs(metric)))

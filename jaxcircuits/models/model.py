@@ -20,11 +20,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import equinox as eqx
-import jax
 from jaxtyping import Array, Float, Int
 
 from ..graph import Graph
 from ..layout import Layout
+from ..precision import HIGHEST, check_precision, products
 from ..types import NodeMask, PositionedMask, ReceiverValues, SenderValues, Tokens
 from . import contextual, displaced, runs, slopes
 from .backward import BACKWARD, under
@@ -38,12 +38,12 @@ RULES = BACKWARD | {CONTEXTUAL: contextual.RULES}
 
 
 class AbstractModel(eqx.Module):
-    """Any architecture. `precision` is JAX's matmul precision for every contraction: "highest" is full float32 on any
+    """Any architecture. `precision`: of every product of matrices, see `precision.py`: "highest" is full float32 on any
     device, where JAX's own default would be bfloat16 (TPU) or TF32 (recent GPUs). `backward`: the rules of its
     backward pass, see `backward.py`.
     """
 
-    precision: str = eqx.field(static=True, default="highest", kw_only=True)
+    precision: str = eqx.field(static=True, default=HIGHEST, kw_only=True)
     backward: str = eqx.field(static=True, default="plain", kw_only=True)
 
     # --- what an architecture says -------------------------------------------------------------
@@ -152,7 +152,16 @@ class AbstractModel(eqx.Module):
 
     def by_rules(self, name: str) -> "AbstractModel":
         """The same model by rules of this name, those of `contextual.py` included."""
-        return dataclasses.replace(self, backward=name)
+        return self.computed(backward=name)
+
+    def with_precision(self, name: str) -> "AbstractModel":
+        """The same model with other products, see `precision.py`. Raises ValueError for what the device has not."""
+        check_precision(name, self.dtype)
+        return self.computed(precision=name)
+
+    def computed(self, **how: str) -> "AbstractModel":
+        """The same model, computed in another way: by other rules, at another precision."""
+        return dataclasses.replace(self, **how)
 
     def of_prompt(self, span_at: Int[Array, " position"] | None) -> "AbstractModel":
         """The model of one prompt, `span_at`: which of the spans `span_names` each position is in (None: no names)."""
@@ -161,7 +170,7 @@ class AbstractModel(eqx.Module):
     @contextlib.contextmanager
     def computing(self) -> Iterator[None]:
         """How its functions compute: at its precision, by its rules."""
-        with jax.default_matmul_precision(self.precision), under(RULES[self.backward]):
+        with products(self.precision), under(RULES[self.backward]):
             yield
 
     @property

@@ -29,9 +29,9 @@ class Regrouped(AbstractModel):
     def units_name(self) -> str:
         return self.chosen
 
-    def by_rules(self, name: str) -> AbstractModel:
+    def computed(self, **how: str) -> AbstractModel:
         """Of the model within, too."""
-        return dataclasses.replace(self, model=self.model.by_rules(name), backward=name)
+        return dataclasses.replace(self, model=self.model.computed(**how), **how)
 
     @property
     def layout(self) -> Layout:

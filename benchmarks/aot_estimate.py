@@ -1,0 +1,192 @@
+"""A whole exact search on a chip that is not there: how often a real run, on this CPU, does what, times its cost there.
+
+    python benchmarks/aot_estimate.py [--chip v5e|v5p|v6e|h100] [--size small] [--prompts 100]
+        [--precision NAME] [--threshold 0.002]
+
+The run counts calls, instructions, sources and removals of every compiled chain and commit (GPT-2-small's shape, KL,
+10 prompts x 16; what happens depends little on how many prompts there are). Each program is compiled for the chip as
+`aot.py` does. On a TPU its time is the compiler's own cycles; on a GPU what the products, the moved bytes, the launches
+and the waits of the host for loops and branches take by the assumed rates below. The host's time is that of a run whose
+nodes are as many and whose device work is next to none (heads of width 2). Nothing is measured on a chip.
+"""
+
+import argparse
+import dataclasses
+import time
+import warnings
+from collections import Counter
+from typing import Any
+
+import aot
+import jax
+import numpy as np
+from aot_cost import Cost, Counts, Text, flops
+from aot_programs import abstract_objective, programs
+from common import SIZES, emit, random_model, random_pairs
+
+import jaxcircuits as jc
+from jaxcircuits import programs as instructions
+from jaxcircuits.discovery import width as widths
+from jaxcircuits.kinds import Units
+
+GHZ = {"v5e": 1.5, "v5p": 1.75, "v6e": 1.75}
+"""Clocks that the matrix units' published rates imply."""
+
+H100 = {"flops": 0.7 * 67e12, "bytes": 0.8 * 3.35e12, "launch": 2.5e-6, "wait": 12e-6}
+"""Assumed: shares of the published float32 and memory rates, seconds a kernel, seconds a wait of the host."""
+
+
+class Counting(jc.LiveEvaluator):
+    """Adds up what every chain and commit does, by (slots, width)."""
+
+    seen: dict[tuple[int, int], Counter[str]] = {}
+
+    def chain(self, steps: Any, guesses: Any, width: int) -> Any:
+        values = super().chain(steps, guesses, width)
+        assert self._chain is not None
+        shape = self._num_slots, width
+        program = instructions.unpacked(np.asarray(self._chain.program), self.units, *shape)
+        counted = Counting.seen.setdefault(shape, Counter())
+        self.last = shape, self._done(program)
+        counted.update(self.last[1])
+        counted.update({"calls": 1, "removals": width, "removals/sources": int(program.removal_counts.sum())})
+        return values
+
+    def commit(self, removed: Any) -> None:
+        super().commit(removed)
+        if any(removed):
+            shape, done = self.last
+            Counting.seen[shape].update({"commits": 1} | {f"commit {name}": n for name, n in done.items()})
+
+    def _done(self, program: Any) -> Counter[str]:
+        """One pass over a program's instructions."""
+        done = Counter({"logits/sources": int(program.logits_count), "logits/removed": int(program.logits_touched > 0)})
+        for n in range(int(program.count)):
+            phase = "everywhere" if n < program.count_everywhere else "scored"
+            kind = self.units.kinds[program.kind[n]]
+            unit = f"{phase}/{kind.nodes.kind}"
+            done.update({phase: 1, unit: 1, f"{phase}/sources": int(program.counts[n].sum())})
+            done[f"{phase}/removed"] += int((program.touched[n] > 0).sum())
+            for port, places in kind.ports:
+                for c in places:
+                    own = {"changed": int(program.changed[n, c]), "sources": int(program.counts[n, c])}
+                    own["removed"] = int(program.touched[n, c] > 0)
+                    done.update({f"{unit}/{port.name}/{name}": count for name, count in own.items()})
+        return done
+
+
+def of_chain(done: Counter[str], kinds: Any) -> Counts:
+    """Means of the loops and branches of `run_chain`."""
+    calls = done["calls"]
+    turns = {name: done[name] / calls for name in ("everywhere", "scored", "logits/sources", "logits/removed")}
+    turns["removals"] = done["removals"] / calls
+    turns["removals/sources"] = _mean(done["removals/sources"], done["removals"])
+    shares = {}
+    for phase in ("everywhere", "scored"):
+        shares[phase] = [_mean(done[f"{phase}/{kind.nodes.kind}"], done[phase]) for kind in kinds]
+        for kind in kinds:
+            unit = f"{phase}/{kind.nodes.kind}"
+            for port, places in kind.ports:
+                own = f"{unit}/{port.name}"
+                changed, all_ = done[f"{own}/changed"], done[unit] * len(places)
+                shares[own] = [1 - _mean(changed, all_), _mean(changed, all_)]
+                within = changed if len(kind.ports) > 1 else all_
+                turns |= {f"{own}/{name}": _mean(done[f"{own}/{name}"], within) for name in ("sources", "removed")}
+    return Counts(turns, shares)
+
+
+def of_commit(done: Counter[str], places: int) -> Counts:
+    """Means of the loops of `commit`."""
+    done = Counter({name.removeprefix("commit "): n for name, n in done.items() if name.startswith("commit ")} | done)
+    calls = done["commits"]
+    turns = {}
+    for phase in ("everywhere", "scored"):
+        count = done[f"commit {phase}"]
+        turns[phase] = _mean(count, calls)
+        for name in ("sources", "removed"):
+            turns[f"{phase}/{name}"] = _mean(done[f"commit {phase}/{name}"], count * places)
+    for name in ("sources", "removed"):
+        turns[f"logits/{name}"] = _mean(done[f"commit logits/{name}"], calls)
+    return Counts(turns, {})
+
+
+def _mean(count: float, of: float) -> float:
+    return count / of if of else 0.0
+
+
+def counted(size: str, threshold: float) -> jc.discovery.ACDCResult:
+    """A real run, with an accelerator's widths; what it did is in `Counting.seen`."""
+    model = random_model(SIZES[size])
+    objective = jc.Objective(model, random_pairs(10, 16, model.vocab_size), "kl")
+    Counting.seen.clear()
+    return jc.acdc(objective, threshold, evaluator=Counting)
+
+
+def host_seconds(size: str, threshold: float) -> float:
+    """A warm search over as many nodes whose device work is next to none: seconds a call."""
+    config = dataclasses.replace(SIZES[size], n_embd=2 * SIZES[size].n_head, vocab_size=64)
+    objective = jc.Objective(random_model(config), random_pairs(2, 4, 64), "kl")
+    jc.acdc(objective, threshold)
+    start = time.perf_counter()
+    warm = jc.acdc(objective, threshold)
+    return (time.perf_counter() - start) / warm.device_calls
+
+
+def seconds_of(chip: str, cost: Cost, products: float) -> float:
+    """Of one run of a program."""
+    if chip in GHZ:
+        return cost.cycles / (GHZ[chip] * 1e9)
+    moving = products / H100["flops"] + cost.bytes / H100["bytes"]
+    return moving + cost.operations * H100["launch"] + cost.waits * H100["wait"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--chip", choices=aot.CHIPS, default="v5e")
+    parser.add_argument("--size", choices=SIZES, default="small")
+    parser.add_argument("--prompts", type=int, default=100)
+    parser.add_argument("--precision", default="highest")
+    parser.add_argument("--threshold", type=float, default=0.002)
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    widths.FREE.clear()
+    widths.LARGEST.clear()
+    run = counted(options.size, options.threshold)
+    kept = int(run.mask.sum())
+    emit(**vars(options), decisions=run.evaluations, edges=kept, calls=run.device_calls_by_width, jax=jax.__version__)
+    topology = aot.topology_of(options.chip)
+    of = options.prompts, 16, "kl", 10, options.precision
+    objective = abstract_objective(SIZES[options.size], *of)
+    rows = []
+    for shape, done in sorted(Counting.seen.items()):
+        rows += _rows(options.chip, topology, shape, objective, done)
+    host = run.device_calls * host_seconds(options.size, options.threshold)
+    device = sum(row["seconds"] for row in rows)
+    totals = {name: round(sum(row[name] for row in rows), 1) for name in ("teraflop_of_all", "processor_s")}
+    emit(device_s=round(device, 2), host_s=round(host, 2), together_s=round(device + host, 2), **totals)
+
+
+def _rows(
+    chip: str, topology: Any, shape: tuple[int, int], objective: jc.Objective, done: Counter[str]
+) -> list[dict[str, Any]]:
+    """Of one shape (slots, width): what its chains and commits take."""
+    units, made, rows = Units(objective.graph), programs(objective, *shape), []
+    counts = {"run_chain": of_chain(done, units.kinds), "commit": of_commit(done, units.num_places)}
+    for name, times in (("run_chain", done["calls"]), ("commit", done["commits"])):
+        if not times:
+            continue
+        binary, processor = aot.compiled(made[name], topology, None)
+        arrays, function = made[name].arrays()
+        products = flops(jax.make_jaxpr(function)(arrays, {}).jaxpr, counts[name])
+        cost = Text(binary.as_text()).cost(counts[name])
+        seconds = seconds_of(chip, cost, products)
+        row = {"times": times, "each_ms": round(1e3 * seconds, 3), "seconds": round(times * seconds, 3)}
+        row |= {"teraflop_of_all": round(times * products / 1e12, 3), "processor_s": round(processor, 1)}
+        row |= {"gigabytes": round(cost.bytes / 1e9, 2), "operations": round(cost.operations)}
+        rows.append({"program": name, "slots": shape[0], "width": shape[1], **row})
+        emit(**rows[-1], waits=round(cost.waits))
+    return rows
+
+
+if __name__ == "__main__":
+    main()
