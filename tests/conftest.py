@@ -136,13 +136,13 @@ def micro_llama(seed=0, dtype=jnp.float32):
     return drawn(eqx.filter_eval_shape(jc.models.Llama.random, config, jax.random.key(0), dtype), seed)
 
 
-def drawn(skeleton, seed):
-    """A model of these shapes, its gains about 1, all else about 0."""
+def drawn(skeleton, seed, spread=0.3):
+    """A model of these shapes, its gains about 1, all else about 0; `Model.random` would compile each shape's draws."""
     random = np.random.default_rng(seed)
 
     def draw(path, leaf):
         is_gain = "norm" in jax.tree_util.keystr(path) and "weight" in jax.tree_util.keystr(path)
-        return jnp.asarray(is_gain + 0.3 * random.normal(size=leaf.shape), leaf.dtype)
+        return jnp.asarray(is_gain + spread * random.normal(size=leaf.shape), leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(draw, skeleton)
 

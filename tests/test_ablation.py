@@ -53,6 +53,7 @@ def test_the_complement_is_the_model_without_the_circuit(objective):
     close(judged.baselines(), jc.ablated(objective).baselines())
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("component, kept", [("heads", "m"), ("mlps", "a")])
 def test_other_components_stay(component, kept, objective):
     graph = objective.graph
@@ -79,6 +80,7 @@ def test_restoring_puts_clean_values_into_the_corrupt_run(objective):
     assert (ablation["direction"], ablation["value"]) == ("restore", "clean prompts")
 
 
+@pytest.mark.mission
 def test_restoring_compares_with_the_clean_run(x64):
     """Under KL the whole circuit loses nothing, although the run starts from corrupt prompts."""
     objective = jc.Objective(micro_model("gpt2", dtype=jnp.float64), micro_pairs(), "kl")
@@ -87,6 +89,7 @@ def test_restoring_compares_with_the_clean_run(x64):
     close(empty, objective.per_example(np.zeros(objective.graph.shape)))
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("direction", ["ablate", "restore"])
 @pytest.mark.parametrize("positions, inside", [([(1, 4)], {1, 2, 3}), ([0, (4, 6)], {0, 4, 5})])
 def test_edges_outside_the_positions_carry_what_is_running(direction, positions, inside, objective):
@@ -113,6 +116,7 @@ def test_positions_that_are_all_of_them_are_the_default(objective):
     assert jc.ablated(objective, positions=[(0, 2), (2, 6)]).ablation == jc.ablated(objective).ablation
 
 
+@pytest.mark.mission
 def test_replacing_at_one_position_is_less_than_at_all(objective):
     """No edge at the first position alone is neither the clean run nor the run without any edge."""
     empty = np.zeros((1, *objective.graph.shape), bool)

@@ -22,6 +22,7 @@ def one_layer(model):
     return dataclasses.replace(model, blocks=blocks, config=dataclasses.replace(model.config, n_layer=1))
 
 
+@pytest.mark.mission
 @pytest.mark.parametrize("reference", ["resample", pytest.param("zero", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["no-norm", pytest.param("shortformer", marks=pytest.mark.mission)])
 def test_the_qk_fix_is_exact_where_only_the_pattern_is_not_linear(name, reference, x64):

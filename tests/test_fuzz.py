@@ -118,9 +118,12 @@ def readers(tmp_path_factory):
 
 
 def evaluations(folder):
+    pairs = jc.tasks.TASKS["logic_gates"].generate(gate="adder")[1:]  # 0 + 0 + 0 is what no edge gives too
+    gate = jc.Objective(jc.gate("adder"), pairs, "l2", "zero")
+    chosen = jc.Circuit.select(jc.random_scores(gate), edges=12)
+    jc.evaluate(gate, chosen, random=2, rediscovered=jc.exact).save(folder / "e.json")
     objective = jc.Objective(micro_model("one-head"), micro_pairs(), "logit_diff")
     chosen = jc.Circuit.select(jc.random_scores(objective), edges=4)
-    jc.evaluate(objective, chosen, random=2, rediscovered=jc.eap).save(folder / "e.json")
     jc.inspect_circuit(objective, chosen, prompts=2).save(folder / "i.json")
     divided = jc.Objective(jc.with_units(micro_model("one-head"), spans=[(0, 2)]), micro_pairs(), "logit_diff")
     jc.peap(divided).save(folder / "p.json")

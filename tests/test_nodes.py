@@ -42,6 +42,7 @@ def test_zeros_under_resample_write_what_the_corrupt_run_writes(model, x64):
     np.testing.assert_allclose(values, [by_hand(row) for row in range(len(pairs))], rtol=1e-10)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("reference", ["zero", "edges"])
 def test_gradients_equal_finite_differences_on_every_prompt(reference, x64):
     nodes = jc.NodeObjective(micro(), reference)
@@ -73,6 +74,7 @@ def test_a_zero_reference_of_the_edges_is_zero_for_nodes(x64):
     assert float(jc.NodeObjective(objective, "edges")(soft)) == float(jc.NodeObjective(objective)(soft))
 
 
+@pytest.mark.mission
 def test_other_masks_compile_nothing():
     def run(seed):
         nodes = jc.NodeObjective(jc.Objective(micro_model("gpt2", seed), micro_pairs(seed)), "edges")

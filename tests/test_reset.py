@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import micro_model
+from conftest import drawn, micro_model
 
 import jaxcircuits as jc
 from jaxcircuits import models
@@ -94,9 +94,7 @@ FAMILIES = {
 @pytest.mark.parametrize("name", FAMILIES)
 def test_of_every_family_heads_and_neurons_move_and_nothing_else(name):
     kind, config = FAMILIES[name]
-    leaves, tree = jax.tree.flatten(kind.random(config, jax.random.key(0)))
-    draws = np.random.default_rng(0)
-    model = jax.tree.unflatten(tree, [leaf + draws.normal(size=leaf.shape).astype("float32") for leaf in leaves])
+    model = drawn(eqx.filter_eval_shape(kind.random, config, jax.random.key(0)), 0, 1.0)
     reset = jc.reset_network(model, jax.random.key(0))
     before, after = named(model), named(reset)
     moved = {name for name in before if not np.array_equal(before[name], after[name])}

@@ -84,6 +84,7 @@ def test_what_is_no_mean_over_prompts_is_refused(objective, method, options, sai
         jc.score_replicates(objective(), method, count=3, **options)
 
 
+@pytest.mark.mission
 def test_the_command_gives_intervals(run, tmp_path):
     file = tmp_path / "scores.json"
     code, printed, _ = run("score", "ioi", "--size", 4, "--replicates", 50, "--out", file)
