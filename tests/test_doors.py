@@ -1,5 +1,6 @@
 """What callers give is refused by name where it comes in, also without the type checks that other tests run under."""
 
+import json
 import subprocess
 import sys
 
@@ -24,14 +25,46 @@ def check(call, *message):
 """
 
 
-def check(calls, setup=""):
-    """Runs the calls in a process of their own."""
-    script = f"{SETUP}\n{setup}\n{calls}"
-    run = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-2000:]
+OUTSIDE = """
+import json, sys, traceback
+answers, sys.stdout = sys.stdout, sys.stderr
+for line in sys.stdin:
+    try:
+        exec(json.loads(line), {"__name__": "__main__"})
+        said = ""
+    except BaseException:
+        said = traceback.format_exc()
+    print(json.dumps(said), file=answers, flush=True)
+"""
 
 
-def test_circuits_are_chosen_by_whole_numbers_and_thresholds():
+@pytest.fixture(scope="module")
+def outside():
+    """A process without type checks, which runs texts one after the other and says how each ended: "" or an error."""
+    command = [sys.executable, "-W", "error", "-c", OUTSIDE]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+
+        def ended(script):
+            process.stdin.write(json.dumps(script) + "\n")
+            process.stdin.flush()
+            return json.loads(process.stdout.readline())
+
+        yield ended
+        process.stdin.close()
+
+
+@pytest.fixture
+def check(outside):
+    """Runs calls there, with names of their own."""
+
+    def run(calls, setup=""):
+        said = outside(f"{SETUP}\n{setup}\n{calls}")
+        assert not said, said[-2000:]
+
+    return run
+
+
+def test_circuits_are_chosen_by_whole_numbers_and_thresholds(check):
     check("""
 for edges in (2.5, True, "3", np.float64(2), 2**70):
     check(lambda: jc.Circuit.select(scores, edges=edges), "edges: expected a whole number")
@@ -46,7 +79,7 @@ assert jc.Circuit(graph, zeros > 0, zeros, {}).num_edges == 0
 """)
 
 
-def test_autocircuits_edges_and_mibs_names():
+def test_autocircuits_edges_and_mibs_names(check):
     check("""
 for score in (float("nan"), float("inf"), 10**400, True, "1", None):
     check(lambda: jc.from_autocircuit(graph, {"A0.1->MLP 1": score}), "score of A0.1->MLP 1: expected a finite number")
@@ -72,7 +105,7 @@ circuit = jc.Circuit.select(scores, edges=3)
 """
 
 
-def test_a_circuit_is_a_mask_and_scores_are_none():
+def test_a_circuit_is_a_mask_and_scores_are_none(check):
     check(
         """
 nodes = jc.NodeObjective(objective)
@@ -98,7 +131,7 @@ assert not np.allclose(other(half), objective(half))
     )
 
 
-def test_numbers_are_of_the_kind_that_is_meant():
+def test_numbers_are_of_the_kind_that_is_meant(check):
     check(
         """
 masks = np.ones((2, *graph.shape))
@@ -142,7 +175,7 @@ assert jc.random_scores(objective, seed=np.int64(3)).run["seed"] == 3
     )
 
 
-def test_records_are_of_the_kind_that_is_meant():
+def test_records_are_of_the_kind_that_is_meant(check):
     check(
         """
 for bad in (2.5, "kl", None, [1]):
@@ -168,7 +201,7 @@ check(lambda: jc.Objective(model, pairs, ["kl"]), "unknown metric ['kl']")
 
 
 @pytest.mark.mission
-def test_a_search_in_bfloat16_ends_with_a_circuit():
+def test_a_search_in_bfloat16_ends_with_a_circuit(check):
     check(
         """
 model = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), model)
@@ -182,7 +215,7 @@ assert abs(float(objective(found.mask)) - found.metric_final) < 0.01
     )
 
 
-def test_what_is_no_circuit_no_graph_and_no_number_is_refused_by_its_name():
+def test_what_is_no_circuit_no_graph_and_no_number_is_refused_by_its_name(check):
     check("""
 circuit = jc.Circuit.select(scores, edges=9)
 for layers in (2.5, "2", True):
