@@ -31,6 +31,10 @@ settings.load_profile("shapes are compiled once")
 GOLDEN = Path(__file__).parent / "golden"
 
 
+LONG = ("test_readme.py", "test_tracr.py", "test_units.py")
+"""What takes long and stands late in the alphabet; or longest of all."""
+
+
 def pytest_addoption(parser):
     parser.addoption("--fuzz", type=int, default=0, help="inputs of each reader in test_fuzz.py; 0: a few")
 
@@ -54,10 +58,8 @@ def pytest_configure(config):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Of a test's cases, more than `quick(number)` are `mission`, or its `rest`; the README's blocks take longest and
-    go first.
-    """
-    items.sort(key=lambda item: item.path.name != "test_readme.py")
+    """Of a test's cases, more than `quick(number)` are `mission`, or its `rest`; long files go first."""
+    items.sort(key=lambda item: item.path.name not in LONG)
     seen = collections.Counter()
     for item in items:
         mark = item.get_closest_marker("quick")

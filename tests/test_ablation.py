@@ -1,6 +1,6 @@
 """Each part of an ablation, against what it says done by hand."""
 
-import jax
+import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -98,14 +98,15 @@ def test_edges_outside_the_positions_carry_what_is_running(direction, positions,
     circuits = np.stack([*(random_mask(graph, seed) & graph.valid for seed in range(3)), np.zeros_like(graph.valid)])
     judged = jc.ablated(objective, positions=positions, direction=direction, pairs=pairs, width=2)
     tokens, other = (pairs.clean, pairs.corrupt) if direction == "ablate" else (pairs.corrupt, pairs.clean)
-    written = jax.vmap(model.sender_values)(jnp.asarray(other))
+    written = eqx.filter_jit(eqx.filter_vmap(model.sender_values))(jnp.asarray(other))
+    unembed = eqx.filter_jit(model.unembed)
     outside = np.array([t not in inside for t in range(6)])
     for circuit, losses in zip(circuits, judged.losses(circuits), strict=True):
         runs = circuit if direction == "ablate" else ~circuit
         mask = runs[..., None] | outside
         for row, loss in enumerate(losses):
             residual = by_hand(model, tokens[row], mask, np.asarray(written[row]))
-            logits = np.asarray(model.unembed(jnp.asarray(residual[-1])))
+            logits = np.asarray(unembed(jnp.asarray(residual[-1])))
             wrong = [answer for answer in pairs.wrong[row] if answer >= 0]
             close(loss, logits[wrong].mean() - logits[pairs.answer[row]].mean())
     spans = tuple(span if isinstance(span, tuple) else (span, span + 1) for span in positions)

@@ -180,6 +180,7 @@ def node_effects(model, changes, streams):
             yield receiver, receiver, head_change(model, receiver, streams, before), {}
 
 
+@pytest.mark.mission
 def test_the_default_is_the_papers_written_by_hand(x64):
     """Both fixes: finite differences of runs with one layer frozen, patterns recomputed, sizes over L - 1."""
     pairs = micro_pairs(batch=2)

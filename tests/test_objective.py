@@ -103,6 +103,7 @@ def test_two_ways_to_average_several_positions(x64):
     np.testing.assert_allclose(per_prompt, np.mean([row.mean() for row in chosen]), rtol=1e-12)
 
 
+@pytest.mark.mission
 def test_padding_changes_nothing(x64):
     """A prompt alone and the same prompt padded beside a longer one."""
     model = micro_model("gpt2", dtype=jnp.float64)

@@ -67,8 +67,8 @@ def test_the_gradient_has_no_bias(samples, kept, cells, x64):
 
     u = np.array(list(itertools.product(*((np.arange(count) + 0.5) / count for count in cells))))[:, None]
     rows = np.array(list(itertools.product(range(len(u)), repeat=samples)))
-    found = jax.vmap(estimate)(jnp.asarray(u[rows]))
-    np.testing.assert_allclose(found.mean(0), jax.grad(mean_over_masks)(theta), rtol=1e-9)
+    found = jax.jit(jax.vmap(estimate))(jnp.asarray(u[rows]))
+    np.testing.assert_allclose(found.mean(0), jax.jit(jax.grad(mean_over_masks))(theta), rtol=1e-9)
 
 
 @pytest.mark.mission
