@@ -15,7 +15,7 @@ from .graph import Graph
 from .layout import MOST_ENTRIES
 from .types import EdgeBools, EdgeScores
 
-FORMAT = "jaxcircuits/1"
+FORMAT, PEAP = "jaxcircuits/1", "jaxcircuits-peap"
 
 TEXTS = (
     "task",
@@ -60,6 +60,11 @@ class Contents(NamedTuple):
 
 def contents_of(value: Any) -> Contents:
     """The parts of a circuit's JSON. Raises ValueError, saying where, for anything malformed or contradictory."""
+    if isinstance(value, dict) and str(value.get("format")).startswith(PEAP):
+        raise ValueError(
+            "expected a circuit or scores of a graph's edges, got PEAP's, which have edges between spans as well: "
+            "`show` prints them, `prune --edges` takes a circuit from the scores"
+        )
     if not isinstance(value, dict) or not all(isinstance(value.get(key), dict) for key in ("cfg", "edges")):
         raise ValueError("expected a circuit: a JSON object with 'cfg' and 'edges'")
     if value.get("format", FORMAT) != FORMAT:

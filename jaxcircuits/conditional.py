@@ -72,6 +72,10 @@ class Conditional(eqx.Module):
         """`displacement_gradient` with the embedding held, as `Objective.along`."""
         return self._at_kept(self.objective.along(alphas, spans=spans, mask=self.full_mask()))
 
+    def down_path(self, steps: int, *, spans: ArrayLike | None = None) -> Float[Array, "*span sender receiver"]:
+        """As `Objective.down_path`, of runs without the absent edges."""
+        return self._at_kept(self.objective.down_path(steps, spans=spans, mask=self.full_mask()))
+
     def take(self, rows: ArrayLike) -> "Conditional":
         """The same function on some of the prompts."""
         return Conditional(self.objective.take(rows), self.kept)

@@ -18,7 +18,7 @@ from jaxtyping import Float
 
 from .arguments import checked, is_count, is_number
 from .circuit import RANKS, Circuit
-from .circuit_file import contents_of
+from .circuit_file import PEAP, Contents, contents_of
 from .files import plain, read_json, write_json
 from .graph import Graph
 from .models.crossing import PORTS
@@ -26,18 +26,49 @@ from .models.crossing import check as check_crossing
 from .scores import Scores
 from .span_names import span_text
 
-FORMAT = "jaxcircuits-peap/1"
+FORMAT = PEAP + "/1"
+CIRCUIT_FORMAT = PEAP + "-circuit/1"
 
 Crossing = Float[np.ndarray, "layer head port span span"]
 
 
 @dataclasses.dataclass(frozen=True)
 class PeapCircuit:
-    """Nodes (component, span), the edges within spans, and the names of those between spans, best first."""
+    """Nodes (component, span), the edges within spans, and the scores of those between spans by name, best first."""
 
     nodes: tuple[str, ...]
     within: Circuit
-    crossing: tuple[str, ...]
+    crossing: dict[str, float]
+
+    @checked
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes it as JSON, whole or not at all."""
+        parts = {"nodes": list(self.nodes), "within": self.within.to_json(), "crossing": self.crossing}
+        write_json(path, {"format": CIRCUIT_FORMAT, **parts})
+
+    @classmethod
+    @checked
+    def load(cls, path: str | os.PathLike) -> "PeapCircuit":
+        """What `save` wrote. Raises ValueError for anything malformed."""
+        value = read_json(path, "file of PEAP's circuit")
+        try:
+            found = _within(value, CIRCUIT_FORMAT)
+            check_crossing(found.graph)
+            table = zip(found.graph.senders, found.graph.sender_table, strict=True)
+            heads = {name for name, sender in table if sender.kind == "head"}
+            crossing, nodes = value.get("crossing"), _texts("nodes", value.get("nodes"))
+            if not isinstance(crossing, dict) or not all(_is_crossing(name, heads) for name in crossing):
+                raise ValueError(f"crossing: expected scores of edges between spans by name, got {crossing!r:.60}")
+            if not all(map(is_number, crossing.values())):
+                raise ValueError("crossing: expected a number for each edge")
+            known = {*found.graph.senders, *(f"logits@{span}" for span in names_of_spans(found.graph))}
+            if not set(nodes) <= known:
+                raise ValueError(
+                    f"nodes: expected some of the graph's, as a0.h1@0:4, got {sorted({*nodes} - known)[0]!r}"
+                )
+            return cls(nodes, Circuit(*found), {name: float(score) for name, score in crossing.items()})
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -81,8 +112,20 @@ class Peap:
 
     def of(self, edge: str) -> float:
         """The score of an edge within a span or between spans. Raises ValueError for a name that is none."""
-        found = next((score for name, _, _, score in self._crossings() if name == edge), None)
+        found = self.between.get(edge)
         return self.within.of(edge) if found is None else found
+
+    def best(self, count: int) -> list[tuple[str, float]]:
+        """Names and scores of so many edges of both kinds, the best first; ties go within spans first."""
+        graph, values = self.graph, self.within.values
+        first = graph.edges[np.argsort(-values[graph.valid], kind="stable")[:count]]
+        inside = [(graph.edge_name(row, column), float(values[row, column])) for row, column in first]
+        return sorted(inside + list(self.between.items()), key=lambda edge: -edge[1])[:count]
+
+    @property
+    def between(self) -> dict[str, float]:
+        """The scores of the edges between spans, by name."""
+        return {name: score for name, _, _, score in self._crossings()}
 
     @checked
     def circuit(self, edges: int, *, rank: str = "signed") -> PeapCircuit:
@@ -97,7 +140,7 @@ class Peap:
             raise ValueError(
                 f"circuit: expected a number of edges and one of {', '.join(RANKS)}, got {edges}, {rank!r}"
             )
-        mask, between = np.zeros(self.graph.shape, bool), []
+        mask, scores, between = np.zeros(self.graph.shape, bool), self.between, {}
         into, inside, heap = self._edges_into(rank), {}, []
 
         def enter(node: str) -> None:
@@ -118,10 +161,10 @@ class Peap:
             if kind == 0:
                 mask[np.unravel_index(index, mask.shape)] = True
             else:
-                between.append(name)
+                between[name] = scores[name]
             enter(sender)
         run = {**self.run, "selection": {"edges": edges, "rank": rank, "greedy": True, "crossing": len(between)}}
-        return PeapCircuit(tuple(inside), Circuit(self.graph, mask, self.within.values, run), tuple(between))
+        return PeapCircuit(tuple(inside), Circuit(self.graph, mask, self.within.values, run), between)
 
     def _edges_into(self, rank: str) -> dict[str, list[tuple]]:
         """Of each (component, span), the edges into it: what sorts the best first, a name, the sender."""
@@ -165,11 +208,9 @@ class Peap:
         """What `save` wrote. Raises ValueError for anything malformed."""
         value = read_json(path, "file of PEAP's scores")
         try:
-            if not isinstance(value, dict) or value.get("format") != FORMAT:
-                raise ValueError(f"expected a JSON object of format {FORMAT!r}")
-            graph, _, scores, run, _ = contents_of(value.get("within"))
+            graph, _, scores, run, _ = _within(value, FORMAT)
             within = Scores(graph, scores, True, "peap", run)
-            return cls(within, _numbers(value.get("crossing")), _texts(value.get("last")))
+            return cls(within, _numbers(value.get("crossing")), _texts("last", value.get("last")))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 
@@ -177,6 +218,19 @@ class Peap:
 def names_of_spans(graph: Graph) -> tuple[str, ...]:
     """Of a graph whose nodes are divided at spans, in its order."""
     return tuple(span_text(span) for span in graph.blocks[0].spans)
+
+
+def _within(value: Any, expected: str) -> Contents:
+    if not isinstance(value, dict) or value.get("format") != expected:
+        raise ValueError(f"expected a JSON object of format {expected!r}")
+    return contents_of(value.get("within"))
+
+
+def _is_crossing(name: str, heads: set[str]) -> bool:
+    sender, _, reader = name.partition("->")
+    reader, port = reader[:-3], reader[-3:]
+    is_one_head = sender.rpartition("@")[0] == reader.rpartition("@")[0]
+    return is_one_head and sender != reader and {sender, reader} <= heads and port in {f"<{port}>" for port in PORTS}
 
 
 def _numbers(value: Any) -> np.ndarray:
@@ -194,7 +248,7 @@ def _numbers(value: Any) -> np.ndarray:
     return np.array(value, np.float64)
 
 
-def _texts(value: Any) -> tuple[str, ...]:
+def _texts(name: str, value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-        raise ValueError(f"last: expected names of spans, got {value!r:.60}")
+        raise ValueError(f"{name}: expected a list of names, got {value!r:.60}")
     return tuple(value)

@@ -60,23 +60,13 @@ def at_held_runs(
     These are `reference + alpha (clean - reference)`. With a mask, clean is what they write in that circuit, and so are
     all runs.
     """
-    tokens, reference = prompt
-    zeros = jnp.zeros((model.graph.shape[1], *reference.shape[1:]), reference.dtype)
-
-    def slopes_of(held: Held) -> ReceiverValues:
-        if mask is None:
-            return model.receiver_slopes(tokens, score, held)[1]
-        return jax.grad(lambda moved: score(model.masked_run(tokens, mask, reference, moved, held)[0]))(zeros)
+    reference, delta = prompt[1], _delta(model, prompt, mask)
 
     def add_point(total, point):
         held, alpha = point
-        return total + slopes_of(Held(held, reference + alpha * delta)), None
+        return total + _held_slopes(model, score, prompt, Held(held, reference + alpha * delta), mask), None
 
-    if mask is None:
-        delta = model.sender_values(tokens) - reference
-    else:
-        _, delta = model.masked_run(tokens, mask, reference)
-    total, _ = jax.lax.scan(add_point, zeros, points)
+    total, _ = jax.lax.scan(add_point, _no_slopes(model, reference), points)
     return _contract(model, delta, total / points[1].shape[0], spans)
 
 
@@ -87,6 +77,7 @@ def on_gradient_path(
     towards: tuple[Tokens, Bool[Array, " position"]],
     steps: int,
     spans: Spans,
+    mask: Mask | None,
 ) -> Gradient:
     """Mean over j = 1..steps of `<clean_s - ref_s, df/dx_r(y_j)>` in runs whose embeddings sum to y_j.
 
@@ -94,29 +85,52 @@ def on_gradient_path(
     of the logits to those of the corrupt prompt, at all of its tokens.
 
     - `towards`: that prompt, and which positions are its tokens. `v` is a derivative whatever rules the model has.
+    - `mask`: the runs, the clean one too, are those of this circuit. The corrupt prompt's is the whole model's: absent
+      edges carry what the others do. Of several embeddings the first is what moves, in the span of each position.
     """
     (tokens, reference), (corrupt, inside) = prompt, towards
-    plain = model.with_backward("plain")
-    there, delta = plain(corrupt), model.sender_values(tokens) - reference
-    embeddings = model.embeddings(tokens)
-    first = len(embeddings)
-    which = jnp.arange(reference.shape[0]) < first
+    plain, delta, embeddings = model.with_backward("plain"), _delta(model, prompt, mask), model.embeddings(tokens)
+    there = plain(corrupt)
+    which = jnp.arange(reference.shape[0]) < len(embeddings)
+    at = jnp.arange(len(tokens), dtype=jnp.int32)
+    parts = jnp.ones((1, len(at)), bool) if model.spans_text is None else model.inside(at)
+    moves = jnp.zeros((*embeddings.shape[:2], 1), bool).at[: len(parts), :, 0].set(parts)
 
-    def distance(x):
-        return jnp.sum(jnp.where(inside[:, None], plain.unembed(plain.residual_of(x)) - there, 0) ** 2)
+    def held(y):
+        return Held(which, jnp.zeros_like(reference).at[: len(y)].set(y))
+
+    def distance(y):
+        x = plain.residual_of(y.sum(0)) if mask is None else plain.masked_run(tokens, mask, reference, None, held(y))[0]
+        return jnp.sum(jnp.where(inside[:, None], plain.unembed(x) - there, 0) ** 2)
 
     def step(carry, _):
         y, total = carry
-        v = jax.grad(distance)(y)
+        v = jnp.where(moves, jax.grad(distance)(y), 0)
         norm = jnp.sqrt(jnp.sum(v**2))
         y = y - v / jnp.where(norm > 0, norm, 1)
-        values = jnp.zeros_like(reference).at[0].set(y)  # runs read the sum of the embeddings alone
-        _, slopes = model.receiver_slopes(tokens, score, Held(which, values))
-        return (y, total + slopes), None
+        return (y, total + _held_slopes(model, score, prompt, held(y), mask)), None
 
-    zeros = jnp.zeros((model.graph.shape[1], *reference.shape[1:]), reference.dtype)
-    (_, total), _ = jax.lax.scan(step, (embeddings.sum(0), zeros), None, length=steps)
+    (_, total), _ = jax.lax.scan(step, (embeddings, _no_slopes(model, reference)), None, length=steps)
     return _contract(model, delta, total / steps, spans)
+
+
+def _delta(model: Model, prompt: Prompt, mask: Mask | None) -> SenderValues:
+    """What every sender writes minus the reference, in the clean run or a circuit."""
+    tokens, reference = prompt
+    return model.sender_values(tokens) - reference if mask is None else model.masked_run(tokens, mask, reference)[1]
+
+
+def _held_slopes(model: Model, score: Score, prompt: Prompt, held: Held, mask: Mask | None) -> ReceiverValues:
+    """The gradient of the loss at what each receiver reads where some senders are held, in the model or a circuit."""
+    tokens, reference = prompt
+    if mask is None:
+        return model.receiver_slopes(tokens, score, held)[1]
+    loss = lambda moved: score(model.masked_run(tokens, mask, reference, moved, held)[0])  # noqa: E731
+    return jax.grad(loss)(_no_slopes(model, reference))
+
+
+def _no_slopes(model: Model, reference: SenderValues) -> ReceiverValues:
+    return jnp.zeros((model.graph.shape[1], *reference.shape[1:]), reference.dtype)
 
 
 def _contract(model: Model, delta: SenderValues, slopes: ReceiverValues, spans: Spans) -> Gradient:
@@ -147,13 +161,13 @@ def displacement_gradient(objective: Any, points: tuple, spans: Spans, mask: Mas
 
 
 @eqx.filter_jit
-def path_gradient(objective: Any, steps: int, spans: Spans) -> Array:
+def path_gradient(objective: Any, steps: int, spans: Spans, mask: Mask | None) -> Array:
     """`on_gradient_path`, from each prompt to its corrupt one."""
 
     def one(objective, prompt):
         (tokens, reference, *rest), towards = prompt
         score = lambda x: objective._score(x, *rest)  # noqa: E731
-        return on_gradient_path(objective.model, score, (tokens, reference), towards, steps, spans)
+        return on_gradient_path(objective.model, score, (tokens, reference), towards, steps, spans, mask)
 
     prompts = objective._prompts(), (objective.corrupt, objective.inside)
     return _mean_gradient(objective, batching.over_prompts(objective, one, prompts))

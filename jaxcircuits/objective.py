@@ -271,13 +271,16 @@ class Objective(eqx.Module):
         return self.displacement_gradient(np.tile(embeddings, (np.size(alphas), 1)), alphas, spans=spans, mask=mask)
 
     @fitting
-    def down_path(self, steps: int, *, spans: ArrayLike | None = None) -> Float[Array, "*span sender receiver"]:
+    def down_path(
+        self, steps: int, *, spans: ArrayLike | None = None, mask: MaskLike | None = None
+    ) -> Float[Array, "*span sender receiver"]:
         """`along` another path: `steps` points from the clean embeddings down the distance to the corrupt logits.
 
-        See `gradients.on_gradient_path`. Raises ValueError as `along` does.
+        See `gradients.on_gradient_path`; `mask` as there. Raises ValueError as `along` does.
         """
         self._check_ends()
-        return gradients.path_gradient(self, steps, self._cast_spans(spans))
+        runs = None if mask is None else self._cast(mask)
+        return gradients.path_gradient(self, steps, self._cast_spans(spans), runs)
 
     def _check_ends(self) -> None:
         if self.reference_name != "resample":

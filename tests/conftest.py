@@ -31,6 +31,10 @@ settings.load_profile("shapes are compiled once")
 GOLDEN = Path(__file__).parent / "golden"
 
 
+LONG = ("test_readme.py", "test_tracr.py", "test_units.py")
+"""What takes long and stands late in the alphabet; or longest of all."""
+
+
 def pytest_addoption(parser):
     parser.addoption("--fuzz", type=int, default=0, help="inputs of each reader in test_fuzz.py; 0: a few")
 
@@ -54,10 +58,8 @@ def pytest_configure(config):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Of a test's cases, more than `quick(number)` are `mission`, or its `rest`; the README's blocks take longest and
-    go first.
-    """
-    items.sort(key=lambda item: item.path.name != "test_readme.py")
+    """Of a test's cases, more than `quick(number)` are `mission`, or its `rest`; long files go first."""
+    items.sort(key=lambda item: item.path.name not in LONG)
     seen = collections.Counter()
     for item in items:
         mark = item.get_closest_marker("quick")
@@ -136,13 +138,13 @@ def micro_llama(seed=0, dtype=jnp.float32):
     return drawn(eqx.filter_eval_shape(jc.models.Llama.random, config, jax.random.key(0), dtype), seed)
 
 
-def drawn(skeleton, seed):
-    """A model of these shapes, its gains about 1, all else about 0."""
+def drawn(skeleton, seed, spread=0.3):
+    """A model of these shapes, its gains about 1, all else about 0; `Model.random` would compile each shape's draws."""
     random = np.random.default_rng(seed)
 
     def draw(path, leaf):
         is_gain = "norm" in jax.tree_util.keystr(path) and "weight" in jax.tree_util.keystr(path)
-        return jnp.asarray(is_gain + 0.3 * random.normal(size=leaf.shape), leaf.dtype)
+        return jnp.asarray(is_gain + spread * random.normal(size=leaf.shape), leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(draw, skeleton)
 

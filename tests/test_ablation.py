@@ -1,6 +1,6 @@
 """Each part of an ablation, against what it says done by hand."""
 
-import jax
+import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -53,6 +53,7 @@ def test_the_complement_is_the_model_without_the_circuit(objective):
     close(judged.baselines(), jc.ablated(objective).baselines())
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("component, kept", [("heads", "m"), ("mlps", "a")])
 def test_other_components_stay(component, kept, objective):
     graph = objective.graph
@@ -79,6 +80,7 @@ def test_restoring_puts_clean_values_into_the_corrupt_run(objective):
     assert (ablation["direction"], ablation["value"]) == ("restore", "clean prompts")
 
 
+@pytest.mark.mission
 def test_restoring_compares_with_the_clean_run(x64):
     """Under KL the whole circuit loses nothing, although the run starts from corrupt prompts."""
     objective = jc.Objective(micro_model("gpt2", dtype=jnp.float64), micro_pairs(), "kl")
@@ -87,6 +89,7 @@ def test_restoring_compares_with_the_clean_run(x64):
     close(empty, objective.per_example(np.zeros(objective.graph.shape)))
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("direction", ["ablate", "restore"])
 @pytest.mark.parametrize("positions, inside", [([(1, 4)], {1, 2, 3}), ([0, (4, 6)], {0, 4, 5})])
 def test_edges_outside_the_positions_carry_what_is_running(direction, positions, inside, objective):
@@ -95,14 +98,15 @@ def test_edges_outside_the_positions_carry_what_is_running(direction, positions,
     circuits = np.stack([*(random_mask(graph, seed) & graph.valid for seed in range(3)), np.zeros_like(graph.valid)])
     judged = jc.ablated(objective, positions=positions, direction=direction, pairs=pairs, width=2)
     tokens, other = (pairs.clean, pairs.corrupt) if direction == "ablate" else (pairs.corrupt, pairs.clean)
-    written = jax.vmap(model.sender_values)(jnp.asarray(other))
+    written = eqx.filter_jit(eqx.filter_vmap(model.sender_values))(jnp.asarray(other))
+    unembed = eqx.filter_jit(model.unembed)
     outside = np.array([t not in inside for t in range(6)])
     for circuit, losses in zip(circuits, judged.losses(circuits), strict=True):
         runs = circuit if direction == "ablate" else ~circuit
         mask = runs[..., None] | outside
         for row, loss in enumerate(losses):
             residual = by_hand(model, tokens[row], mask, np.asarray(written[row]))
-            logits = np.asarray(model.unembed(jnp.asarray(residual[-1])))
+            logits = np.asarray(unembed(jnp.asarray(residual[-1])))
             wrong = [answer for answer in pairs.wrong[row] if answer >= 0]
             close(loss, logits[wrong].mean() - logits[pairs.answer[row]].mean())
     spans = tuple(span if isinstance(span, tuple) else (span, span + 1) for span in positions)
@@ -113,6 +117,7 @@ def test_positions_that_are_all_of_them_are_the_default(objective):
     assert jc.ablated(objective, positions=[(0, 2), (2, 6)]).ablation == jc.ablated(objective).ablation
 
 
+@pytest.mark.mission
 def test_replacing_at_one_position_is_less_than_at_all(objective):
     """No edge at the first position alone is neither the clean run nor the run without any edge."""
     empty = np.zeros((1, *objective.graph.shape), bool)

@@ -181,7 +181,7 @@ def test_a_shortformer_is_live_evaluated_as_it_is_dense(guesses, x64):
 def test_the_record_adds_up(x64):
     objective = jc.Objective(micro_model("gpt2", dtype=jnp.float64), micro_pairs(), "kl")
     seen = []
-    result = jc.acdc(objective, 0.02, width=16, on_progress=seen.append)
+    result = jc.acdc(objective, 0.02, width=4, on_progress=seen.append)
     run = result.run
     assert run["edges_total"] == objective.graph.num_edges and run["edges_kept"] == result.mask.sum()
     assert run["evaluations"] == len(run["decisions"]) and run["device_calls"] == len(seen) < run["evaluations"]
@@ -216,14 +216,14 @@ def test_a_sweep_gives_each_threshold_its_own_answer(x64):
 
 @pytest.mark.parametrize("guess", ["all_removed", "scores", "opposite scores", "previous"])
 def test_a_predictor_changes_the_cost_only(guess, x64):
-    objective = jc.Objective(micro_model("gpt2", dtype=jnp.float64), micro_pairs(), "logit_diff")
-    plain = jc.acdc(objective, 0.05, width=16)
+    objective = jc.Objective(micro_model("gpt2", dtype=jnp.float64), micro_pairs(), "logit_diff", microbatch=5)
+    plain = jc.acdc(objective, 0.05, width=9)
     eap = -np.asarray(objective.gradient(objective.graph.valid))
     predictor = {"scores": eap, "opposite scores": -eap, "previous": plain}.get(guess, guess)
-    guided = jc.acdc(objective, 0.05, width=16, predictor=predictor)
+    guided = jc.acdc(objective, 0.05, width=9, predictor=predictor)
     assert [(d.name, d.removed) for d in guided.decisions] == [(d.name, d.removed) for d in plain.decisions]
     if guess == "previous":
-        assert guided.evaluations_wasted == 0 and guided.device_calls == -(-guided.evaluations // 16)
+        assert guided.evaluations_wasted == 0 and guided.device_calls == -(-guided.evaluations // 9)
 
 
 @pytest.mark.parametrize("reference", ["resample", pytest.param("zero", marks=pytest.mark.slow)])
@@ -280,9 +280,9 @@ def test_what_not_even_one_candidate_has_room_for_says_what_would(said, kind, me
 
 
 @pytest.mark.quick(1)
-@pytest.mark.parametrize("evaluator", [jc.LiveEvaluator, jc.DenseEvaluator])
+@pytest.mark.parametrize("evaluator", [jc.DenseEvaluator, jc.LiveEvaluator])
 def test_a_chain_that_cannot_fit_is_refused_before_any_compute(evaluator, monkeypatch):
-    objective = jc.Objective(micro_model("gpt2"), micro_pairs(), "kl")
+    objective = jc.Objective(micro_model("one-head"), micro_pairs(), "kl")
     monkeypatch.setattr(batching, "memory_limit", lambda: 100)
     with pytest.raises(MemoryError, match="1 .*needs .* GiB .* take fewer or shorter prompts"):
         jc.acdc(objective, 0.02, evaluator=evaluator)
@@ -290,14 +290,16 @@ def test_a_chain_that_cannot_fit_is_refused_before_any_compute(evaluator, monkey
 
 def test_an_increment_equal_to_the_threshold_stays(x64):
     objective = jc.Objective(micro_model("one-head", dtype=jnp.float64), micro_pairs(), "kl")
-    first = jc.acdc(objective, 0.1, width=1).decisions[0]
+    options = {"width": 1, "evaluator": jc.DenseEvaluator}
+    first = jc.acdc(objective, 0.1, **options).decisions[0]
     increment = first.after - first.before
     with pytest.warns(UserWarning, match="float noise"):
-        at = jc.acdc(objective, increment, width=1)
+        at = jc.acdc(objective, increment, **options)
     assert not at.decisions[0].removed
-    assert jc.acdc(objective, increment * (1 + 1e-6), width=1).decisions[0].removed
+    assert jc.acdc(objective, increment * (1 + 1e-6), **options).decisions[0].removed
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(("value", "width"), [(jnp.nan, 16), (jnp.inf, 1)])
 def test_a_trial_without_a_number_stops_the_search_by_its_name(value, width):
     """The same trial stops it whatever is tried at once: what lies behind a wrong guess decides nothing."""
@@ -319,14 +321,15 @@ def test_a_threshold_that_noise_or_nothing_decides_is_said_before_the_first_tria
 
     said = "not above 0" if threshold <= 0 else "below twice the float noise"
     with pytest.raises(KeyboardInterrupt), pytest.warns(UserWarning, match=f"threshold {threshold:g} is {said}"):
-        jc.acdc(objective, threshold, on_progress=stop)
+        jc.acdc(objective, threshold, evaluator=jc.DenseEvaluator, on_progress=stop)
 
 
 def test_margins_within_float_noise_are_reported():
     objective = jc.Objective(micro_model("gpt2"), micro_pairs(), "logit_diff")
-    first = next(d for d in jc.acdc(objective, 0.1, width=1).decisions if d.after - d.before > 1e-3)
+    options = {"width": 1, "evaluator": jc.DenseEvaluator}
+    first = next(d for d in jc.acdc(objective, 0.1, **options).decisions if d.after - d.before > 1e-3)
     with pytest.warns(UserWarning, match="decisions lie within float noise"):
-        result = jc.acdc(objective, first.after - first.before, width=1)
+        result = jc.acdc(objective, first.after - first.before, **options)
     assert first.name in result.undecided and result.noise > 0
 
 

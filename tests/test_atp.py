@@ -22,6 +22,7 @@ def one_layer(model):
     return dataclasses.replace(model, blocks=blocks, config=dataclasses.replace(model.config, n_layer=1))
 
 
+@pytest.mark.mission
 @pytest.mark.parametrize("reference", ["resample", pytest.param("zero", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["no-norm", pytest.param("shortformer", marks=pytest.mark.mission)])
 def test_the_qk_fix_is_exact_where_only_the_pattern_is_not_linear(name, reference, x64):
@@ -179,6 +180,7 @@ def node_effects(model, changes, streams):
             yield receiver, receiver, head_change(model, receiver, streams, before), {}
 
 
+@pytest.mark.mission
 def test_the_default_is_the_papers_written_by_hand(x64):
     """Both fixes: finite differences of runs with one layer frozen, patterns recomputed, sizes over L - 1."""
     pairs = micro_pairs(batch=2)

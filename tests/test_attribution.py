@@ -53,6 +53,7 @@ def test_scores_equal_those_of_the_public_code(name, x64_reference):
     compare(name, x64_reference.model, 1e-10)
 
 
+@mission
 @pytest.mark.parametrize("name", [pytest.param("ioi-EAP-logit_diff", marks=mission), "ioi-EAP-IG-inputs-kl"])
 def test_single_precision_is_close(name):
     compare(name, jc.load(GOLDEN / "ref-4l").model, 1e-4)
@@ -97,6 +98,7 @@ def displaced_loss(objective, held, alpha, mask):
     return jax.vmap(one)(objective._prompts()).mean()
 
 
+@mission
 @pytest.mark.parametrize("group", [0, 1, *(pytest.param(group, marks=mission) for group in (2, 3))])
 def test_displacement_gradient_equals_a_finite_difference(group, x64):
     """Held senders are constants, displacements are constants, and the slope is that of a real run."""
@@ -118,6 +120,7 @@ def test_one_path_point_at_the_corrupt_prompt_is_the_other_half_of_clean_corrupt
     np.testing.assert_allclose(jc.clean_corrupted(objective).values, both / 2, rtol=1e-10, atol=1e-14)
 
 
+@mission
 def test_path_points_are_the_stated_ones(x64):
     objective = micro()
     for points, alphas in (("public", [0, 0.5]), ("midpoint", [0.25, 0.75])):
@@ -127,7 +130,7 @@ def test_path_points_are_the_stated_ones(x64):
         assert scores.run["points"] == points and scores.run["steps"] == 2
 
 
-@pytest.mark.quick(1)
+@mission
 @pytest.mark.parametrize("reference", ["resample", "mean"])
 def test_mask_ig_is_complete(reference, x64):
     """Law 3: the sum is f(zeros) - f(ones), the closer the more steps."""

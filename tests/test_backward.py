@@ -171,7 +171,7 @@ def close(found, expected):
     assert np.abs(found - expected).max() < 1e-9 * np.abs(expected).max() and expected.any()
 
 
-@pytest.mark.quick(1)
+@pytest.mark.mission
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("rules", [pytest.param("plain", marks=pytest.mark.slow), *RULES[1:]])
 def test_edges_score_as_the_formulas_say(family, rules, x64):
@@ -220,7 +220,7 @@ def test_values_are_the_same_to_the_bit(family, x64):
         np.testing.assert_array_equal(other.model(tokens), objective.model(tokens))
 
 
-@pytest.mark.quick(1)
+@pytest.mark.mission
 @pytest.mark.parametrize("rules", RULES)
 def test_other_units_follow_the_same_rules(rules, x64):
     """A head that reads once has the slopes of its query, key and value together."""
@@ -234,6 +234,7 @@ def test_other_units_follow_the_same_rules(rules, x64):
         np.testing.assert_allclose(once.values[:, unsplit.graph.receivers.index(name)], together, rtol=1e-9, atol=1e-13)
 
 
+@pytest.mark.mission
 def test_the_commands_take_list_and_record_them(run, tmp_path):
     file = tmp_path / "scores.json"
     assert run("score", "ioi", "--size", "2", "--option", "backward=gim", "--out", file)[0] == 0

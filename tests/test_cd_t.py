@@ -210,6 +210,7 @@ def pairs_of(objective, source):
     return [np.asarray(y) for y in (*computed, logits)]
 
 
+@pytest.mark.mission
 def test_the_parts_add_up_to_the_models_own_activations(x64):
     """The whole run is the plain one, and what the transcription carries apart as irrel is the rest of it."""
     objective = jc.Objective(FAMILIES["gpt2"](), micro_pairs(), "kl")

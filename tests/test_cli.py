@@ -192,6 +192,7 @@ def test_score_and_prune_write_what_they_print(run, micro):
     assert code == 0 and inside.run["edges_within"] == circuit.num_edges and set(inside.edges) <= set(circuit.edges)
 
 
+@pytest.mark.mission
 def test_scores_at_a_span_of_positions(run, micro):
     command = "score", micro / "micro.npz", "--model", micro / "micro", "--metric", "nll"
     code, _, _ = run(*command, "--positions", "1:3", "--out", micro / "span.json")
@@ -254,6 +255,7 @@ def test_acdc_takes_a_config_file_too(run, micro):
     assert record["head_order"] == "ascending" and record["config"]["thresholds"] == "1,0.1"
 
 
+@pytest.mark.mission
 def test_a_config_file_gives_several_values_and_texts_as_they_stand(run, micro):
     """Lists of what may be repeated, flags, and positions that YAML's own numbers would take for minutes."""
     out, config = micro / "listed.json", micro / "listed.yaml"
@@ -302,6 +304,7 @@ def test_tasks_are_shown(run, micro):
     assert code == 0 and f"clean    {ids}" in printed and "micro.npz 0: 6 tokens" in printed
 
 
+@pytest.mark.mission
 def test_tasks_are_checked(run, micro):
     code, printed, error = run("tasks", "check", "ioi", "--size", 6)
     assert code == 0 and not error
@@ -317,6 +320,7 @@ def test_tasks_are_checked(run, micro):
     assert expected in printed
 
 
+@pytest.mark.mission
 def test_a_task_that_the_model_does_not_do_is_said_so(run, micro):
     pairs = micro_pairs()
     jc.PromptPairs(pairs.clean, pairs.corrupt, pairs.answer).save(micro / "answers.npz")

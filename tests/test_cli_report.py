@@ -48,6 +48,7 @@ def test_a_sweep_is_one_page(run, micro):
     assert code == 1 and "shows one circuit" in error
 
 
+@pytest.mark.mission
 def test_an_evaluation_and_tests_are_drawn_with_the_circuit_that_they_judge(run, micro):
     files = circuit, evaluated, tests = [micro / name for name in ("circuit.json", "evaluation.json", "tests.json")]
     command = ["discover", micro / "micro.npz", "--model", micro / "micro", "--threshold", 0.01, "--batch", 4]

@@ -49,6 +49,7 @@ def test_it_finds_the_chain(node_sparsity, tmp_path):
     assert (result.as_scores().values == result.scores).all() and not result.as_scores().signed
 
 
+@pytest.mark.mission
 def test_a_run_that_was_stopped_and_resumed_is_the_run_that_was_not(tmp_path):
     class Stopped(Exception):
         pass
@@ -81,6 +82,7 @@ def test_a_run_that_was_stopped_and_resumed_is_the_run_that_was_not(tmp_path):
         jc.ugs(objective, checkpoint=tmp_path)
 
 
+@pytest.mark.mission
 def test_the_gradient_of_the_lagrangian(x64):
     """Descent on log alpha, ascent on the multipliers, against finite differences of the loss."""
     objective = jc.Objective(micro_model("gpt2", dtype=jnp.float64), micro_pairs(), "logit_diff")
@@ -108,6 +110,7 @@ def test_the_gradient_of_the_lagrangian(x64):
             np.testing.assert_allclose(sign * jnp.sum(slopes[where][kind] * direction), finite, rtol=1e-5, atol=1e-9)
 
 
+@pytest.mark.mission
 def test_saturated_parameters_give_f_at_the_rounded_mask(x64):
     objective = jc.Objective(micro_model("gpt2", dtype=jnp.float64), micro_pairs(), "kl")
     mask = np.random.default_rng(0).random(objective.graph.shape) < 0.6
@@ -137,6 +140,7 @@ def test_binarising_counts_values_at_four_fifths_of_the_slope():
     np.testing.assert_array_equal(binarise(log_alpha), log_alpha >= highest[math.ceil(sum(values)) - 1])
 
 
+@pytest.mark.mission
 def test_other_targets_prompts_and_seeds_compile_nothing():
     def run(seed, sparsity):
         jc.edge_pruning(chain_objective(seed), sparsity, steps=60, batch=4, seed=seed)

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import drawn
 
 import jaxcircuits as jc
 from jaxcircuits import models
@@ -37,9 +38,8 @@ def objective(request):
     """Random weights, norms and biases included; prompts scored at the last of their own lengths."""
     with jax.enable_x64(True):
         kind, config = FAMILIES[request.param]
-        leaves, tree = jax.tree.flatten(kind.random(config, jax.random.key(0), jnp.float64))
-        draws = np.random.default_rng(0)
-        model = jax.tree.unflatten(tree, [leaf + 0.4 * draws.normal(size=leaf.shape) for leaf in leaves])
+        model = drawn(eqx.filter_eval_shape(kind.random, config, jax.random.key(0), jnp.float64), 0, 0.4)
+        draws = np.random.default_rng(1)
         clean = draws.integers(0, 11, (3, 6))
         corrupt = (clean + draws.integers(1, 11, (3, 6))) % 11
         answers = {"answer": np.array([[7], [2], [5]]), "wrong": np.array([[3], [4], [1]])}
@@ -47,7 +47,7 @@ def objective(request):
         yield jc.Objective(model, pairs, "logit_diff")
 
 
-@pytest.mark.quick(1)
+@pytest.mark.mission
 def test_acdc_by_live_nodes_decides_as_by_whole_masks(objective, x64):
     spread = np.abs(jc.eap(objective).values[objective.graph.valid])
     threshold = float(np.quantile(spread, 0.6))
@@ -117,6 +117,7 @@ def rewritten(model, sender):
     return eqx.tree_at(place, model, change(place(model), sender.layer))
 
 
+@pytest.mark.quick(1)
 def test_a_sender_without_edges_may_write_anything(objective, x64):
     """The references stay. With one edge kept it counts; a joint one counts through the others of its layer too."""
     graph = objective.graph
@@ -138,6 +139,7 @@ def test_a_sender_without_edges_may_write_anything(objective, x64):
             assert difference([other for other in together if other != row]) > 1e-3, sender.name
 
 
+@pytest.mark.quick(1)
 def test_a_circuit_is_saved_drawn_and_named(objective, tmp_path):
     graph = objective.graph
     mask = graph.valid & (np.random.default_rng(3).random(graph.shape) < 0.3)

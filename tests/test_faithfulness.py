@@ -55,6 +55,7 @@ def test_the_two_orders_have_their_own_names(objective):
     assert result.loss.standard_error == pytest.approx(loss.std(ddof=1) / np.sqrt(5), rel=1e-4)
 
 
+@pytest.mark.mission
 def test_the_ends_are_0_and_1_and_the_sign_of_the_metric_does_not_matter(objective):
     negated = jc.Objective(objective.model, micro_pairs(), lambda logits, labels: -jc.metrics.kl(logits, labels))
     masks = np.stack([np.zeros_like(objective.graph.valid), objective.graph.valid, random_mask(objective.graph, 3)])
@@ -81,7 +82,7 @@ def test_a_ratio_to_noise_is_refused_not_clamped():
     assert curve.cpr is None and curve.cmd is None
 
 
-@pytest.mark.quick(3)
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("metric", ["logit_diff", "kl", "nll", "prob_diff"])
 @pytest.mark.parametrize("rows", [1, 5])
 def test_a_ratio_of_rounding_errors_is_refused(metric, rows):
@@ -105,6 +106,7 @@ def test_a_single_prompt_whose_difference_is_no_rounding_has_a_ratio():
     assert result.refused is None and result.loss.standard_error == 0
 
 
+@pytest.mark.mission
 def test_the_ratio_prompt_by_prompt_needs_every_prompts_difference():
     """One of many prompts is its own corrupt version: the ratio of means stands, that of this prompt is rounding."""
     pairs = micro_pairs(batch=40)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import drawn
 from test_checkpoints import assert_equal_models
 
 import jaxcircuits as jc
@@ -112,6 +113,7 @@ def logits_of(model, tokens=TOKENS):
         return model(torch.tensor(tokens[None])).logits[0].numpy()
 
 
+MISSION, QUICK = pytest.mark.mission, ("llama-3", "gemma2")
 IN_SINGLE = {"llama-3", "mistral", "qwen2", "qwen3", "olmo2", "neox", "gemma2", "gemma3"}
 
 
@@ -119,7 +121,7 @@ def run(model):
     return np.asarray(eqx.filter_jit(model)(jnp.asarray(TOKENS, jnp.int32)))
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[MISSION] * (name not in QUICK)) for name in CASES])
 def test_logits_equal_those_of_transformers(name, tmp_path, x64):
     """Law 6: float64 to 1e-9, float32 to 2e-5; and what this library saves, transformers loads."""
     model = theirs(name)
@@ -207,6 +209,7 @@ def torch_scores(model, clean, corrupt, answer, wrong):
     return {(s, r): float(((there[s] - here[s]) * slopes[r]).sum()) for s in here for r in slopes}
 
 
+@MISSION
 def test_scores_of_a_grouped_model_equal_those_by_hooks_on_transformers_modules(tmp_path, x64):
     """EAP to 1e-9 of the largest; and a group's scores are the sums of its heads' where each has a key of its own."""
     model = theirs("qwen3")
@@ -242,16 +245,13 @@ def test_scores_of_a_grouped_model_equal_those_by_hooks_on_transformers_modules(
             np.testing.assert_allclose(values[:, number], sums, rtol=0, atol=1e-12 * largest)
 
 
-@pytest.mark.quick(1)
+@MISSION
 @pytest.mark.parametrize("name", ["olmo2", "neox", "gemma3"])
 def test_a_family_keeps_the_laws_of_masks(name, x64):
     """All edges: the clean run; none: the corrupt one; EAP: minus the gradient of the masked run at ones."""
     kind, values = CASES[name]
     family, config = config_of(getattr(transformers, f"{kind}Config")(**values).to_dict())
-    model = family.model.random(config, jax.random.key(0), jnp.float64)
-    leaves, tree = jax.tree.flatten(model)
-    draws = np.random.default_rng(0)
-    model = jax.tree.unflatten(tree, [leaf + 0.3 * draws.normal(size=leaf.shape) for leaf in leaves])
+    model = drawn(eqx.filter_eval_shape(family.model.random, config, jax.random.key(0), jnp.float64), 0)
     clean, corrupt = (TOKENS[:5][None] * factor % 11 for factor in (1, 4))
     pairs = jc.PromptPairs(clean=clean, corrupt=corrupt, answer=np.array([[7]]), wrong=np.array([[3]]))
     objective, tokens = jc.Objective(model, pairs, "logit_diff"), jnp.asarray(clean[0], jnp.int32)

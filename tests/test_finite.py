@@ -31,6 +31,7 @@ def planted(name, value):
     return jax.tree_util.tree_map_with_path(plant, micro_model("gpt2"))
 
 
+@pytest.mark.quick(5)
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_one_bad_weight_stops_every_objective_by_its_path(name):
     last = [size - 1 for size in WEIGHTS[name]]
@@ -122,7 +123,7 @@ def undefined_far_away(logits, labels):
 
 
 def test_scores_name_the_edge_that_has_none():
-    objective = jc.Objective(micro_model("gpt2"), micro_pairs(), undefined_far_away)
+    objective = jc.Objective(micro_model("one-head"), micro_pairs(), undefined_far_away)
     with pytest.raises(ValueError, match=r"scores \(exact\): .*\(sender input, receiver a0.h0<q>\)"):
         jc.exact(objective)
 
@@ -134,7 +135,7 @@ def test_information_flow_that_overflows_is_no_zero():
         jc.information_flow_routes(jc.Objective(large, micro_pairs()))
 
 
-@pytest.mark.quick(1)
+@pytest.mark.mission
 @pytest.mark.parametrize("learn", [jc.edge_pruning, jc.subnetwork_probing, jc.ugs, jc.mattr, jc.optimal_ablation])
 def test_a_learnt_run_stops_at_the_step_and_saves_nothing(learn):
     def undefined_later(logits, labels):

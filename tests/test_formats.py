@@ -81,6 +81,7 @@ def write(folder, config, state):
     return folder
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("form", FORMS)
 def test_a_transformer_lens_folder_gives_its_logits(form, tmp_path):
     config = CONFIG | FORMS[form]
@@ -148,6 +149,7 @@ def test_a_model_without_tokenizer_names_the_one_it_was_trained_with(tmp_path):
 # --- folding ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", ["gpt2", "attention-only", "no-norm"])
 def test_folding_changes_no_logits_and_no_resampled_circuit(name, x64):
     model = micro_model(name, dtype=jnp.float64)

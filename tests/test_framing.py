@@ -188,6 +188,7 @@ def test_a_tokenizer_that_begins_with_a_space_is_asked_for_words_after_others():
         assert (clean == answer).sum() == 1 and (clean == wrong).sum() == 2
 
 
+@pytest.mark.mission
 def test_words_that_are_left_out_are_said(run):
     task = jc.tasks.TASKS["ioi"]
     assert task.left_out(gpt2_tokenizer()) == {}
@@ -199,6 +200,7 @@ def test_words_that_are_left_out_are_said(run):
     assert "78 of 112 arguments are not one token and left out: file, width" in printed
 
 
+@pytest.mark.mission
 def test_bos_and_what_is_left_out_are_in_the_record_and_used_again(run, tmp_path):
     file = tmp_path / "scores.json"
     code, _, err = run("score", "docstring", "--method", "eap", "--size", 4, "--no-bos", "--out", file)

@@ -17,7 +17,7 @@ from fuzzing import changed_archive, changed_bytes, changed_header, changed_json
 from safetensors.numpy import load_file
 
 import jaxcircuits as jc
-from jaxcircuits.cli.lists import print_circuit
+from jaxcircuits.cli.lists import print_circuit, print_peap, print_peap_circuit
 from jaxcircuits.cli.options import recorded
 from jaxcircuits.files import parse_json, read_json
 from jaxcircuits.formats import read_format
@@ -61,7 +61,15 @@ def read_circuit(path):
 def read_peap(path):
     """What is read has circuits."""
     read = jc.Peap.load(path)
+    print_peap(read)
     read.circuit(10, rank="absolute")
+    read.save(path)
+
+
+def read_peap_circuit(path):
+    """What is read can be shown, and written."""
+    read = jc.PeapCircuit.load(path)
+    print_peap_circuit(read)
     read.save(path)
 
 
@@ -110,14 +118,19 @@ def readers(tmp_path_factory):
 
 
 def evaluations(folder):
+    pairs = jc.tasks.TASKS["logic_gates"].generate(gate="adder")[1:]  # 0 + 0 + 0 is what no edge gives too
+    gate = jc.Objective(jc.gate("adder"), pairs, "l2", "zero")
+    chosen = jc.Circuit.select(jc.random_scores(gate), edges=12)
+    jc.evaluate(gate, chosen, random=2, rediscovered=jc.exact).save(folder / "e.json")
     objective = jc.Objective(micro_model("one-head"), micro_pairs(), "logit_diff")
     chosen = jc.Circuit.select(jc.random_scores(objective), edges=4)
-    jc.evaluate(objective, chosen, random=2, rediscovered=jc.eap).save(folder / "e.json")
     jc.inspect_circuit(objective, chosen, prompts=2).save(folder / "i.json")
     divided = jc.Objective(jc.with_units(micro_model("one-head"), spans=[(0, 2)]), micro_pairs(), "logit_diff")
     jc.peap(divided).save(folder / "p.json")
+    jc.peap(divided).circuit(9).save(folder / "pc.json")
     return {
         "PEAP": ("p.json", (folder / "p.json").read_bytes(), changed_json, read_peap),
+        "PEAP's circuit": ("pc.json", (folder / "pc.json").read_bytes(), changed_json, read_peap_circuit),
         "evaluation": ("e.json", (folder / "e.json").read_bytes(), changed_json, read_record),
         "inspection": ("i.json", (folder / "i.json").read_bytes(), changed_json, jc.Inspection.load),
     }
@@ -207,6 +220,7 @@ QUICK = {
     **{"circuit": 600, "circuit of groups": 200, "circuit of units": 200, "AutoCircuit": 300, "JSON": 1000},
     **{"rows": 300, "table": 300, "prompts": 300, "arrays": 1000, "YAML": 500, "evaluation": 300},
     "PEAP": 200,
+    "PEAP's circuit": 200,
     **{"inspection": 300, "config": 500, "weights": 30, "index": 30, "flax": 30, "tokenizer": 20, "settings": 10},
     **{f"config of {kind}": 500 for kind in FAMILY_CONFIGS},
     "GGUF": 100,

@@ -110,6 +110,7 @@ def test_exact_is_a_loop_over_networks_without_one_edge(relu, x64):
     np.testing.assert_allclose(nodes, np.asarray(relu.many(without, 4)) - float(relu(graph.valid)), atol=1e-12)
 
 
+@pytest.mark.mission
 def test_mask_ig_sums_to_what_all_edges_do(relu, x64):
     scores = jc.mask_ig(relu, steps=100)
     assert abs(scores.values.sum() - float(relu(np.zeros(relu.graph.shape)) - relu(relu.graph.valid))) < 1e-2
@@ -128,6 +129,7 @@ def test_what_needs_gradients_is_refused_on_steps(name, steps):
         METHODS[name].run(steps)
 
 
+@pytest.mark.mission
 def test_node_attribution_of_relu_units_is_the_slope_of_the_node_mask(relu, x64):
     nodes = jc.NodeObjective(relu, "edges")
     found = jc.node_attribution(relu).run["nodes"]

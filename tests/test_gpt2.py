@@ -24,6 +24,7 @@ def test_all_edges_give_the_clean_run(name, x64):
     np.testing.assert_allclose(masked, eqx.filter_jit(model)(jnp.asarray(TOKENS)), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", MICRO)
 def test_no_edges_give_the_reference_run(name, x64):
     model = micro_model(name, dtype=jnp.float64)
@@ -100,6 +101,7 @@ def test_every_mask_of_a_micro_model_equals_a_forward_written_by_hand(x64):
         np.testing.assert_allclose(residual, by_hand(model, TOKENS, mask, np.asarray(reference)), atol=1e-12)
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("name", MICRO)
 def test_random_masks_equal_a_forward_written_by_hand(name, x64):
     model = micro_model(name, dtype=jnp.float64)
@@ -111,6 +113,7 @@ def test_random_masks_equal_a_forward_written_by_hand(name, x64):
         np.testing.assert_allclose(ours, by_hand(model, TOKENS, mask, np.asarray(reference)), atol=1e-11)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", ["gpt2", "shortformer"])
 def test_masks_of_edges_at_positions_equal_a_forward_written_by_hand(name, x64):
     model = micro_model(name, dtype=jnp.float64)

@@ -71,12 +71,14 @@ def test_hisp_equals_a_transcription(x64):
     assert scores.values[edge] == min(scores.run["nodes"]["a1.h0<k>"], max(inputs))
 
 
+@pytest.mark.mission
 def test_hisp_does_not_depend_on_the_reference(x64):
     model = micro_model("gpt2", dtype=jnp.float64)
     one, other = (jc.hisp(jc.Objective(model, micro_pairs(), "nll", name)) for name in ("resample", "zero"))
     np.testing.assert_array_equal(one.values, other.values)
 
 
+@pytest.mark.mission
 def test_a_layer_without_effect_scores_zero(x64):
     """The clamp of the norm: 0 / 1e-6, not NaN."""
     import equinox as eqx
@@ -88,6 +90,7 @@ def test_a_layer_without_effect_scores_zero(x64):
     assert np.isfinite(scores.values).all() and scores.run["nodes"]["a0.h0<v>"] > 0
 
 
+@pytest.mark.mission
 def test_node_attribution_is_the_slope_towards_the_reference(x64):
     """Minus the derivative of f as all nodes but one stay on: against finite differences of f itself."""
     objective = jc.Objective(micro_model("gpt2", dtype=jnp.float64), micro_pairs(), "logit_diff")
@@ -100,6 +103,7 @@ def test_node_attribution_is_the_slope_towards_the_reference(x64):
         np.testing.assert_allclose(scores.run["nodes"][name], finite, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.mission
 @pytest.mark.parametrize("metric", ["kl", "logit_diff"])
 def test_node_ig_is_complete(metric, x64):
     objective = jc.Objective(micro_model("gpt2", dtype=jnp.float64), micro_pairs(), metric)

@@ -25,6 +25,7 @@ def micro(tmp_path_factory):
     return folder
 
 
+@pytest.mark.mission
 def test_a_circuit_is_judged_where_its_file_says(run, micro, tmp_path):
     """Task, model, metric and method come from the record; controls stand beside the numbers."""
     out = tmp_path / "evaluation.json"
@@ -73,6 +74,7 @@ def test_a_foreign_circuit_needs_a_task_and_a_model(run, micro, tmp_path):
     assert ablation["positions"] == "all"
 
 
+@pytest.mark.mission
 def test_the_ablation_may_be_at_some_positions(run, micro, tmp_path):
     out = tmp_path / "evaluation.json"
     code, *_ = run("evaluate", micro / "circuit.json", "--positions", "1,3:5", "--no-controls", "--out", out)
@@ -124,6 +126,7 @@ def test_wrong_uses_end_with_one_line(run, micro, tmp_path):
         assert code == 1 and message in error and error.count("\n") == 1, command
 
 
+@pytest.mark.mission
 def test_acdc_is_run_on_the_reset_network_with_its_own_threshold(micro):
     from jaxcircuits.cli.judge import _method_of
 
@@ -141,6 +144,7 @@ def test_acdc_is_run_on_the_reset_network_with_its_own_threshold(micro):
         _method_of(weighed)(objective.take(np.arange(3)))
 
 
+@pytest.mark.mission
 def test_scores_of_some_positions_are_those_on_the_reset_network_too(micro):
     from jaxcircuits.cli.judge import _method_of
 

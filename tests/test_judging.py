@@ -159,6 +159,7 @@ def counted(found, values, least):
 WAYS = [("edge", "circuit"), ("node", "circuit"), ("edge", "complement"), ("node", "complement")]
 
 
+@pytest.mark.mission
 @pytest.mark.parametrize("granularity, set", WAYS)
 def test_every_number_of_the_five_tests_by_hand(granularity, set, spread_out):
     """What each test compares with what, from one run a mask; "without" is the model without it, whatever runs."""
@@ -206,6 +207,7 @@ def test_every_number_of_the_five_tests_by_hand(granularity, set, spread_out):
     assert tuple(record.of("minimality").details["edges"]) == graph.names_of(mask)
 
 
+@pytest.mark.mission
 def test_a_circuit_that_matters_is_missed_more_than_random_ones(spread_out):
     """Partial necessity on the edges of the steepest slopes: random circuits are removed, not run."""
     objective, loss = spread_out
@@ -222,6 +224,7 @@ def test_a_circuit_that_matters_is_missed_more_than_random_ones(spread_out):
     assert wins > 0
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("granularity, set", WAYS)
 def test_every_knock_out_by_hand(granularity, set, spread_out):
     """`m(C - K)` and `m(M - K)`, C all that runs: a node with all edges out of it, and random parts of what runs."""
@@ -306,6 +309,7 @@ def test_a_circuit_and_its_scores_are_evaluated_with_controls(objective, chain, 
     assert read["run"]["circuit"]["method"] == "given" and read["run"]["ablation"]["set"] == "circuit"
 
 
+@pytest.mark.mission
 def test_scores_alone_have_a_curve_and_a_mask_alone_has_none(objective, chain):
     scores = dataclasses.replace(chain, mask=objective.graph.valid)
     record = jc.evaluate(objective, scores, random=5, reset=objective, method=lambda f: jc.random_scores(f))

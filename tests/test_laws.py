@@ -115,6 +115,7 @@ def test_no_edges_under_resample_are_the_corrupt_run(metric, x64):
     np.testing.assert_allclose(objective(np.zeros(objective.graph.shape)), corrupt, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("sender", ["a0.h1", "m0", "input"])
 def test_a_sender_without_edges_can_write_anything(sender, x64):
     """Law 5: with all its edges masked, the clean output of a sender has no effect."""
@@ -138,6 +139,7 @@ def test_a_sender_without_edges_can_write_anything(sender, x64):
     assert abs(float(jc.Objective(changed, pairs, "logit_diff", reference)(mask) - before)) > 1e-6
 
 
+@pytest.mark.mission
 def test_thresholds_prompts_and_weights_compile_nothing_new():
     """Law 7 for a whole run."""
     from jaxcircuits.batching import compile_clock

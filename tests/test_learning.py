@@ -114,6 +114,7 @@ def test_a_checkpoint_of_another_run_is_refused_by_the_name_of_what_differs(tmp_
             learn(learner, Prompts(prompts), **{**settings, **changed})
 
 
+@pytest.mark.mission
 def test_with_a_checkpoint_steps_between_saves_are_few_where_they_are_slow(tmp_path, monkeypatch):
     now, steps = [0.0], []
 

@@ -38,6 +38,7 @@ def test_a_sweep_with_names_that_are_no_ascii(locale, tmp_path):
     result.stdout.decode("ascii" if locale == "ASCII output" else "utf-8")
 
 
+@pytest.mark.mission
 @pytest.mark.parametrize("locale", EVERY)
 def test_what_a_locale_cannot_show_is_shown_by_its_number(locale, tmp_path):
     result = ended(tmp_path, locale, "show", "no-Ж.json")

@@ -80,6 +80,7 @@ def test_a_mask_sums_to_its_size_and_has_the_slope_of_that(x64):
     np.testing.assert_allclose((jax.grad(value)(a) * direction).sum(), finite, rtol=1e-6)
 
 
+@pytest.mark.mission
 def test_sizes_are_uniform_or_their_logarithms_are():
     objective = jc.Objective(chain_model(), micro_pairs(batch=2, width=5), "logit_diff")
     edges = objective.graph.num_edges
@@ -89,7 +90,7 @@ def test_sizes_are_uniform_or_their_logarithms_are():
         np.testing.assert_allclose([u.mean(), (u**2).mean()], [1 / 2, 1 / 3], atol=0.05)
 
 
-@pytest.mark.quick(1)
+@pytest.mark.mission
 @pytest.mark.parametrize("optimiser", ["adam", "none"])
 def test_it_finds_the_chain_and_goes_on(optimiser, tmp_path):
     objective = jc.Objective(chain_model(), micro_pairs(batch=8, width=5), "kl")
@@ -104,6 +105,7 @@ def test_it_finds_the_chain_and_goes_on(optimiser, tmp_path):
     assert not np.array_equal(jc.mattr(objective, **settings, seed=1).scores, result.scores)
 
 
+@pytest.mark.mission
 def test_the_command_writes_what_prune_reads(run, tmp_path):
     file, best = tmp_path / "scores.json", tmp_path / "best.json"
     options = ["--option", "steps=3", "--option", "loss=cmd", "--option", "rate=none", "--out", file]

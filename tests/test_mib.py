@@ -111,6 +111,7 @@ def test_the_bundled_model_rehearses(submission):
     assert "at least 2 tasks and 2 models" in note
 
 
+@pytest.mark.mission
 def test_the_score_is_that_of_evaluate(submission):
     """On the prompts that judge, which are others than those that scored."""
     folder, printed = submission
@@ -126,6 +127,7 @@ def test_the_score_is_that_of_evaluate(submission):
     assert circuit.run["prompts"] == 12 and circuit.run["data"] == record["run"]["data"]
 
 
+@pytest.mark.mission
 def test_eap_ig_reads_the_same_edges_at_every_size(submission):
     file = submission[0] / "ioi_tiny-gpt2" / "importances.json"
     scores, _ = eap_ig(file)
@@ -181,6 +183,7 @@ def grouped(tmp_path):
     return tmp_path
 
 
+@pytest.mark.mission
 def test_nine_circuits_of_a_grouped_model_in_ungrouped_names(run, grouped, monkeypatch):
     monkeypatch.chdir(grouped)
     before = set(grouped.rglob("*"))
@@ -205,6 +208,7 @@ def test_nine_circuits_of_a_grouped_model_in_ungrouped_names(run, grouped, monke
     assert code == 1 and "expected a folder without a result of ioi_grouped" in error and "would be lost" in error
 
 
+@pytest.mark.mission
 def test_given_scores_are_submitted_and_a_file_holds_both_sets_of_prompts(run, grouped):
     given = jc.Circuit.of(scored(2, jc.Graph.transformer(2, 4)))
     given.save(grouped / "given.json")

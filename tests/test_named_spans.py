@@ -102,6 +102,7 @@ def test_an_array_counts_inside_of_a_span_alone(x64):
     np.testing.assert_allclose(apart.per_example(mask), by_hand(whole, mask), atol=1e-10)
 
 
+@MISSION
 @pytest.mark.parametrize("chunk", [2, pytest.param(1, marks=MISSION)])
 def test_prompts_take_their_spans_with_them(chunk, x64):
     """Chosen, in chunks, with the corrupt version of others, and in the run that starts from the corrupt prompts."""
@@ -137,6 +138,7 @@ ENGINES += [pytest.param("gpt2", "split", marks=MISSION)]
 ENGINES += [pytest.param(*case, marks=pytest.mark.slow) for case in (("grouped", "split"), ("post-norm", "split"))]
 
 
+@MISSION
 @pytest.mark.parametrize("name, units", ENGINES)
 def test_live_decides_as_whole_masks_and_as_masks_over_positions(name, units, x64):
     apart, whole = objective_of(name, units), objective_of(name, units, None)
@@ -160,6 +162,7 @@ OTHERS = [("eap_ig_inputs", {"steps": 2}), ("exact", {}), ("atp_star", {}), ("in
 METHODS += [pytest.param(*method, "split", marks=MISSION) for method in OTHERS]
 
 
+@MISSION
 @pytest.mark.parametrize("method, options, units", METHODS)
 def test_scores_of_columns_at_the_same_tokens_of_every_prompt_are_those_of_spans(method, options, units, x64):
     named, fixed = (objective_of(units=units, spans=spans, where="alike") for spans in (NAMES, "0:2,3:5"))
@@ -177,6 +180,7 @@ def test_node_masks_and_means_of_columns_at_the_same_tokens_are_those_of_spans_b
     np.testing.assert_allclose(*means, atol=1e-12)
 
 
+@MISSION
 @pytest.mark.parametrize("units", ["layers", pytest.param("split", marks=MISSION)])
 def test_columns_at_the_same_tokens_of_every_prompt_decide_as_spans_by_position(units, x64):
     """Live and by whole masks."""
@@ -187,6 +191,7 @@ def test_columns_at_the_same_tokens_of_every_prompt_decide_as_spans_by_position(
     np.testing.assert_allclose(decisions(named, threshold, jc.DenseEvaluator)[1], each[0], atol=1e-10)
 
 
+@MISSION
 @pytest.mark.parametrize(
     "coarse, fine, reference",
     [
@@ -218,6 +223,7 @@ def test_eap_is_minus_the_gradient(x64):
     np.testing.assert_allclose(jc.eap(apart).values[valid], -gradient[valid], atol=1e-10)
 
 
+@MISSION
 @pytest.mark.parametrize("spans", [NAMES, "0:2,3:5"])
 def test_an_array_of_whole_nodes_is_divided_at_the_spans(spans, x64):
     """Also at spans that are the same positions of every prompt."""
@@ -400,6 +406,7 @@ LINES = [
 ]
 
 
+@MISSION
 @pytest.mark.parametrize("suffix", ["csv", pytest.param("jsonl", marks=MISSION)])
 def test_a_circuit_by_columns_from_the_command_line_to_its_judgement(suffix, run, tmp_path):
     lines = [LINES[0] | {"io": "Paul", "last": [3, 4]}, LINES[1] | {"io": "Rose", "last": [3, 4]}]

@@ -30,18 +30,20 @@ def test_zeros_under_resample_write_what_the_corrupt_run_writes(model, x64):
     objective = micro(model)
     pairs = micro_pairs()
 
-    def by_hand(row):
-        embed = eqx.filter_jit(objective.model.sender_values)
-        clean, corrupt = jnp.asarray(pairs.clean[row]), jnp.asarray(pairs.corrupt[row])
-        residual = objective.model.residual(corrupt) + embed(clean)[0] - embed(corrupt)[0]
-        prompt = jax.tree.map(lambda x: x[row], objective._prompts())
+    @eqx.filter_jit
+    def by_hand(prompt, clean, corrupt):
+        model = objective.model
+        residual = model.residual(corrupt) + model.sender_values(clean)[0] - model.sender_values(corrupt)[0]
         return objective._score(residual, *prompt[2:])
 
     nodes = jc.NodeObjective(objective, "edges")
     values = nodes.per_example(jnp.zeros(len(nodes.names)))
-    np.testing.assert_allclose(values, [by_hand(row) for row in range(len(pairs))], rtol=1e-10)
+    prompts = [jax.tree.map(lambda x, row=row: x[row], objective._prompts()) for row in range(len(pairs))]
+    expected = [by_hand(*each) for each in zip(prompts, pairs.clean, pairs.corrupt, strict=True)]
+    np.testing.assert_allclose(values, expected, rtol=1e-10)
 
 
+@pytest.mark.mission
 @pytest.mark.parametrize("reference", ["zero", "edges"])
 def test_gradients_equal_finite_differences_on_every_prompt(reference, x64):
     nodes = jc.NodeObjective(micro(), reference)
@@ -73,6 +75,7 @@ def test_a_zero_reference_of_the_edges_is_zero_for_nodes(x64):
     assert float(jc.NodeObjective(objective, "edges")(soft)) == float(jc.NodeObjective(objective)(soft))
 
 
+@pytest.mark.mission
 def test_other_masks_compile_nothing():
     def run(seed):
         nodes = jc.NodeObjective(jc.Objective(micro_model("gpt2", seed), micro_pairs(seed)), "edges")

@@ -8,6 +8,7 @@ from conftest import expected, micro_model, micro_pairs, random_mask, reference_
 import jaxcircuits as jc
 
 
+@pytest.mark.mission
 def test_gradient_at_ones_equals_published_eap(x64_reference):
     """Law 2, against the numbers of EAP-IG's own code."""
     objective = jc.Objective(x64_reference.model, reference_pairs("ioi"), "logit_diff")
@@ -80,6 +81,7 @@ def test_an_array_as_reference(x64):
         jc.Objective(model, pairs, reference=np.zeros((3, 2)))
 
 
+@pytest.mark.mission
 def test_two_ways_to_average_several_positions(x64):
     model, pairs = micro_model("gpt2", dtype=jnp.float64), micro_pairs(kind="positions")
     mask = random_mask(model.graph, 1)
@@ -101,6 +103,7 @@ def test_two_ways_to_average_several_positions(x64):
     np.testing.assert_allclose(per_prompt, np.mean([row.mean() for row in chosen]), rtol=1e-12)
 
 
+@pytest.mark.mission
 def test_padding_changes_nothing(x64):
     """A prompt alone and the same prompt padded beside a longer one."""
     model = micro_model("gpt2", dtype=jnp.float64)
@@ -151,7 +154,7 @@ def test_new_prompts_masks_and_weights_compile_nothing():
     assert clock.compilations == 0
 
 
-@pytest.mark.quick(1)
+@pytest.mark.mission
 @pytest.mark.parametrize("kind", ["last", "positions", "lengths"])
 def test_some_of_the_prompts(kind, x64):
     objective = jc.Objective(micro_model("gpt2", dtype=jnp.float64), micro_pairs(kind=kind), "logit_diff")

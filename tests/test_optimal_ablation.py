@@ -27,7 +27,7 @@ def test_its_losses_are_below_those_of_mean_ablation(x64):
     assert len(result.history["loss"]) == 150 and result.run["ablation"]["value"] == "optimal"
 
 
-@pytest.mark.quick(1)
+@pytest.mark.mission
 @pytest.mark.parametrize("own_positions", [False, True])
 def test_it_begins_with_means_of_what_is_no_padding(own_positions, x64):
     """Of the corrupt prompts' values, token by token; at a position that no prompt has, nothing."""
@@ -63,6 +63,7 @@ def test_it_reaches_an_optimum_that_is_known(x64):
     assert result.losses[0] >= optimum * (1 - 1e-9)
 
 
+@pytest.mark.mission
 def test_the_gradient_of_the_loss(x64):
     objective = jc.Objective(micro_model("gpt2", dtype=jnp.float64), micro_pairs(), "nll")
     masks = jnp.asarray(np.stack([random_mask(objective.graph, seed) for seed in range(2)]))
@@ -79,6 +80,7 @@ def test_the_gradient_of_the_loss(x64):
     np.testing.assert_allclose(slope, finite, rtol=1e-6)
 
 
+@pytest.mark.mission
 def test_it_resumes_and_depends_on_the_seed_alone(tmp_path):
     objective = jc.Objective(micro_model("attention-only"), micro_pairs(), "kl")
     settings = {"steps": 80, "samples": 2, "batch": 3}

@@ -49,6 +49,7 @@ def test_a_circuit_is_as_good_as_itself(objective):
     assert record.interval == (0, 0) and record.p == 1 and record.difference.mean == 0
 
 
+@pytest.mark.mission
 def test_one_that_is_worse_on_every_prompt_is_so_surely(objective):
     objective = jc.Objective(micro_model("gpt2", dtype=jnp.float64), micro_pairs(batch=12), "kl")
     whole = jc.Circuit.select(jc.random_scores(objective), edges=objective.graph.num_edges)
@@ -56,6 +57,7 @@ def test_one_that_is_worse_on_every_prompt_is_so_surely(objective):
     assert record.p < 0.001 and record.interval[0] > 0
 
 
+@pytest.mark.mission
 def test_the_command(run, tmp_path):
     for edges in (20, 100):
         assert run("score", "ioi", "--size", 4, "--out", tmp_path / "scores.json")[0] == 0

@@ -143,6 +143,7 @@ def test_its_file_holds_all_of_it(scores, tmp_path):
         ({"format": "jaxcircuits/1"}, "format 'jaxcircuits-peap/1'"),
         ({"crossing": value["crossing"][:1]}, r"shape \(2, 2, 3, 3, 3\)"),
         ({"crossing": [[1.0]]}, "lists of equal lists"),
+        ({"last": "0:2"}, "last: expected a list of names"),
         ({"last": ["elsewhere"]}, "some of the spans 0:2, 2:5, rest"),
         ({"within": {}}, "expected a circuit"),
     ):

@@ -89,6 +89,7 @@ def objective_of(model, reference="resample"):
     return jc.Objective(model, micro_pairs(), "logit_diff", reference)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("reference", ["resample", "mean", "zero"])
 def test_an_objective_at_another_precision_is_one_made_so(coarse, reference):
     mask = np.random.default_rng(0).random(coarse.graph.shape) < 0.5
@@ -147,6 +148,7 @@ def test_what_cannot_be_is_refused_before_a_model_is_read():
     assert list(PRECISIONS) == list(OF_JAX)
 
 
+@pytest.mark.mission
 def test_the_command_line_takes_and_keeps_it(run, tmp_path):
     file = tmp_path / "c.json"
     assert run("score", "ioi", "--method", "random", "--size", "2", "--precision", "high", "--out", file)[0] == 0

@@ -21,6 +21,7 @@ def twice():
 FIRST, SECOND = ("x->one", "one->or"), ("x->two", "two->or")
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("method", [lambda objective: jc.acdc(objective, 0.5), jc.exact], ids=["acdc", "exact"])
 def test_the_other_way_is_found(twice, method):
     found = jc.Circuit.of(jc.acdc(twice, 0.5))

@@ -25,7 +25,7 @@ def decided(result):
     return [(d.name, d.removed) for d in result.decisions]
 
 
-@pytest.mark.quick(1)
+@pytest.mark.mission
 @pytest.mark.parametrize("name", ["gpt2", "grouped", "post-norm"])
 @pytest.mark.parametrize("resample", ["bootstrap", "keep"])
 def test_each_replicate_is_the_search_on_its_prompts_alone(name, resample, x64):
@@ -81,6 +81,7 @@ def test_intervals_are_clopper_and_pearsons():
         np.testing.assert_allclose(ends, [exact.low, exact.high], atol=1e-12)
 
 
+@pytest.mark.mission
 def test_certificates_are_the_schemes(x64):
     """q = 0.9 and a lower end of 0.99 certify 6 replaced and 37 deleted prompts (2602.22968's scheme)."""
     found = jc.replicates(objective_of(), 0.05, count=3, resample="keep", seed=0)
@@ -147,6 +148,7 @@ def test_intervals_cover_the_share_that_more_prompts_would_show(x64):
     assert np.mean(covered) > 0.95 - 3 * np.sqrt(0.05 * 0.95 / 200)
 
 
+@pytest.mark.mission
 def test_a_file_keeps_the_shares_and_chooses_by_them(tmp_path, x64):
     objective = objective_of(batch=6)
     found = jc.replicates(objective, 0.05, count=20, seed=0)

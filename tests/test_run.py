@@ -77,6 +77,7 @@ def test_judging_a_saved_file_is_judging_the_object(name, by, run, micro, back_t
     assert record["run"]["source"]["digest_of_pairs"] == objective.describe()["source"]["digest_of_pairs"]
 
 
+@pytest.mark.mission
 def test_tests_read_the_record_as_evaluations_do(run, micro):
     task, model, seed, options = LAW["prompt by prompt"]
     objective, loaded = made(task, model, seed, options)
@@ -89,6 +90,7 @@ def test_tests_read_the_record_as_evaluations_do(run, micro):
     assert record["run"]["average"] == "per_prompt"
 
 
+@pytest.mark.mission
 def test_what_is_typed_goes_before_the_record(run, micro):
     objective, loaded = made("micro.npz", "micro", 0, {"metric": "nll", "average": "per_prompt"})
     jc.Circuit.of(jc.random_scores(objective), task="micro.npz", model=loaded.source).save("scores.json")
@@ -98,6 +100,7 @@ def test_what_is_typed_goes_before_the_record(run, micro):
     assert (record["average"], record["metric"], record["prompts"]) == ("together", "kl", 2)
 
 
+@pytest.mark.mission
 def test_other_prompts_than_the_records_are_refused(run, micro):
     """A seed that the record does not name; a file of prompts that has changed."""
     objective, loaded = made("ioi", "tiny-gpt2", 7, {"metric": "logit_diff"})

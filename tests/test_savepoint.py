@@ -202,7 +202,7 @@ SEARCHES = {
 SLOW = [pytest.param(name, 2, marks=pytest.mark.slow) for name in SEARCHES]
 
 
-@pytest.mark.quick(1)
+@pytest.mark.mission
 @pytest.mark.parametrize("name, every", [("live", 11), ("dense", 5), *SLOW])
 def test_a_search_stopped_anywhere_goes_on_to_the_same_bits(name, every, tmp_path, stops):
     objective = jc.Objective(micro_model("gpt2"), micro_pairs(), "logit_diff")
@@ -238,6 +238,7 @@ def test_a_search_that_is_done_is_not_run_again(tmp_path, monkeypatch):
     assert same(first, again) and seen == [again] and again.seconds == first.seconds
 
 
+@pytest.mark.mission
 def test_what_would_change_a_search_is_refused_by_name(tmp_path):
     model, pairs = micro_model("gpt2"), micro_pairs()
     base = jc.Objective(model, pairs, "logit_diff")

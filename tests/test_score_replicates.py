@@ -57,6 +57,7 @@ def test_intervals_and_ranks_are_those_of_the_replicates(x64, monkeypatch):
     np.testing.assert_allclose(again.intervals, found.intervals, atol=1e-12)
 
 
+@pytest.mark.mission
 def test_intervals_cover_the_mean_of_all_prompts_there_are(x64):
     """Of a hundred prompts, whose mean is known; percentile intervals of 20 of them cover a little too little."""
     whole = jc.score_replicates(objective_of(batch=100), jc.eap, count=2)
@@ -84,6 +85,7 @@ def test_what_is_no_mean_over_prompts_is_refused(objective, method, options, sai
         jc.score_replicates(objective(), method, count=3, **options)
 
 
+@pytest.mark.mission
 def test_the_command_gives_intervals(run, tmp_path):
     file = tmp_path / "scores.json"
     code, printed, _ = run("score", "ioi", "--size", 4, "--replicates", 50, "--out", file)

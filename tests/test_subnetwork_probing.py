@@ -34,6 +34,7 @@ def test_on_edges_it_finds_the_chain(objective):
     assert not np.array_equal(other.scores, result.scores)
 
 
+@pytest.mark.mission
 def test_on_nodes_it_finds_the_two_value_outputs_of_the_chain(objective):
     result = jc.subnetwork_probing(objective, 1.0, **SETTINGS)
     kept = {name for name, score in result.run["nodes"].items() if score >= 0.5}
@@ -48,6 +49,7 @@ def test_on_nodes_it_finds_the_two_value_outputs_of_the_chain(objective):
     assert jc.Circuit.of(result).run["ablation"]["granularity"] == "node"
 
 
+@pytest.mark.mission
 def test_enough_penalty_removes_everything(objective):
     """Embeddings and logits are never removed: one edge is left."""
     result = jc.subnetwork_probing(objective, 1e4, **SETTINGS)
@@ -55,6 +57,7 @@ def test_enough_penalty_removes_everything(objective):
     assert not jc.subnetwork_probing(objective, 1e4, on="edges", **SETTINGS).mask.any()
 
 
+@pytest.mark.mission
 def test_it_resumes(objective, tmp_path):
     through = jc.subnetwork_probing(objective, 1.0, **SETTINGS, batch=3)
     stop_after(20, jc.subnetwork_probing, objective, 1.0, **SETTINGS, batch=3, checkpoint=tmp_path)
@@ -80,6 +83,7 @@ def test_a_run_has_that_penalty(x64):
     np.testing.assert_allclose(result.state.learner.weights, weights)
 
 
+@pytest.mark.mission
 def test_saturated_masks_give_f_at_the_rounded_mask(x64):
     nodes = jc.NodeObjective(jc.Objective(micro_model("gpt2", dtype=jnp.float64), micro_pairs(), "nll"), "edges")
     kept = np.random.default_rng(1).random(len(nodes.names)) < 0.5
@@ -90,6 +94,7 @@ def test_saturated_masks_give_f_at_the_rounded_mask(x64):
     np.testing.assert_allclose(loss, nodes(kept) + 2 * kept.mean(), rtol=1e-10)
 
 
+@pytest.mark.mission
 def test_the_gradient_of_the_loss(x64):
     nodes = jc.NodeObjective(jc.Objective(micro_model("gpt2", dtype=jnp.float64), micro_pairs(), "nll"), "edges")
     weights = jnp.asarray(_tensor_shares(nodes.graph))
@@ -106,6 +111,7 @@ def test_the_gradient_of_the_loss(x64):
     np.testing.assert_allclose(slope, finite, rtol=1e-6)
 
 
+@pytest.mark.mission
 def test_a_sweep_compiles_once(objective):
     def run(seed, strength):
         jc.subnetwork_probing(chain_objective(seed), strength, steps=60, rate=0.1 * (seed + 1), seed=seed)

@@ -268,6 +268,7 @@ def test_docstrings_without_bos_and_with_other_arguments():
     assert re.match(r"\ndef \w+\(self, \w+, \w+, \w+, \w+\):\n", texts(pairs.clean)[0])
 
 
+@pytest.mark.mission
 def test_the_bundled_model_completes_docstrings():
     loaded = jc.load("tiny-gpt2")
     pairs = jc.tasks.TASKS["docstring"].generate(loaded.tokenizer, bos=False, before=1)

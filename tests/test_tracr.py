@@ -33,7 +33,7 @@ def test_outputs_are_those_of_the_compiled_haiku_model(name):
     golden = np.load(GOLDEN / "tracr" / f"{name}.npz")
     columns = [config.directions.index(output) for output in config.outputs]
     for size in (config.n_positions - 2, config.n_positions - 1):
-        residual = jax.vmap(model.residual)(jnp.asarray(golden[f"tokens_{size}"]))
+        residual = jax.jit(jax.vmap(model.residual))(jnp.asarray(golden[f"tokens_{size}"]))
         np.testing.assert_allclose(residual, golden[f"residual_{size}"], rtol=0, atol=1e-5)
         logits = np.asarray(model.unembed(residual))
         np.testing.assert_array_equal(logits, np.asarray(residual)[..., columns])
@@ -114,6 +114,7 @@ def reverse_pairs(length):
     )
 
 
+@pytest.mark.mission
 @pytest.mark.parametrize(
     ("length", "zero"),
     [pytest.param(3, 11, marks=pytest.mark.mission), pytest.param(4, 11, marks=pytest.mark.mission), (5, 9)],
@@ -172,7 +173,7 @@ def test_acdc_recovers_the_known_circuit_under_zero_ablation(name, groups, x64):
         assert len(known) + groups == {"tracr-reverse": 15, "tracr-proportion": 10}[name]
 
 
-@pytest.mark.quick(1)
+@pytest.mark.mission
 @pytest.mark.parametrize("name", ["tracr-reverse", "tracr-proportion"])
 @pytest.mark.filterwarnings("ignore:.*prompts do not differ")
 def test_acdc_keeps_nine_of_the_known_edges_under_corrupt_prompts_and_positions(name, x64):
@@ -198,6 +199,7 @@ def test_permuted_positions_are_read_in_another_order():
             jc.permute_positions(model, order)
 
 
+@pytest.mark.mission
 def test_a_model_as_reference_is_its_run_on_the_corrupt_prompts(x64):
     model, pairs, _ = original("tracr-reverse", "float64")
     other = jc.permute_positions(model, SHIFTED[4])
@@ -242,8 +244,9 @@ def test_the_masked_run_has_the_clean_and_the_corrupt_run_at_its_ends(objective)
 
 def test_attention_is_bidirectional(objective):
     tokens = jnp.asarray(micro_pairs().clean[0])
-    changed = objective.model(tokens.at[-1].set((tokens[-1] + 1) % 11))
-    assert np.abs(np.asarray(changed - objective.model(tokens))[0]).max() > 1e-3
+    run = eqx.filter_jit(objective.model)
+    changed = run(tokens.at[-1].set((tokens[-1] + 1) % 11))
+    assert np.abs(np.asarray(changed - run(tokens))[0]).max() > 1e-3
 
 
 @pytest.mark.mission
@@ -268,6 +271,7 @@ def test_the_live_evaluator_decides_as_the_dense_one(objective):
     np.testing.assert_allclose(live.metric_final, dense.metric_final, rtol=1e-10)
 
 
+@pytest.mark.mission
 def test_node_masks_have_the_clean_run_at_ones_and_nodes_of_a_run_are_that_runs(objective):
     nodes = jc.NodeObjective(objective, "edges")
     np.testing.assert_allclose(nodes(nodes.full_mask()), objective(objective.full_mask()), rtol=1e-11)
@@ -292,6 +296,7 @@ def test_other_methods_run_on_two_embeddings(objective):
     assert jc.optimal_ablation(objective, random_mask(graph, 0)[None], steps=3).values.shape[0] == graph.shape[0]
 
 
+@pytest.mark.mission
 def test_padding_that_a_program_would_read_is_refused():
     checkpoint = loaded("tracr-reverse")
     rows = [{"clean": "BOS 2 1", "corrupt": "BOS 1 2"}, {"clean": "BOS 2 1 3 2", "corrupt": "BOS 3 1 3 1"}]

@@ -17,6 +17,7 @@ def objective():
     return jc.Objective(chain_model(), micro_pairs(batch=8, width=5), "kl")
 
 
+@pytest.mark.mission
 def test_it_finds_the_chain(objective, tmp_path):
     graph, circuit = objective.graph, objective.graph.mask_of(CHAIN)
     settings = {"strength": 0.01, "steps": 300, "rate": 0.1, "samples": 6}
@@ -66,10 +67,11 @@ def test_the_gradient_has_no_bias(samples, kept, cells, x64):
 
     u = np.array(list(itertools.product(*((np.arange(count) + 0.5) / count for count in cells))))[:, None]
     rows = np.array(list(itertools.product(range(len(u)), repeat=samples)))
-    found = jax.vmap(estimate)(jnp.asarray(u[rows]))
-    np.testing.assert_allclose(found.mean(0), jax.grad(mean_over_masks)(theta), rtol=1e-9)
+    found = jax.jit(jax.vmap(estimate))(jnp.asarray(u[rows]))
+    np.testing.assert_allclose(found.mean(0), jax.jit(jax.grad(mean_over_masks))(theta), rtol=1e-9)
 
 
+@pytest.mark.mission
 def test_the_gradient_of_the_loss_is_the_mean_slope_where_edges_are_uniform(x64):
     """Of a real f, plus the penalty's, draw by draw."""
     objective = jc.Objective(micro_model("one-head", dtype=jnp.float64), micro_pairs(), "kl")

@@ -2,11 +2,12 @@
 
 import functools
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import MICRO
+from conftest import MICRO, drawn, micro_model
 from test_engines import FAMILIES
 
 import jaxcircuits as jc
@@ -30,9 +31,7 @@ FINER = [
 
 def make(name):
     kind, config = MODELS[name]
-    leaves, tree = jax.tree.flatten(kind.random(config, jax.random.key(0), jnp.float64))
-    draws = np.random.default_rng(0)
-    return jax.tree.unflatten(tree, [leaf + 0.4 * draws.normal(size=leaf.shape) for leaf in leaves])
+    return drawn(eqx.filter_eval_shape(kind.random, config, jax.random.key(0), jnp.float64), 0, 0.4)
 
 
 def make_pairs():
@@ -114,12 +113,12 @@ def test_engines_and_scores_of_other_units(name, units, x64):
     ],
 )
 def test_names(units, senders, receivers):
-    graph = jc.with_units(models.GPT2.random(MICRO["gpt2"], jax.random.key(0)), *units.split()).graph
+    graph = jc.with_units(micro_model("gpt2"), *units.split()).graph
     assert list(graph.senders) == senders and list(graph.receivers[: len(receivers)]) == receivers
 
 
 def test_a_model_whose_keys_are_not_shared_is_ungrouped_as_it_is():
-    model = models.GPT2.random(MICRO["gpt2"], jax.random.key(0))
+    model = micro_model("gpt2")
     assert jc.with_units(model, "ungrouped") is model and jc.with_units(model, "split") is model
 
 
@@ -136,7 +135,7 @@ def test_a_model_whose_keys_are_not_shared_is_ungrouped_as_it_is():
 )
 def test_units_that_a_model_has_not_are_refused(units, said):
     with pytest.raises(ValueError, match=f"units: .*{said}"):
-        jc.with_units(models.GPT2.random(MICRO["gpt2"], jax.random.key(0)), units)
+        jc.with_units(micro_model("gpt2"), units)
 
 
 class Uneven(models.GPT2):
@@ -150,8 +149,9 @@ class Uneven(models.GPT2):
 
 @pytest.mark.parametrize("units", ["ungrouped", "unsplit", "layers", "neurons:2"])
 def test_units_of_layers_that_differ_are_refused(units):
+    model = drawn(eqx.filter_eval_shape(Uneven.random, MICRO["gpt2"], jax.random.key(0)), 0)
     with pytest.raises(ValueError, match=f"units: {units}: layers whose nodes differ"):
-        jc.with_units(Uneven.random(MICRO["gpt2"], jax.random.key(0)), units)
+        jc.with_units(model, units)
 
 
 def test_neurons_of_a_model_of_another_make_are_refused():
@@ -161,24 +161,24 @@ def test_neurons_of_a_model_of_another_make_are_refused():
         embeddings = read = write = constant = unembed = None
 
     with pytest.raises(ValueError, match="expected a model of jaxcircuits with MLPs, got a Mine"):
-        jc.with_units(Mine(models.GPT2.random(MICRO["gpt2"], jax.random.key(0))), "neurons:2")
+        jc.with_units(Mine(micro_model("gpt2")), "neurons:2")
 
 
 @pytest.mark.mission
 def test_a_fix_of_queries_that_nodes_have_not_is_not_recorded():
-    model = models.GPT2.random(MICRO["gpt2"], jax.random.key(0))
+    model = micro_model("gpt2")
     for units, fixed in (("split", True), ("unsplit", False)):
         objective = jc.Objective(jc.with_units(model, units), make_pairs(), "logit_diff")
         assert jc.atp_star(objective, grad_drop=False).run["qk_fix"] is fixed
 
 
 def test_units_of_units_of_gates_and_without_mlps_are_refused():
-    model = models.GPT2.random(MICRO["gpt2"], jax.random.key(0))
+    model = micro_model("gpt2")
     for given, said in ((["layers"], "layers"), (["split", "0:2"], "split in spans 0:2")):
         with pytest.raises(ValueError, match=f"got one as {said}: take its `model`"):
             jc.with_units(jc.with_units(model, *given), "split")
     with pytest.raises(ValueError, match="has no MLPs"):
-        jc.with_units(models.GPT2.random(MICRO["attention-only"], jax.random.key(0)), "neurons:2")
+        jc.with_units(micro_model("attention-only"), "neurons:2")
     with pytest.raises(ValueError, match="no others than its own"):
         jc.load("gate-xor", units="layers")
     with pytest.raises(ValueError, match="got layers: save its `model`"):
@@ -215,7 +215,7 @@ def test_a_circuit_of_layers_from_the_command_line_to_its_judgement(run, tmp_pat
     assert run("report", file, "--out", tmp_path / "page.html")[0] == 0
 
 
-@pytest.mark.quick(1)
+@pytest.mark.mission
 @pytest.mark.parametrize("name", ["gpt2", "grouped", pytest.param("post-norm", marks=pytest.mark.slow)])
 def test_an_edge_at_a_span_is_the_edge_at_these_positions(name, x64):
     """Against masks with an axis of positions over the graph without spans."""
@@ -229,7 +229,7 @@ def test_an_edge_at_a_span_is_the_edge_at_these_positions(name, x64):
         np.testing.assert_allclose(apart.per_example(mask), whole.per_example(there), rtol=1e-10)
 
 
-@pytest.mark.quick(1)
+@pytest.mark.mission
 @pytest.mark.parametrize("method", ["eap", "clean_corrupted", "atp_star", "exact_of_one_span"])
 def test_scores_of_spans_are_those_of_edges_at_their_positions(method, x64):
     """What is linear in what is written adds up over the spans."""
@@ -248,7 +248,7 @@ def test_scores_of_spans_are_those_of_edges_at_their_positions(method, x64):
 @pytest.mark.parametrize("spans", ["0:2,1:3", "3:2", "0:13", "", "a:b", "4", [(0, 4), (2, 3)]])
 def test_spans_that_meet_or_are_none_are_refused(spans):
     with pytest.raises(ValueError, match="spans: expected first and end positions"):
-        jc.with_units(models.GPT2.random(MICRO["gpt2"], jax.random.key(0)), spans=spans)
+        jc.with_units(micro_model("gpt2"), spans=spans)
 
 
 @pytest.mark.mission

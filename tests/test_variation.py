@@ -41,6 +41,7 @@ def test_groups_of_one_prompt_give_the_variance_of_a_mean(objective):
     assert found["groups"].runs == PROMPTS and found["groups"].likeness is None
 
 
+@pytest.mark.mission
 def test_the_bootstrap_comes_to_the_variance_of_a_mean(objective):
     """`s^2 (n - 1) / n^2`, within 5 standard errors of a variance of 400 draws."""
     found = by_choice(jc.variation(objective, mean_loss, bootstrap=400, corruptions=0))["prompts"]
@@ -49,6 +50,7 @@ def test_the_bootstrap_comes_to_the_variance_of_a_mean(objective):
     assert abs(found.variance / expected - 1) < 5 * np.sqrt(2 / 399)
 
 
+@pytest.mark.mission
 def test_prompts_drawn_twice_count_twice_where_positions_are_counted_together(x64):
     """As an objective that is made of the drawn prompts, of which some have more scored positions."""
     pairs = micro_pairs(batch=PROMPTS, kind="positions")
@@ -68,6 +70,7 @@ def test_what_a_choice_does_not_touch_does_not_vary(objective):
     assert record.shares == pytest.approx({"prompts": 1.0, "corruptions": 0.0})
 
 
+@pytest.mark.mission
 def test_every_prompt_gets_the_corrupt_version_of_another_of_its_length(x64):
     pairs = micro_pairs(batch=PROMPTS, kind="lengths")
     objective = jc.Objective(micro_model("one-head", dtype=jnp.float64), pairs, "logit_diff")

@@ -100,6 +100,7 @@ def test_within_all_edges_is_the_plain_run(name, objective):
     assert plain.run.keys() == whole.run.keys()
 
 
+@pytest.mark.mission
 def test_a_loss_within_is_that_of_the_mask_and_its_slope_is_masked(x64):
     whole = jc.Objective(micro_model("attention-only", dtype=jnp.float64), micro_pairs(), "kl")
     half, mask = half_of(whole.graph), np.random.default_rng(0).random(whole.graph.shape)
@@ -134,6 +135,7 @@ def test_steps_are_those_of_masked_gradients(x64):
     assert np.ptp(np.asarray(theta)[half]) > 0.1 and (np.asarray(theta)[~half] == 1).all()
 
 
+@pytest.mark.mission
 def test_the_command_takes_the_circuit_of_prune(run, tmp_path):
     scores, best, learnt = (tmp_path / f"{name}.json" for name in ("scores", "best", "learnt"))
     assert run("score", "ioi", "--size", "2", "--method", "random", "--out", scores)[0] == 0

@@ -9,8 +9,10 @@ import typer
 
 from .. import checkpoints
 from ..circuit import Circuit
+from ..crossings import CIRCUIT_FORMAT, FORMAT, Peap, PeapCircuit
 from ..data import PromptPairs
-from ..discovery.methods import METHODS
+from ..discovery.methods import METHODS, PEAP
+from ..files import read_json
 from ..resampling import certificates_of
 from ..types import EdgeScores
 from .options import out
@@ -19,6 +21,8 @@ SURE = 0.95
 """Share of the replicates from which on an edge counts as sure."""
 SHOWN = 8
 """Edges outside of the circuit that are printed."""
+BEST = 10
+"""Edges that are printed of scores."""
 
 
 def list_models() -> None:
@@ -34,7 +38,7 @@ def list_models() -> None:
 
 def list_methods() -> None:
     """Lists the methods that score edges: formula, source, cost, hyperparameters."""
-    for method in METHODS.values():
+    for method in (*METHODS.values(), PEAP):
         out.print(f"{method.name:<24}{method.formula}", markup=False)
         out.print(f"{'':<24}{method.source}; {method.cost}", markup=False)
         for name, default in method.defaults.items():
@@ -48,13 +52,69 @@ def list_methods() -> None:
 
 
 def show(file: Annotated[Path, typer.Argument(help="a circuit's JSON: this library's, MIB's or EAP-IG's")]) -> None:
-    """Prints a circuit file."""
-    print_circuit(Circuit.load(file))
+    """Prints a circuit file, or one of PEAP's."""
+    found = peap_of(file)
+    if isinstance(found, Peap):
+        print_peap(found)
+    elif found is not None:
+        print_peap_circuit(found)
+    else:
+        print_circuit(Circuit.load(file))
+
+
+def peap_of(file: Path) -> Peap | PeapCircuit | None:
+    """PEAP's scores or circuit in a file; None for one of another format."""
+    value = read_json(file, "circuit file")
+    given = value.get("format") if isinstance(value, dict) else None
+    return Peap.load(file) if given == FORMAT else PeapCircuit.load(file) if given == CIRCUIT_FORMAT else None
+
+
+def print_peap(scores: Peap) -> None:
+    """The best edges within spans and between them, and what they cost."""
+    run, best = scores.run, scores.best(BEST)
+    _print_head(run)
+    for name, score in best:
+        out.print(f"  {name:<28} {score:+.6g}", markup=False)
+    counts = f"{scores.graph.num_edges} edges within spans and {len(scores.between)} between"
+    cost = f"; {float(run['seconds']):.1f} s" if "seconds" in run else ""
+    out.print(f"the best {len(best)} of {counts} {', '.join(scores.spans)}{cost}", markup=False)
+
+
+def print_peap_circuit(circuit: PeapCircuit) -> None:
+    """The edges within spans as those of a circuit, the others below."""
+    _print_head(circuit.within.run)
+    _print_edges(circuit.within)
+    out.print("between spans, the best first:")
+    for name, score in circuit.crossing.items():
+        out.print(f"  {name:<28} {score:+.3g}", markup=False)
+    inside, between = circuit.within.num_edges, len(circuit.crossing)
+    out.print(f"{inside} edges within spans, {between} between, {len(circuit.nodes)} nodes (component, span)")
 
 
 def print_circuit(circuit: Circuit) -> None:
     """A circuit, receiver by receiver from the output on, and what it cost."""
     run, graph = circuit.run, circuit.graph
+    _print_head(run)
+    _print_edges(circuit)
+    groups = f", {run['groups_kept']} head inputs tested as groups stay" if run.get("groups_kept") else ""
+    out.print(
+        f"{circuit.num_edges} of {graph.num_edges} edges, {len(circuit.nodes)} of {len(graph.nodes)} nodes{groups}"
+    )
+    if {"metric_full", "metric_final"} <= run.keys():
+        before, after = float(run["metric_full"]), float(run["metric_final"])
+        out.print(f"{run.get('metric', 'metric')}: {before:.6g} whole model, {after:.6g} circuit", markup=False)
+    if (shares := circuit.shares) is not None:
+        _print_replicates(circuit, shares)
+    if {"evaluations", "evaluations_wasted", "device_calls", "seconds", "seconds_compiling"} <= run.keys():
+        seconds, compiling = float(run["seconds"]), float(run["seconds_compiling"])
+        out.print(
+            f"{run['evaluations']} evaluations (and {run['evaluations_wasted']} behind wrong guesses) in "
+            f"{run['device_calls']} device calls, {seconds:.1f} s ({compiling:.1f} s compiling)"
+        )
+
+
+def _print_head(run: dict[str, Any]) -> None:
+    """What a record says first."""
     head = [f"{run['task']} on {run['model']}"] if {"task", "model"} <= run.keys() else []
     if "prompts" in run:
         weighed = sum(weight > 0 for weight in run["prompt_weights"]) if "prompt_weights" in run else run["prompts"]
@@ -65,7 +125,11 @@ def print_circuit(circuit: Circuit) -> None:
     head += [f"{key} {value}" for key, value in run.get("selection", {}).items()]
     if head:
         out.print(" ".join(", ".join(head).split()), markup=False)
-    shares = circuit.shares
+
+
+def _print_edges(circuit: Circuit) -> None:
+    """Receiver by receiver from the output on."""
+    graph, shares = circuit.graph, circuit.shares
 
     def effect(s: Any, r: int) -> str:
         sure = "" if shares is None else f" ({shares[s, r]:.0%})"
@@ -76,21 +140,6 @@ def print_circuit(circuit: Circuit) -> None:
         if len(senders):
             effects = "  ".join(effect(s, column) for s in senders)
             out.print(f"  {graph.receivers[column]:>9} <- {effects}", markup=False)
-    groups = f", {run['groups_kept']} head inputs tested as groups stay" if run.get("groups_kept") else ""
-    out.print(
-        f"{circuit.num_edges} of {graph.num_edges} edges, {len(circuit.nodes)} of {len(graph.nodes)} nodes{groups}"
-    )
-    if {"metric_full", "metric_final"} <= run.keys():
-        before, after = float(run["metric_full"]), float(run["metric_final"])
-        out.print(f"{run.get('metric', 'metric')}: {before:.6g} whole model, {after:.6g} circuit", markup=False)
-    if shares is not None:
-        _print_replicates(circuit, shares)
-    if {"evaluations", "evaluations_wasted", "device_calls", "seconds", "seconds_compiling"} <= run.keys():
-        seconds, compiling = float(run["seconds"]), float(run["seconds_compiling"])
-        out.print(
-            f"{run['evaluations']} evaluations (and {run['evaluations_wasted']} behind wrong guesses) in "
-            f"{run['device_calls']} device calls, {seconds:.1f} s ({compiling:.1f} s compiling)"
-        )
 
 
 def _print_replicates(circuit: Circuit, shares: EdgeScores) -> None:

@@ -1,5 +1,6 @@
 """`score` and `prune`: scores of all edges, and circuits from them."""
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,11 +9,12 @@ import typer
 
 from ..circuit import RANKS, Circuit
 from ..conditional import without
+from ..crossings import Peap, PeapCircuit
 from ..discovery import conditional_scores, methods, score_replicates
 from ..evaluation import retained
 from ..ilp import select_connected
 from .config import Context, config_of
-from .lists import print_circuit
+from .lists import BEST, peap_of, print_circuit, print_peap, print_peap_circuit
 from .options import (
     Checkpoint,
     Config,
@@ -29,7 +31,6 @@ from .options import (
 )
 
 SELECT = ("top", "ilp")
-SHOWN = 10  # edges that `score` prints
 
 
 @takes_groups
@@ -66,7 +67,9 @@ def score(
 ) -> None:
     """Scores every edge with one method and prints the best."""
     check_writable(task, within, out=out_file)
-    chosen = methods.by_name(method)
+    chosen = methods.PEAP if method == methods.PEAP.name else methods.by_name(method)
+    if chosen is methods.PEAP and (positions is not None or absent is not None or replicates):
+        raise ValueError("--method peap: expected --spans, and no --positions, --without and --replicates")
     if within is not None and not chosen.takes_within:
         raise ValueError(f"--within: {method} scores every edge alone: prune its scores; leave it out")
     options = [*(option or []), *([] if steps is None else [f"steps={steps}"])]
@@ -103,8 +106,14 @@ def score(
             scores = chosen.run(without(objective, gone), **hyperparameters)
     if positions is not None:
         scores = scores.at(0)
-    scored = Circuit.of(scores, d_model=objective.d_model, config=config_of(ctx), **run)
-    _print_scores(scored)
+    record = {"d_model": objective.d_model, "config": config_of(ctx), **run}
+    if isinstance(scores, Peap):
+        of_spans = dataclasses.replace(scores.within, run=Circuit.of(scores.within, **record).run)
+        scored: Any = dataclasses.replace(scores, within=of_spans)
+        print_peap(scored)
+    else:
+        scored = Circuit.of(scores, **record)
+        _print_scores(scored)
     if out_file is not None:
         scored.save(out_file)
         out.print(f"written to {out_file}", markup=False)
@@ -126,6 +135,9 @@ def prune(
 ) -> None:
     """Takes the best edges of a file of scores, drops dead ends, and prints the circuit."""
     check_writable(file, out=out_file)
+    if (found := peap_of(file)) is not None:
+        is_other = greedy or threshold is not None or retain is not None or select != "top"
+        return _prune_peap(ctx, found, None if is_other else edges, rank, out_file)
     scored = Circuit.load(file)
     circuit = _selected(scored, (edges, threshold, retain), rank, greedy, select)
     circuit = Circuit.of(circuit, d_model=scored.d_model, config_of_selection=config_of(ctx))
@@ -159,6 +171,21 @@ def _selected(
     return Circuit.select(scored, edges=edges, threshold=threshold, rank=rank, greedy=greedy)
 
 
+def _prune_peap(ctx: Context, found: Peap | PeapCircuit, edges: int | None, rank: str, out_file: Path | None) -> None:
+    """The circuit of so many edges of PEAP's scores."""
+    if isinstance(found, PeapCircuit) or edges is None:
+        raise ValueError(
+            "of PEAP: expected a file of scores, and --edges (--rank) alone: the circuit grows from logits"
+        )
+    circuit = found.circuit(edges, rank=rank)
+    run = {**circuit.within.run, "config_of_selection": config_of(ctx)}
+    circuit = dataclasses.replace(circuit, within=dataclasses.replace(circuit.within, run=run))
+    print_peap_circuit(circuit)
+    if out_file is not None:
+        circuit.save(out_file)
+        out.print(f"written to {out_file}", markup=False)
+
+
 def _absent(text: str | None) -> Circuit | list[str]:
     """What --without names: a circuit of a file, or nodes and edges."""
     if text is None:
@@ -182,7 +209,7 @@ def _print_scores(scored: Circuit) -> None:
         within[graph.valid] = [
             f"  {low:+.3g} to {high:+.3g}" for low, high in zip(record["low"], record["high"], strict=True)
         ]
-    for sender, receiver in graph.edges[np.argsort(-scored.scores[graph.valid], kind="stable")[:SHOWN]]:
+    for sender, receiver in graph.edges[np.argsort(-scored.scores[graph.valid], kind="stable")[:BEST]]:
         name = graph.edge_name(sender, receiver)
         out.print(f"  {name:<20} {scored.scores[sender, receiver]:+.6g}{within[sender, receiver]}", markup=False)
     cost = f"{run['seconds']:.1f} s"
@@ -190,7 +217,7 @@ def _print_scores(scored: Circuit) -> None:
         cost = f"{run['forward_passes']} forward and {run['backward_passes']} backward passes, {cost}"
     else:
         cost = f"{scored.num_edges} edges kept, {run['metric']} {run['metric_final']:.6g}; {cost}"
-    out.print(f"the best {min(SHOWN, graph.num_edges)} of {graph.num_edges} edges; {cost}")
+    out.print(f"the best {min(BEST, graph.num_edges)} of {graph.num_edges} edges; {cost}")
     if record is not None:
         low, middle, high = record["rank_correlation"]
         out.print(

@@ -136,7 +136,7 @@ def eap_ig_activations(
 
 @checked
 def eap_gp(
-    objective: Objective, *, steps: int = 5, backward: str = "plain", positions: Positions | None = None
+    objective: Objective | Conditional, *, steps: int = 5, backward: str = "plain", positions: Positions | None = None
 ) -> Scores:
     """EAP with the gradients of a path that follows the model instead of a straight line (EAP-GP, 2502.06852).
 
@@ -145,6 +145,8 @@ def eap_gp(
     length 1 whatever the size of the embeddings. The authors published no code.
 
     - `steps`: k, the number of points: y_1 to y_k. `backward`: the rules of `g`; v is always the derivative.
+
+    Without some edges all runs are without them; the corrupt prompt's logits stay, as these edges carry its values.
 
     Raises ValueError for another reference than "resample": the path goes towards the corrupt prompt.
     """

@@ -5,7 +5,6 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, get_args, get_type_hints
 
-from ..scores import Scores
 from .atp import atp_star
 from .attribution import clean_corrupted, eap, eap_gp, eap_ig_activations, eap_ig_inputs, mask_ig
 from .cd_t import cd_t
@@ -13,8 +12,8 @@ from .edge_pruning import edge_pruning
 from .exact import exact
 from .hisp import hisp, node_attribution, node_ig
 from .information_flow import information_flow_routes
-from .learning import LearntMask
 from .mattr import mattr
+from .peap import peap
 from .subnetwork_probing import subnetwork_probing
 from .ugs import ugs
 from .uniform import random_scores
@@ -27,14 +26,14 @@ PYTHON_ONLY = ("positions", "progress", "checkpoint", "within")
 class Method:
     """A way to score edges.
 
-    - `run`: `run(objective, *, hyperparameters)`, to `Scores` or a `LearntMask`.
+    - `run`: `run(objective, *, hyperparameters)`, to `Scores` or a `LearntMask`; of `PEAP` to a `Peap`.
     - `formula`: of the score of s->r. `cost`: in passes of the model.
     - `ranges`: what each hyperparameter may be; the defaults are those of `run`.
     - `refuses`: objectives that it raises ValueError for.
     """
 
     name: str
-    run: Callable[..., Scores | LearntMask]
+    run: Callable[..., Any]
     formula: str
     source: str
     cost: str
@@ -78,6 +77,10 @@ class Method:
 
 def by_name(name: str) -> Method:
     """The method of a name. Raises ValueError for an unknown one."""
+    if name == PEAP.name:
+        raise ValueError(
+            "peap has scores of edges between spans as well: only `score --method peap --spans ...` takes it"
+        )
     if name not in METHODS:
         raise ValueError(f"unknown method {name!r}: expected one of {', '.join(METHODS)}")
     return METHODS[name]
@@ -286,3 +289,14 @@ METHODS: dict[str, Method] = {
         Method("random", random_scores, "uniform in [0, 1)", "baseline", "nothing", {"seed": "0 or more"}),
     )
 }
+
+PEAP = Method(
+    "peap",
+    peap,
+    "EAP of edges within spans; between spans <change of what a head takes from one at another by q, k or v, gradient>",
+    "Haklay et al., 2502.04577",
+    "2 forward, 2 backward passes, and what every head takes from every position; score --spans alone",
+    {},
+    f"{FLAT}; models without spans; {UNITS}; heads that meet in a norm",
+)
+"""Apart from the others: its result is no score of each edge of the graph, but a `Peap`."""
