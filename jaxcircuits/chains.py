@@ -249,7 +249,7 @@ def _sum_of(x: Array, sources: Int[AnyArray, " source"], count: Int[AnyArray, ""
 def _minus(
     x: Array, at: Callable[[AnyArray], Array], touched: Int[AnyArray, ""], removed: Float[Array, "candidate ..."]
 ) -> Array:
-    """X minus the differences that the candidates remove at this receiver, if the chain touches it (`touched` is not 0).
+    """X minus the differences that the candidates remove at this receiver, if the chain touches it (not 0).
 
     One turn of a loop, or none; its counter is the receiver, so that the product cannot be taken out of it.
     """
