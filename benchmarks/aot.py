@@ -1,8 +1,8 @@
 """Compiles every program for chips that are not there, and says what the compiler says of them.
 
     pip install -e '.[aot]'     # libtpu; for h100 also jax-cuda12-plugin, jax-cuda12-pjrt, nvidia-cuda-nvcc-cu12
-    python benchmarks/aot.py [--chip v5e|v5p|v6e|h100] [--devices N] [--size small] [--prompts 100] [--only REGEX]
-        [--precision highest|high|tf32x3|bf16x6]
+    python benchmarks/aot.py [--chip v5e|v5p|v6e|h100] [--devices N] [--split-weights N] [--size small]
+        [--prompts 100] [--only REGEX] [--precision highest|high|tf32x3|bf16x6]
 
 One JSON line a program, then a table: whether it compiles, processor seconds, memory beside the chip's, matrix
 products and copies in the text, collectives (in loops or not), red flags (float64, host callbacks). No number of it is
@@ -27,14 +27,12 @@ for name, value in {
     os.environ.setdefault(name, value)
 
 import jax  # noqa: E402
-import numpy as np  # noqa: E402
 from aot_programs import Program, abstract_objective, axes_of, programs  # noqa: E402
 from common import SIZES, emit  # noqa: E402
 from jax.experimental import topologies  # noqa: E402
-from jax.sharding import AxisType, Mesh, SingleDeviceSharding  # noqa: E402
+from jax.sharding import Mesh, SingleDeviceSharding  # noqa: E402
 
 from jaxcircuits import batching  # noqa: E402
-from jaxcircuits.batching import CANDIDATES, PROMPTS  # noqa: E402
 from jaxcircuits.precision import PRECISIONS  # noqa: E402
 
 CHIPS = {"v5e": ("v5e:2x2", 16), "v5p": ("v5p:2x2x1", 95), "v6e": ("v6e:2x2", 32), "h100": (None, 80)}
@@ -52,25 +50,31 @@ def topology_of(chip: str) -> Any:
     return topologies.get_topology_desc(name, "tpu")
 
 
-def mesh_of(topology: Any, devices: int, prompts: int) -> Mesh | None:
+def mesh_of(topology: Any, devices: int, prompts: int, model: int = 1) -> Mesh | None:
     """As `jaxcircuits.device_mesh` makes it; None for one device."""
-    if devices == 1:
-        return None
-    along = int(np.gcd(devices, prompts))
-    grid = np.array(topology.devices[:devices]).reshape(devices // along, along)
-    return Mesh(grid, (CANDIDATES, PROMPTS), axis_types=(AxisType.Auto,) * 2)
+    return None if devices == 1 else batching.mesh_of(topology.devices[:devices], prompts, model)
 
 
 def compiled(program: Program, topology: Any, mesh: Mesh | None) -> tuple[Any, float]:
     """The compiled program and the processor seconds that it took."""
+    weights = {} if mesh is None else weights_of(program, mesh)
 
     def place(path: str, leaf: Any) -> Any:
-        alone = SingleDeviceSharding(topology.devices[0])
-        sharding = alone if mesh is None else batching.sharding(mesh, leaf.shape, *axes_of(path))
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+        if mesh is None:
+            spread: Any = SingleDeviceSharding(topology.devices[0])
+        else:
+            spread = weights.get(path) or batching.sharding(mesh, leaf.shape, *axes_of(path))
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=spread)
 
     start = time.process_time()
     return program.lowered(place).compile(), time.process_time() - start
+
+
+def weights_of(program: Program, mesh: Mesh) -> dict[str, Any]:
+    """How the library spreads the weights among a program's arguments, by their paths."""
+    leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(program.arrays()[0])}
+    weights = {path: leaf for path, leaf in leaves.items() if ".model." in path}
+    return dict(zip(weights, jax.tree.leaves(batching.weight_shardings(list(weights.values()), mesh)), strict=True))
 
 
 def in_loops(text: str) -> list[str]:
@@ -124,6 +128,7 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--chip", choices=CHIPS, default="v5e")
     parser.add_argument("--devices", type=int, default=1)
+    parser.add_argument("--split-weights", type=int, default=1, help="devices that the weights are split among")
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--prompts", type=int, default=100)
     parser.add_argument("--length", type=int, default=16)
@@ -139,7 +144,7 @@ def parsed() -> argparse.Namespace:
 def main() -> None:
     options = parsed()
     topology = topology_of(options.chip)
-    mesh = mesh_of(topology, options.devices, options.prompts)
+    mesh = mesh_of(topology, options.devices, options.prompts, options.split_weights)
     shape = options.prompts, options.length, options.metric, options.microbatch, options.precision
     made = programs(abstract_objective(SIZES[options.size], *shape), options.slots, options.width, mesh)
     emit(**vars(options), device=topology.devices[0].device_kind, jax=jax.__version__)

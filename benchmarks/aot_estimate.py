@@ -1,7 +1,7 @@
 """A whole exact search on a chip that is not there: how often a real run, on this CPU, does what, times its cost there.
 
     python benchmarks/aot_estimate.py [--chip v5e|v5p|v6e|h100] [--size small] [--prompts 100]
-        [--precision NAME] [--threshold 0.002]
+        [--precision NAME] [--threshold 0.002] [--counts FILE]
 
 The run counts calls, instructions, sources and removals of every compiled chain and commit (GPT-2-small's shape, KL,
 10 prompts x 16; what happens depends little on how many prompts there are). Each program is compiled for the chip as
@@ -12,9 +12,11 @@ nodes are as many and whose device work is next to none (heads of width 2). Noth
 
 import argparse
 import dataclasses
+import json
 import time
 import warnings
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import aot
@@ -114,22 +116,30 @@ def _mean(count: float, of: float) -> float:
     return count / of if of else 0.0
 
 
-def counted(size: str, threshold: float) -> jc.discovery.ACDCResult:
-    """A real run, with an accelerator's widths; what it did is in `Counting.seen`."""
+def counted(size: str, threshold: float) -> dict[str, Any]:
+    """What a real run did, with an accelerator's widths, by "slots x width"."""
     model = random_model(SIZES[size])
     objective = jc.Objective(model, random_pairs(10, 16, model.vocab_size), "kl")
     Counting.seen.clear()
-    return jc.acdc(objective, threshold, evaluator=Counting)
+    run = jc.acdc(objective, threshold, evaluator=Counting)
+    about = {"decisions": run.evaluations, "edges": int(run.mask.sum()), "calls": run.device_calls}
+    done = {f"{slots}x{width}": counts for (slots, width), counts in sorted(Counting.seen.items())}
+    return {"about": {**about, "calls_by_width": run.device_calls_by_width}, "done": done}
 
 
-def host_seconds(size: str, threshold: float) -> float:
-    """A warm search over as many nodes whose device work is next to none: seconds a call."""
+def host_seconds(size: str, kept: int) -> float:
+    """Of the thread that leads a warm search over as many nodes, whose device work is next to none: seconds a call.
+
+    - `kept`: edges that it should keep at least: the lower the threshold, the more.
+    """
     config = dataclasses.replace(SIZES[size], n_embd=2 * SIZES[size].n_head, vocab_size=64)
     objective = jc.Objective(random_model(config), random_pairs(2, 4, 64), "kl")
-    jc.acdc(objective, threshold)
-    start = time.perf_counter()
+    threshold = 1e-3
+    while jc.acdc(objective, threshold).mask.sum() < kept:
+        threshold /= 2
+    start = time.thread_time()
     warm = jc.acdc(objective, threshold)
-    return (time.perf_counter() - start) / warm.device_calls
+    return (time.thread_time() - start) / warm.device_calls
 
 
 def seconds_of(chip: str, cost: Cost, products: float) -> float:
@@ -147,20 +157,24 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=100)
     parser.add_argument("--precision", default="highest")
     parser.add_argument("--threshold", type=float, default=0.002)
+    parser.add_argument("--counts", type=Path, help="keep what the run did here, or take it from here")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     widths.FREE.clear()
     widths.LARGEST.clear()
-    run = counted(options.size, options.threshold)
-    kept = int(run.mask.sum())
-    emit(**vars(options), decisions=run.evaluations, edges=kept, calls=run.device_calls_by_width, jax=jax.__version__)
+    known = options.counts is not None and options.counts.exists()
+    run = json.loads(options.counts.read_text()) if known else counted(options.size, options.threshold)
+    if options.counts is not None:
+        options.counts.write_text(json.dumps(run))
+    emit(**{name: str(value) for name, value in vars(options).items()}, **run["about"], jax=jax.__version__)
     topology = aot.topology_of(options.chip)
     of = options.prompts, 16, "kl", 10, options.precision
     objective = abstract_objective(SIZES[options.size], *of)
     rows = []
-    for shape, done in sorted(Counting.seen.items()):
-        rows += _rows(options.chip, topology, shape, objective, done)
-    host = run.device_calls * host_seconds(options.size, options.threshold)
+    for name, done in run["done"].items():
+        slots, width = map(int, name.split("x"))
+        rows += _rows(options.chip, topology, (slots, width), objective, Counter(done))
+    host = run["about"]["calls"] * host_seconds(options.size, run["about"]["edges"])
     device = sum(row["seconds"] for row in rows)
     totals = {name: round(sum(row[name] for row in rows), 1) for name in ("teraflop_of_all", "processor_s")}
     emit(device_s=round(device, 2), host_s=round(host, 2), together_s=round(device + host, 2), **totals)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,8 +20,8 @@ from jaxtyping import Array, ArrayLike
 from .arguments import checked
 from .files import check_can_fill
 
-CANDIDATES, PROMPTS = "candidates", "prompts"
-"""The axes of a device mesh."""
+CANDIDATES, PROMPTS, MODEL = "candidates", "prompts", "model"
+"""The axes of a device mesh; the last has one device where every device holds all weights."""
 
 
 def chunked_vmap(f: Callable[[Any], Any], xs: Any, size: int) -> Any:
@@ -140,19 +141,28 @@ def memory_limit() -> int:
 
 
 @checked
-def device_mesh(prompts: int, devices: int | None = None) -> Mesh:
+def device_mesh(prompts: int, devices: int | None = None, model: int = 1) -> Mesh:
     """A mesh of all devices, or of the first `devices`, for an objective of so many prompts.
 
-    Its axes are `candidates` x `prompts`: the prompts are spread over as many devices as divide them evenly, the
-    candidates (circuits evaluated at once) over the rest. Raises ValueError for more devices than there are.
+    Its axes are `candidates` x `prompts` x `model`: the weights are split among `model` devices, the prompts are spread
+    over as many of the others as divide them evenly, the candidates (circuits evaluated at once) over the rest. Raises
+    ValueError for more devices than there are, and for a number that `model` does not divide.
     """
     available = jax.devices()
     count = len(available) if devices is None else devices
     if not 1 <= count <= len(available):
         raise ValueError(f"devices: expected 1 to {len(available)} ({available[0].platform}), got {devices}")
-    along_prompts = int(np.gcd(count, prompts))
-    shape = count // along_prompts, along_prompts
-    return Mesh(np.array(available[:count]).reshape(shape), (CANDIDATES, PROMPTS), axis_types=(AxisType.Auto,) * 2)
+    if model < 1 or count % model:
+        raise ValueError(f"model: expected a number that divides {count} devices, got {model}")
+    return mesh_of(available[:count], prompts, model)
+
+
+def mesh_of(devices: Sequence[Any], prompts: int, model: int = 1) -> Mesh:
+    """`device_mesh` of these devices."""
+    others = len(devices) // model
+    along_prompts = int(np.gcd(others, prompts))
+    shape = others // along_prompts, along_prompts, model
+    return Mesh(np.array(devices).reshape(shape), (CANDIDATES, PROMPTS, MODEL), axis_types=(AxisType.Auto,) * 3)
 
 
 def sharding(mesh: Mesh, shape: tuple[int, ...], *axes: str | None) -> NamedSharding:
@@ -175,25 +185,39 @@ def constrain(x: Array, mesh: Mesh | None, *axes: str | None) -> Array:
 
 
 def place_weights(model: Any, mesh: Mesh | None) -> Any:
-    """The model on every device; if that takes over half of a device's memory, each array split among them.
-
-    An array is split along its largest dimension that divides evenly, but not along the layers.
-    """
+    """The model on the devices of a mesh, as `weight_shardings` says."""
     if mesh is None:
         return model
     arrays, rest = eqx.partition(model, eqx.is_array)
-    is_split = from_first_process(sum(leaf.nbytes for leaf in jax.tree.leaves(arrays)) > memory_limit() // 2)
 
-    def put(leaf: Array) -> Array:
-        even = [size if axis and size % mesh.size == 0 else 0 for axis, size in enumerate(leaf.shape)]
-        if not is_split or not any(even):
-            return place(leaf, mesh)
+    def put(leaf: Array, spread: NamedSharding) -> Array:
+        return jax.device_put(np.asarray(leaf) if jax.process_count() > 1 else leaf, spread)
+
+    return eqx.combine(jax.tree.map(put, arrays, weight_shardings(arrays, mesh)), rest)
+
+
+def weight_shardings(arrays: Any, mesh: Mesh) -> Any:
+    """How the arrays of a model are spread: split along the mesh's axis `model`; without one whole on every device,
+    or split among all devices where that takes over half of a device's memory.
+
+    Matrices, also those of all layers and heads, are split along the larger of their sides that divides evenly; what is
+    less than a thousandth of the model is whole. So a product with a part gives parts that are added, or put
+    together: along `model` the devices exchange activations, not weights.
+    """
+    sizes = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(arrays)]
+    axes: tuple[str, ...] = (MODEL,) if mesh.shape[MODEL] > 1 else ()
+    if not axes and from_first_process(sum(sizes) > memory_limit() // 2):
+        axes = mesh.axis_names
+    parts = math.prod(mesh.shape[axis] for axis in axes)
+
+    def spread(leaf: Any) -> NamedSharding:
+        sides = {axis: leaf.shape[axis] for axis in range(leaf.ndim)[-2:] if leaf.shape[axis] % parts == 0}
         spec: list[Any] = [None] * leaf.ndim
-        spec[even.index(max(even))] = (CANDIDATES, PROMPTS)
-        value = np.asarray(leaf) if jax.process_count() > 1 else leaf
-        return jax.device_put(value, NamedSharding(mesh, PartitionSpec(*spec)))
+        if axes and leaf.ndim > 1 and sides and 1000 * leaf.size >= sum(leaf.size for leaf in jax.tree.leaves(arrays)):
+            spec[max(sides, key=lambda axis: sides[axis])] = axes
+        return NamedSharding(mesh, PartitionSpec(*spec))
 
-    return eqx.combine(jax.tree.map(put, arrays), rest)
+    return jax.tree.map(spread, arrays)
 
 
 def from_first_process(value: int) -> int:

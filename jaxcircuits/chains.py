@@ -249,12 +249,15 @@ def _sum_of(x: Array, sources: Int[AnyArray, " source"], count: Int[AnyArray, ""
 def _minus(
     x: Array, at: Callable[[AnyArray], Array], touched: Int[AnyArray, ""], removed: Float[Array, "candidate ..."]
 ) -> Array:
-    """X minus the differences that the candidates remove at this receiver, if the chain touches it."""
+    """X minus the differences that the candidates remove at this receiver, if the chain touches it (not 0).
 
-    def subtract(_, x):
-        return x - jnp.einsum("ij,j...->i...", at(touched).astype(x.dtype), removed)
+    One turn of a loop, or none; its counter is the receiver, so that the product cannot be taken out of it.
+    """
 
-    return jax.lax.fori_loop(0, jnp.minimum(touched, 1), subtract, x)
+    def subtract(receiver, x):
+        return x - jnp.einsum("ij,j...->i...", at(receiver).astype(x.dtype), removed)
+
+    return jax.lax.fori_loop(jnp.maximum(touched, 1), touched + 1, subtract, x)
 
 
 @eqx.filter_jit

@@ -80,7 +80,7 @@ class Objective(eqx.Module):
           does), or "per_prompt" first.
         - `microbatch`: prompts computed at once; default: as many as fit into half of the memory.
         - `mesh`: the devices to spread over (`jaxcircuits.device_mesh`): prompts along its axis `prompts`, circuits
-          along `candidates`; weights on every device, or split among them if they do not fit.
+          along `candidates`, weights along `model`; see `batching.weight_shardings`.
 
         Raises ValueError for prompts that do not fit the model or the mesh, or have not the spans that it is divided
         at, labels that the metric misses, unknown names, and NaN or infinity in a weight, the clean run, the reference

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Float
 
 from .arguments import check_count
-from .batching import CANDIDATES, PROMPTS
+from .batching import CANDIDATES, MODEL, PROMPTS
 from .data import PromptPairs
 from .finite import are_finite, check_finite, check_weights
 from .references import REFERENCES, sender_values
@@ -26,8 +26,9 @@ def check_options(
         raise ValueError(f"unknown reference {reference!r}: expected {', '.join(REFERENCES)}, or an array")
     if microbatch is not None:
         check_count("microbatch", microbatch, 1)
-    if mesh is not None and getattr(mesh, "axis_names", None) != (CANDIDATES, PROMPTS):
-        raise ValueError(f"mesh: expected the axes {CANDIDATES} and {PROMPTS}, as `device_mesh` has, got {mesh!r:.60}")
+    if mesh is not None and getattr(mesh, "axis_names", None) != (CANDIDATES, PROMPTS, MODEL):
+        names = f"{CANDIDATES}, {PROMPTS} and {MODEL}"
+        raise ValueError(f"mesh: expected the axes {names}, as `device_mesh` has, got {mesh!r:.60}")
     if mesh is not None and prompts % mesh.shape[PROMPTS]:
         raise ValueError(f"mesh: expected prompts in multiples of {mesh.shape[PROMPTS]} devices, got {prompts}")
 

@@ -3,6 +3,7 @@
 python tests/several_devices.py DEVICES            virtual CPU devices
 python tests/several_devices.py DEVICES methods    every scoring method on one and on all of them
 python tests/several_devices.py DEVICES spans      a model divided at spans of the prompts
+python tests/several_devices.py DEVICES weights    weights split between two devices each
 python tests/several_devices.py ADDRESS INDEX      one of two processes with 2 devices each
 """
 
@@ -94,6 +95,16 @@ def main():
     if "methods" in sys.argv:
         report = {"all": scores(jc.Objective(model, pairs, "logit_diff", mesh=mesh))}
         report["one"] = scores(jc.Objective(model, pairs, "logit_diff"))
+        print("REPORT" + json.dumps(report), flush=True)
+        return
+    if "weights" in sys.argv:
+        meshes = {"all": jc.device_mesh(4, model=2), "one": None}
+        report = {name: answers(jc.Objective(model, pairs, "kl", mesh=m), masks) for name, m in meshes.items()}
+        config = jc.GPT2Config(vocab_size=11, n_positions=8, n_embd=64, n_layer=2, n_head=1)
+        wide = jc.Objective(jc.GPT2.random(config, jax.random.key(0)), pairs, "kl", mesh=meshes["all"])
+        matrices = [leaf for leaf in jax.tree.leaves(wide.model) if leaf.size >= 64 * 64]
+        report["split"] = [leaf.addressable_shards[0].data.size / leaf.size for leaf in matrices]
+        report["collectives"] = collectives(wide)
         print("REPORT" + json.dumps(report), flush=True)
         return
     if "spans" in sys.argv:

@@ -47,6 +47,7 @@ def test_scores_are_written_shown_and_pruned(run, made, tmp_path):
     assert circuit.within.run["config_of_selection"]["edges"] == 25
     inside, between = circuit.within.num_edges, len(circuit.crossing)
     assert inside + between == 25 and between and f"{inside} edges within spans, {between} between" in printed
+    assert printed.count(" nodes") == 1 and f"{len(circuit.nodes)} nodes (component, span)" in printed
     assert all(f"{name:<28} {score:+.3g}" in printed for name, score in circuit.crossing.items())
     code, shown, _ = run("show", best)
     assert code == 0 and shown.strip() == printed.replace(f"written to {best}", "").strip()

@@ -48,7 +48,7 @@ def assert_same(some, others):
 
 @pytest.mark.mission
 def test_eight_devices_decide_what_one_does(eight):
-    assert eight["all"]["shape"] == {"candidates": 2, "prompts": 4}
+    assert eight["all"]["shape"] == {"candidates": 2, "prompts": 4, "model": 1}
     assert_same(eight["all"], eight["one"])
 
 
@@ -63,6 +63,17 @@ def test_devices_exchange_numbers_only(eight):
 def test_weights_that_do_not_fit_one_device_are_split(eight):
     arrays, value = eight["split"]
     assert arrays > 3 and abs(value - eight["plain"]) < 1e-12
+
+
+@pytest.mark.mission
+def test_weights_split_between_devices_stay_where_they_are():
+    """Answers are those of one device; of a chain its activations travel, and no weights: not even one matrix."""
+    [runs] = reports(start("8", "weights"))
+    assert runs["all"]["shape"] == {"candidates": 1, "prompts": 4, "model": 2}
+    assert_same(runs["all"], runs["one"])
+    assert len(runs["split"]) == 6 and set(runs["split"]) == {0.5}
+    candidates, prompts, positions, width, bytes_each = 4, 1, 6, 64, 4
+    assert 0 < max(runs["collectives"]) <= candidates * prompts * positions * width * bytes_each < 64 * 64 * bytes_each
 
 
 @pytest.mark.mission
@@ -86,7 +97,7 @@ def test_two_processes_decide_what_one_does(eight):
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     first, second = reports(start(address, "0"), start(address, "1"))
-    assert first["all"]["shape"] == {"candidates": 1, "prompts": 4}
+    assert first["all"]["shape"] == {"candidates": 1, "prompts": 4, "model": 1}
     assert_same(first["all"], eight["one"])
     assert_same(second["all"], eight["one"])
 
@@ -95,11 +106,18 @@ def test_a_mesh_of_one_device_and_what_is_refused():
     mesh = jc.device_mesh(4, devices=1)
     model, pairs = micro_model("one-head"), micro_pairs(batch=4)
     objective = jc.Objective(model, pairs, "kl", mesh=mesh)
-    assert objective.describe()["mesh"] == {"candidates": 1, "prompts": 1}
+    assert objective.describe()["mesh"] == {"candidates": 1, "prompts": 1, "model": 1}
     np.testing.assert_allclose(
         objective(objective.full_mask()), jc.Objective(model, pairs, "kl")(objective.full_mask()), atol=1e-6
     )
     with pytest.raises(ValueError, match=r"devices: expected 1 to \d+ \(cpu\), got 4096"):
         jc.device_mesh(4, devices=4096)
-    with pytest.raises(ValueError, match="mesh: expected the axes candidates and prompts"):
+    with pytest.raises(ValueError, match="mesh: expected the axes candidates, prompts and model"):
         jc.Objective(model, pairs, "kl", mesh=jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Auto,)))
+
+
+def test_weights_cannot_be_split_among_more_devices_than_there_are(run):
+    with pytest.raises(ValueError, match="model: expected a number that divides 1 devices, got 2"):
+        jc.device_mesh(4, devices=1, model=2)
+    code, _, said = run("discover", "ioi", "--split-weights", "2")
+    assert code == 1 and "--split-weights: expected --devices besides, got 2 of one device" in said

@@ -36,6 +36,7 @@ from .options import (
     Checkpoint,
     Config,
     Devices,
+    SplitWeights,
     check_fillable,
     check_writable,
     err,
@@ -78,6 +79,7 @@ class JudgedOptions(NamedTuple):
         str | None, typer.Option(help="several scored positions: together or per_prompt; default: the circuit's")
     ] = None
     devices: Devices = 1
+    split_weights: SplitWeights = 1
     cache: Cache = None
     bos: Annotated[bool | None, typer.Option("--bos/--no-bos", help="begin with BOS; default: the circuit's")] = None
     template: Annotated[str | None, typer.Option(help="of a chat; default: the circuit's")] = None

@@ -82,7 +82,8 @@ def print_peap(scores: Peap) -> None:
 
 def print_peap_circuit(circuit: PeapCircuit) -> None:
     """The edges within spans as those of a circuit, the others below."""
-    print_circuit(circuit.within)
+    _print_head(circuit.within.run)
+    _print_edges(circuit.within)
     out.print("between spans, the best first:")
     for name, score in circuit.crossing.items():
         out.print(f"  {name:<28} {score:+.3g}", markup=False)
@@ -94,17 +95,7 @@ def print_circuit(circuit: Circuit) -> None:
     """A circuit, receiver by receiver from the output on, and what it cost."""
     run, graph = circuit.run, circuit.graph
     _print_head(run)
-    shares = circuit.shares
-
-    def effect(s: Any, r: int) -> str:
-        sure = "" if shares is None else f" ({shares[s, r]:.0%})"
-        return f"{graph.senders[s]} {circuit.scores[s, r]:+.3g}{sure}"
-
-    for column in reversed(range(len(graph.receivers))):
-        senders = np.flatnonzero(circuit.mask[:, column])[::-1]
-        if len(senders):
-            effects = "  ".join(effect(s, column) for s in senders)
-            out.print(f"  {graph.receivers[column]:>9} <- {effects}", markup=False)
+    _print_edges(circuit)
     groups = f", {run['groups_kept']} head inputs tested as groups stay" if run.get("groups_kept") else ""
     out.print(
         f"{circuit.num_edges} of {graph.num_edges} edges, {len(circuit.nodes)} of {len(graph.nodes)} nodes{groups}"
@@ -112,7 +103,7 @@ def print_circuit(circuit: Circuit) -> None:
     if {"metric_full", "metric_final"} <= run.keys():
         before, after = float(run["metric_full"]), float(run["metric_final"])
         out.print(f"{run.get('metric', 'metric')}: {before:.6g} whole model, {after:.6g} circuit", markup=False)
-    if shares is not None:
+    if (shares := circuit.shares) is not None:
         _print_replicates(circuit, shares)
     if {"evaluations", "evaluations_wasted", "device_calls", "seconds", "seconds_compiling"} <= run.keys():
         seconds, compiling = float(run["seconds"]), float(run["seconds_compiling"])
@@ -134,6 +125,21 @@ def _print_head(run: dict[str, Any]) -> None:
     head += [f"{key} {value}" for key, value in run.get("selection", {}).items()]
     if head:
         out.print(" ".join(", ".join(head).split()), markup=False)
+
+
+def _print_edges(circuit: Circuit) -> None:
+    """Receiver by receiver from the output on."""
+    graph, shares = circuit.graph, circuit.shares
+
+    def effect(s: Any, r: int) -> str:
+        sure = "" if shares is None else f" ({shares[s, r]:.0%})"
+        return f"{graph.senders[s]} {circuit.scores[s, r]:+.3g}{sure}"
+
+    for column in reversed(range(len(graph.receivers))):
+        senders = np.flatnonzero(circuit.mask[:, column])[::-1]
+        if len(senders):
+            effects = "  ".join(effect(s, column) for s in senders)
+            out.print(f"  {graph.receivers[column]:>9} <- {effects}", markup=False)
 
 
 def _print_replicates(circuit: Circuit, shares: EdgeScores) -> None:

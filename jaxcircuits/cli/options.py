@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, NamedTuple, get_type_hints
 
 import jax
 import typer
+from jax.sharding import Mesh
 from rich.console import Console
 
 from .. import checkpoints, tasks
@@ -61,6 +62,7 @@ Spans = Annotated[
 ]
 Average = Annotated[str, typer.Option(help="several scored positions: together or per_prompt")]
 Devices = Annotated[int, typer.Option(help="devices to spread over; 0: all there are")]
+SplitWeights = Annotated[int, typer.Option(help="devices that the weights are split among, where one is too small")]
 Cache = Annotated[Path | None, typer.Option(help="keep compiled programs in this folder for the next run")]
 Checkpoint = Annotated[
     Path | None,
@@ -113,6 +115,7 @@ class PromptOptions(NamedTuple):
     seed: Seed = 0
     average: Average = "together"
     devices: Devices = 1
+    split_weights: SplitWeights = 1
     cache: Cache = None
     bos: Bos = None
     template: Template = None
@@ -139,7 +142,7 @@ def load(task: str, prompts: PromptOptions, change: Callable[[Any], Any] | None 
     loaded = checkpoints.load(prompts.model, dtype=dtype, **how)
     framing = {"bos": prompts.bos, "template": prompts.template}
     pairs, named = prompts_of(task, loaded, prompts.size, prompts.seed, **framing)
-    mesh = None if prompts.devices == 1 else device_mesh(len(pairs), prompts.devices or None)
+    mesh = devices_of(prompts, len(pairs))
     options = {"average": prompts.average, "mesh": mesh}
     model = loaded.model if change is None else change(loaded.model)
     with compile_clock() as clock:
@@ -150,6 +153,15 @@ def load(task: str, prompts: PromptOptions, change: Callable[[Any], Any] | None 
     if named in tasks.TASKS and (left_out := tasks.TASKS[named].left_out(loaded.tokenizer)):
         run["words_left_out"] = {name: len(words) for name, words in left_out.items()}
     return Loaded(objective, run, pairs, loaded)
+
+
+def devices_of(options: PromptOptions, prompts: int) -> Mesh | None:
+    """The devices that the options name, for so many prompts. Raises ValueError for what `device_mesh` refuses."""
+    if options.devices != 1:
+        return device_mesh(prompts, options.devices or None, options.split_weights)
+    if options.split_weights != 1:
+        raise ValueError(f"--split-weights: expected --devices besides, got {options.split_weights} of one device")
+    return None
 
 
 class Recorded(NamedTuple):

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from ..batching import device_mesh
 from ..data import PromptPairs
 from ..discovery.methods import METHODS, by_name
 from ..evaluation.comparison import Comparison, compare_methods
@@ -16,7 +15,17 @@ from ..objective import Objective
 from ..report import plot_comparison, write_comparison
 from ..run import extended
 from .config import Context, config_of
-from .options import Config, PromptOptions, TaskName, check_writable, load, out, takes_groups, warnings_as_lines
+from .options import (
+    Config,
+    PromptOptions,
+    TaskName,
+    check_writable,
+    devices_of,
+    load,
+    out,
+    takes_groups,
+    warnings_as_lines,
+)
 from .report import check_page
 
 DEFAULT = "random,eap,eap-ig-inputs,mattr"
@@ -62,7 +71,7 @@ def side_by_side(
 
 
 def _part(whole: Objective, pairs: PromptPairs, prompts: PromptOptions) -> Objective:
-    mesh = None if prompts.devices == 1 else device_mesh(len(pairs), prompts.devices or None)
+    mesh = devices_of(prompts, len(pairs))
     return Objective(whole.model, pairs, prompts.metric, prompts.reference, average=prompts.average, mesh=mesh)
 
 
