@@ -3,7 +3,7 @@
     python benchmarks/aot_estimate.py [--chip v5e|v5p|v6e|h100] [--size small] [--prompts 100]
         [--precision NAME] [--threshold 0.002] [--counts FILE]
 
-The run counts calls, instructions, sources and removals of every compiled chain and commit (GPT-2-small's shape, KL,
+The run counts calls, instructions, sources and removals of every compiled chain, commit and fill (GPT-2-small, KL,
 10 prompts x 16; what happens depends little on how many prompts there are). Each program is compiled for the chip as
 `aot.py` does. On a TPU its time is the compiler's own cycles; on a GPU what the products, the moved bytes, the launches
 and the waits of the host for loops and branches take by the assumed rates below. The host's time is that of a run whose
@@ -38,12 +38,17 @@ H100 = {"flops": 0.7 * 67e12, "bytes": 0.8 * 3.35e12, "launch": 2.5e-6, "wait": 
 """Assumed: shares of the published float32 and memory rates, seconds a kernel, seconds a wait of the host."""
 
 
+ONCE = {"first_run": 1, "per_example": 2}
+"""Programs besides: the run that a search starts from, and its float noise at the start and at the end."""
+
+
 class Counting(jc.LiveEvaluator):
     """Adds up what every chain and commit does, by (slots, width)."""
 
     seen: dict[tuple[int, int], Counter[str]] = {}
 
     def chain(self, steps: Any, guesses: Any, width: int) -> Any:
+        before = set(self.slots)
         values = super().chain(steps, guesses, width)
         assert self._chain is not None
         shape = self._num_slots, width
@@ -52,6 +57,7 @@ class Counting(jc.LiveEvaluator):
         self.last = shape, self._done(program)
         counted.update(self.last[1])
         counted.update({"calls": 1, "removals": width, "removals/sources": int(program.removal_counts.sum())})
+        counted["fills"] += len(set(self.slots) - before)
         return values
 
     def commit(self, removed: Any) -> None:
@@ -99,7 +105,6 @@ def of_chain(done: Counter[str], kinds: Any) -> Counts:
 
 def of_commit(done: Counter[str], places: int) -> Counts:
     """Means of the loops of `commit`."""
-    done = Counter({name.removeprefix("commit "): n for name, n in done.items() if name.startswith("commit ")} | done)
     calls = done["commits"]
     turns = {}
     for phase in ("everywhere", "scored"):
@@ -173,7 +178,7 @@ def main() -> None:
     rows = []
     for name, done in run["done"].items():
         slots, width = map(int, name.split("x"))
-        rows += _rows(options.chip, topology, (slots, width), objective, Counter(done))
+        rows += _rows((options.chip, topology, objective), (slots, width), Counter(done), not rows)
     host = run["about"]["calls"] * host_seconds(options.size, run["about"]["edges"])
     device = sum(row["seconds"] for row in rows)
     totals = {name: round(sum(row[name] for row in rows), 1) for name in ("teraflop_of_all", "processor_s")}
@@ -181,12 +186,18 @@ def main() -> None:
 
 
 def _rows(
-    chip: str, topology: Any, shape: tuple[int, int], objective: jc.Objective, done: Counter[str]
+    target: tuple[str, Any, jc.Objective], shape: tuple[int, int], done: Counter[str], is_first: bool
 ) -> list[dict[str, Any]]:
-    """Of one shape (slots, width): what its chains and commits take."""
+    """Of one shape (slots, width): what its chains and commits take; of the first also what a run does once.
+
+    - `target`: a chip, its topology, and the objective there.
+    """
+    chip, topology, objective = target
     units, made, rows = Units(objective.graph), programs(objective, *shape), []
     counts = {"run_chain": of_chain(done, units.kinds), "commit": of_commit(done, units.num_places)}
-    for name, times in (("run_chain", done["calls"]), ("commit", done["commits"])):
+    counts |= dict.fromkeys((*ONCE, "fill"), Counts({}, {}))
+    times_of = {"run_chain": done["calls"], "commit": done["commits"], "fill": done["fills"]}
+    for name, times in (times_of | (ONCE if is_first else {})).items():
         if not times:
             continue
         binary, processor = aot.compiled(made[name], topology, None)
