@@ -1,6 +1,7 @@
 """How well each score agrees with exact patching of ALL edges: Pearson's correlation, by the kind of sender.
 
-    python benchmarks/correlation.py [--model NAME] [--task TASK] [--prompts N] [--seed S] [--metric NAME] [--out FILE]
+    python benchmarks/correlation.py [--model NAME] [--task TASK] [--prompts N] [--seed S] [--metric NAME]
+        [--out FILE] [--exact FILE]
 
 Exact patching removes every edge alone (Conmy et al. 2023's first step, of the whole model); the others estimate that
 with one or a few backward passes. Prints JSON lines: a method's correlation over all edges, over those out of each
@@ -38,6 +39,14 @@ def correlations(scores: np.ndarray, exact: np.ndarray, graph: jc.Graph) -> dict
     return found
 
 
+def _check_same(run: dict, objective: jc.Objective) -> None:
+    """Raises SystemExit for scores of other prompts or another metric."""
+    said, own = ({"metric": of["metric"], **of["source"]} for of in (run, objective.describe()))
+    for name in ("metric", "digest_of_pairs"):
+        if said[name] != own[name]:
+            raise SystemExit(f"--exact: expected scores of {name} {own[name]}, got {said[name]}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny-gpt2")
@@ -46,16 +55,21 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--metric", default="logit_diff")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--exact", type=Path, help="scores that an earlier run wrote with --out")
     options = parser.parse_args()
     loaded = jc.load(options.model)
     pairs = jc.tasks.by_name(options.task).generate(loaded.tokenizer, seed=options.seed, size=options.prompts)
     objective = jc.Objective(loaded.model, pairs, options.metric)
     emit(model=options.model, task=options.task, prompts=len(pairs), metric=options.metric, **machine())
     start = time.perf_counter()
-    exact = jc.exact(objective)
-    emit(method="exact", edges=objective.graph.num_edges, seconds=round(time.perf_counter() - start, 2))
+    if options.exact is None:
+        exact = jc.Circuit.of(jc.exact(objective), task=options.task, model=loaded.source, seed=options.seed)
+        emit(method="exact", edges=objective.graph.num_edges, seconds=round(time.perf_counter() - start, 2))
+    else:
+        exact = jc.Circuit.load(options.exact)
+        _check_same(exact.run, objective)
     if options.out is not None:
-        jc.Circuit.of(exact, task=options.task, model=loaded.source, seed=options.seed).save(options.out)
+        exact.save(options.out)
     for name, (method, given) in METHODS.items():
         start = time.perf_counter()
         scores = method(objective, **given)

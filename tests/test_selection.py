@@ -96,6 +96,27 @@ def test_necessity_and_accuracy_are_as_defined(chain):
     assert jc.faithfulness_curve(kl, scores, shares=shares).acc_auc is None
 
 
+def test_the_command_takes_what_enough_replicates_keep(run, tmp_path):
+    """Where scores would choose otherwise; and only of a circuit that has replicates."""
+    graph, file, sure = jc.Graph.transformer(1, 1), tmp_path / "c.json", tmp_path / "sure.json"
+    kept = {"m0->logits": 19, "input->m0": 20, "input->logits": 18, "input->a0.h0<v>": 20}
+    scores = np.where(graph.valid, 1.0, 0)
+    scores[graph.edge_index("m0->logits")] = -5
+    record = {
+        "replicates": {"count": 20, "kept": kept, "edges": [3] * 20, "metrics": [0.1] * 20, "jaccards": [1.0] * 20}
+    }
+    jc.Circuit(graph, graph.valid, scores, record).save(file)
+    code, printed, error = run("prune", file, "--at-least", "0.95", "--out", sure)
+    assert (code, error) == (0, "") and "3 edges chosen, 1 of them dead ends" in printed
+    assert jc.Circuit.load(sure).edges == ("input->m0", "m0->logits")
+    for wrong, message in ((["--edges", "2"], "expected one of"), (["--retain", "0.5"], "leave out --edges")):
+        code, _, error = run("prune", file, "--at-least", "0.95", *wrong)
+        assert code == 1 and message in error
+    jc.Circuit(graph, graph.valid, scores, {}).save(file)
+    code, _, error = run("prune", file, "--at-least", "0.95")
+    assert code == 1 and "expected a circuit with replicates" in error
+
+
 @pytest.mark.mission
 def test_the_commands(run, tmp_path):
     file, best = tmp_path / "scores.json", tmp_path / "best.json"

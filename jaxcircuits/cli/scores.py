@@ -124,6 +124,9 @@ def prune(
     file: Annotated[Path, typer.Argument(help="scores: a JSON file of `score`, of MIB or of EAP-IG")],
     edges: Annotated[int | None, typer.Option(help="take so many of the best edges")] = None,
     threshold: Annotated[float | None, typer.Option(help="take the edges that score at least this")] = None,
+    at_least: Annotated[
+        float | None, typer.Option(help="take the edges that so large a share of a circuit's replicates keeps, as 0.95")
+    ] = None,
     rank: Annotated[str, typer.Option(help=f"by scores or their sizes: {', '.join(RANKS)}")] = "signed",
     greedy: Annotated[bool, typer.Option(help="from the logits on, only edges into nodes that are in")] = False,
     select: Annotated[str, typer.Option(help="top, or ilp: the largest total score without dead ends")] = "top",
@@ -133,13 +136,14 @@ def prune(
     config: Config = None,
     out_file: Annotated[Path | None, typer.Option("--out", help="write the circuit to this JSON file")] = None,
 ) -> None:
-    """Takes the best edges of a file of scores, drops dead ends, and prints the circuit."""
+    """Takes the best edges of a file of scores, or the sure ones of a circuit with replicates, without dead ends."""
     check_writable(file, out=out_file)
     if (found := peap_of(file)) is not None:
-        is_other = greedy or threshold is not None or retain is not None or select != "top"
+        is_other = greedy or select != "top" or any(given is not None for given in (threshold, at_least, retain))
         return _prune_peap(ctx, found, None if is_other else edges, rank, out_file)
     scored = Circuit.load(file)
-    circuit = _selected(scored, (edges, threshold, retain), rank, greedy, select)
+    choices = {"edges": edges, "threshold": threshold, "at_least": at_least}
+    circuit = _selected(scored, choices, retain, rank=rank, greedy=greedy, select=select)
     circuit = Circuit.of(circuit, d_model=scored.d_model, config_of_selection=config_of(ctx))
     print_circuit(circuit)
     chosen, kept = circuit.run["edges_with_dead_ends"], circuit.run["edges_kept"]
@@ -152,23 +156,25 @@ def prune(
 
 
 def _selected(
-    scored: Circuit, how_many: tuple[int | None, float | None, float | None], rank: str, greedy: bool, select: str
+    scored: Circuit, choices: dict[str, Any], retain: float | None, *, rank: str, greedy: bool, select: str
 ) -> Circuit:
-    """The circuit of so many edges, of a threshold, or of a share of faithfulness that is to stay."""
-    edges, threshold, retain = how_many
+    """The circuit of `choices` of `Circuit.select`, or of a share of faithfulness that is to stay."""
+    edges = choices["edges"]
     if select not in SELECT:
         raise ValueError(f"--select: expected one of {', '.join(SELECT)}, got {select!r}")
-    is_other = greedy or threshold is not None
+    is_other = greedy or any(choices[name] is not None for name in ("threshold", "at_least"))
     if retain is not None:
         if is_other or edges is not None or select != "top":
-            raise ValueError("--retain says how many edges: leave out --edges, --threshold, --greedy and --select")
+            raise ValueError(
+                "--retain says how many edges: leave out --edges, --threshold, --at-least, --greedy, --select"
+            )
         with warnings_as_lines():
             return retained(recorded(scored.run).load()[0], scored, retain, rank=rank)
     if select == "ilp":
         if is_other or edges is None:
-            raise ValueError("--select ilp needs --edges, without --threshold and --greedy")
+            raise ValueError("--select ilp needs --edges, without --threshold, --at-least and --greedy")
         return select_connected(scored, edges, rank=rank)
-    return Circuit.select(scored, edges=edges, threshold=threshold, rank=rank, greedy=greedy)
+    return Circuit.select(scored, **choices, rank=rank, greedy=greedy)
 
 
 def _prune_peap(ctx: Context, found: Peap | PeapCircuit, edges: int | None, rank: str, out_file: Path | None) -> None:
