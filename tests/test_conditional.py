@@ -52,6 +52,7 @@ def pair():
     return of
 
 
+@pytest.mark.mission
 @pytest.mark.quick(1, rest="slow")
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("method", SAME)

@@ -87,6 +87,7 @@ def test_it_is_the_formula_and_padding_is_nothing(family, metric, rules, x64):
 GONE = ["input->m0", "a0.h0->logits", "a0.h1->m1", "m0->a1.h0<q>", "input->a1.h1<q>"]
 
 
+@pytest.mark.mission
 @pytest.mark.quick(1, rest="slow")
 @pytest.mark.parametrize("family, metric, rules", CASES)
 def test_without_some_edges_all_runs_are_without_them(family, metric, rules, x64):

@@ -103,6 +103,7 @@ def test_an_objective_at_another_precision_is_one_made_so(coarse, reference):
     assert abs(float(full(mask)) - float(high(mask))) > 1e-5
 
 
+@pytest.mark.mission
 def test_decisions_are_held_against_the_error_of_a_sample_of_them(coarse):
     """By hand: each trial's circuits again at full precision."""
     high, full = objective_of(coarse.with_precision("high")), objective_of(coarse)
