@@ -2,17 +2,19 @@
 
     pip install -e '.[aot]'     # libtpu; for h100 also jax-cuda12-plugin, jax-cuda12-pjrt, nvidia-cuda-nvcc-cu12
     python benchmarks/aot.py [--chip v5e|v5p|v6e|h100] [--devices N] [--split-weights N] [--size small]
-        [--prompts 100] [--only REGEX] [--precision highest|high|tf32x3|bf16x6]
+        [--prompts 100] [--only REGEX] [--precision highest|high|tf32x3|bf16x6] [--command-buffers]
 
 One JSON line a program, then a table: whether it compiles, processor seconds, memory beside the chip's, matrix
-products and copies in the text, collectives (in loops or not), red flags (float64, host callbacks). No number of it is
-measured on a chip.
+products and copies in the text, collectives (in loops or not), red flags (float64, host callbacks); of a GPU the loops
+and branches that its host runs, waiting for each turn (`--command-buffers`: with the flag that leaves them to the GPU). No number is measured on a chip.
 """
 
 import argparse
 import collections
 import os
 import re
+import shutil
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -103,6 +105,27 @@ def read(text: str) -> dict[str, Any]:
     }
 
 
+def keep_thunks(command_buffers: bool) -> Path:
+    """Makes XLA write down what a GPU's host does, in the folder. To be called before anything is compiled."""
+    folder = Path(tempfile.mkdtemp(prefix="thunks-"))
+    flags = [os.environ.get("XLA_FLAGS", ""), f"--xla_dump_to={folder}", "--xla_dump_hlo_as_text"]
+    flags += ["--xla_gpu_enable_command_buffer=+WHILE,+CONDITIONAL"] if command_buffers else []
+    os.environ["XLA_FLAGS"] = " ".join(flags)
+    return folder
+
+
+def host_turns(thunks: str) -> int:
+    """Loops and branches that a GPU's host runs itself: those that lie in no command buffer."""
+    count, buffer = 0, None
+    for spaces, kind in re.findall(r"^( *)\d+: (k\w+)", thunks, re.M):
+        if buffer is not None and len(spaces) <= buffer:
+            buffer = None
+        if buffer is None and kind == "kCommandBuffer":
+            buffer = len(spaces)
+        count += buffer is None and kind in ("kWhile", "kConditional")
+    return count
+
+
 def row_of(name: str, program: Program, topology: Any, mesh: Mesh | None, gib: float) -> dict[str, Any]:
     """What the compiler says of a program."""
     try:
@@ -118,7 +141,8 @@ def row_of(name: str, program: Program, topology: Any, mesh: Mesh | None, gib: f
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown."""
-    names = "program", "compiles", "processor_s", "peak_gib", "fits", "copies", "loops", "collectives", "flags"
+    names = "program", "compiles", "processor_s", "peak_gib", "fits", "copies", "loops", "host_turns", "collectives"
+    names += ("flags",)
     lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     cells = [["-" if row.get(name) in (None, {}, []) else str(row[name]) for name in names] for row in rows]
     return "\n".join(lines + [f"| {' | '.join(line)} |" for line in cells])
@@ -135,6 +159,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--microbatch", type=int, default=10)
     parser.add_argument("--metric", default="kl")
     parser.add_argument("--precision", choices=PRECISIONS, default="highest")
+    parser.add_argument("--command-buffers", action="store_true", help="of a GPU, for loops and branches too")
     parser.add_argument("--slots", type=int, default=16)
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--only", default="", help="programs whose names match")
@@ -143,6 +168,7 @@ def parsed() -> argparse.Namespace:
 
 def main() -> None:
     options = parsed()
+    thunks = keep_thunks(options.command_buffers) if CHIPS[options.chip][0] is None else None
     topology = topology_of(options.chip)
     mesh = mesh_of(topology, options.devices, options.prompts, options.split_weights)
     shape = options.prompts, options.length, options.metric, options.microbatch, options.precision
@@ -152,7 +178,12 @@ def main() -> None:
     for name, program in made.items():
         if re.search(options.only, name):
             rows.append(row_of(name, program, topology, mesh, CHIPS[options.chip][1]))
+            if thunks is not None:
+                written = max(thunks.glob("*thunk_sequence_after*"), key=lambda path: path.stat().st_mtime)
+                rows[-1]["host_turns"] = host_turns(written.read_text())
             emit(**rows[-1])
+    if thunks is not None:
+        shutil.rmtree(thunks)
     print(table(rows))
 
 

@@ -1,7 +1,7 @@
 """A whole exact search on a chip that is not there: how often a real run, on this CPU, does what, times its cost there.
 
     python benchmarks/aot_estimate.py [--chip v5e|v5p|v6e|h100] [--size small] [--prompts 100]
-        [--precision NAME] [--threshold 0.002] [--counts FILE]
+        [--precision NAME] [--threshold 0.002] [--counts FILE] [--command-buffers]
 
 The run counts calls, instructions, sources and removals of every compiled chain, commit and fill (GPT-2-small, KL,
 10 prompts x 16; what happens depends little on how many prompts there are). Each program is compiled for the chip as
@@ -162,9 +162,12 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=100)
     parser.add_argument("--precision", default="highest")
     parser.add_argument("--threshold", type=float, default=0.002)
+    parser.add_argument("--command-buffers", action="store_true", help="a GPU's loops and branches need no host")
     parser.add_argument("--counts", type=Path, help="keep what the run did here, or take it from here")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
+    if options.command_buffers:  # as `aot.py --command-buffers` shows
+        H100["wait"] = 0
     widths.FREE.clear()
     widths.LARGEST.clear()
     known = options.counts is not None and options.counts.exists()

@@ -100,3 +100,23 @@ ENTRY %main (x: f32[2]) -> f32[2] {
     row = aot[0].read(text)
     assert row["collectives"] == {"all-reduce": 1, "all-gather": 1} and row["collectives_in_loops"] == {"all-reduce": 1}
     assert row["flags"] == ["f64", "xla_python_cpu_callback"] and row["loops"] == 1
+
+
+def test_what_the_host_runs_is_what_lies_in_no_command_buffer(aot):
+    thunks = """\
+000: kCommandBuffer [source | next=002 (1)]
+    001: kWhile [source | sink]
+condition:
+        002: kCustomKernel compare
+      body:
+        003: kConditional select
+004: kWhile [prev=000 (1) | sink]
+condition:
+    005: kCustomKernel compare
+  body:
+    006: kConditional [source | sink]
+    000: kCommandBuffer [source | sink]
+        007: kWhile [source | sink]
+    008: kCustomKernel add
+"""
+    assert aot[0].host_turns(thunks) == 2
