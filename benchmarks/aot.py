@@ -6,7 +6,8 @@
 
 One JSON line a program, then a table: whether it compiles, processor seconds, memory beside the chip's, matrix
 products and copies in the text, collectives (in loops or not), red flags (float64, host callbacks); of a GPU the loops
-and branches that its host runs, waiting for each turn (`--command-buffers`: with the flag that leaves them to the GPU). No number is measured on a chip.
+and branches that its host runs, waiting for each turn (`--command-buffers`: with the flag that leaves them to the GPU).
+No number is measured on a chip.
 """
 
 import argparse
@@ -29,6 +30,7 @@ for name, value in {
     os.environ.setdefault(name, value)
 
 import jax  # noqa: E402
+from aot_cost import size_of  # noqa: E402
 from aot_programs import Program, abstract_objective, axes_of, programs  # noqa: E402
 from common import SIZES, emit  # noqa: E402
 from jax.experimental import topologies  # noqa: E402
@@ -95,11 +97,13 @@ def read(text: str) -> dict[str, Any]:
     """What a program's text shows."""
     flags = ["f64"] if re.search(r"\bf64\[", text) else []
     flags += [target for target in set(re.findall(r'custom_call_target="([^"]+)"', text)) if "callback" in target]
+    gathered = [size_of(shape) for shape in re.findall(r" = (\S+) all-gather(?:-start)?\(", text)]
     return {
         "instructions": len(re.findall(r"^\s+\S+ = ", text, re.M)),
         "copies": len(re.findall(r" copy\(", text)),
         "loops": len(re.findall(r" while\(", text)),
         "collectives": dict(collections.Counter(COLLECTIVE.findall(text))),
+        "largest_gather_mib": round(max(gathered, default=0) / 2**20, 3),
         "collectives_in_loops": dict(collections.Counter(in_loops(text))),
         "flags": flags,
     }
