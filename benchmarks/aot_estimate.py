@@ -30,6 +30,7 @@ import jaxcircuits as jc
 from jaxcircuits import programs as instructions
 from jaxcircuits.discovery import width as widths
 from jaxcircuits.kinds import Units
+from jaxcircuits.precision import PRECISIONS
 
 GHZ = {"v5e": 1.5, "v5p": 1.75, "v6e": 1.75}
 """Clocks that the matrix units' published rates imply."""
@@ -127,7 +128,13 @@ def counted(size: str, threshold: float) -> dict[str, Any]:
     objective = jc.Objective(model, random_pairs(10, 16, model.vocab_size), "kl")
     Counting.seen.clear()
     run = jc.acdc(objective, threshold, evaluator=Counting)
-    about = {"decisions": run.evaluations, "edges": int(run.mask.sum()), "calls": run.device_calls}
+    about = {
+        "size": size,
+        "threshold": threshold,
+        "decisions": run.evaluations,
+        "edges": int(run.mask.sum()),
+        "calls": run.device_calls,
+    }
     done = {f"{slots}x{width}": counts for (slots, width), counts in sorted(Counting.seen.items())}
     return {"about": {**about, "calls_by_width": run.device_calls_by_width}, "done": done}
 
@@ -160,7 +167,7 @@ def main() -> None:
     parser.add_argument("--chip", choices=aot.CHIPS, default="v5e")
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--prompts", type=int, default=100)
-    parser.add_argument("--precision", default="highest")
+    parser.add_argument("--precision", choices=PRECISIONS, default="highest")
     parser.add_argument("--threshold", type=float, default=0.002)
     parser.add_argument("--command-buffers", action="store_true", help="a GPU's loops and branches need no host")
     parser.add_argument("--counts", type=Path, help="keep what the run did here, or take it from here")
@@ -172,6 +179,9 @@ def main() -> None:
     widths.LARGEST.clear()
     known = options.counts is not None and options.counts.exists()
     run = json.loads(options.counts.read_text()) if known else counted(options.size, options.threshold)
+    asked = {"size": options.size, "threshold": options.threshold}
+    if known and any(run["about"][name] != value for name, value in asked.items()):
+        raise SystemExit(f"--counts: expected a run of {asked}, got {run['about']}")
     if options.counts is not None:
         options.counts.write_text(json.dumps(run))
     emit(**{name: str(value) for name, value in vars(options).items()}, **run["about"], jax=jax.__version__)

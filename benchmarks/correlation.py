@@ -39,12 +39,14 @@ def correlations(scores: np.ndarray, exact: np.ndarray, graph: jc.Graph) -> dict
     return found
 
 
-def _check_same(run: dict, objective: jc.Objective) -> None:
-    """Raises SystemExit for scores of other prompts or another metric."""
-    said, own = ({"metric": of["metric"], **of["source"]} for of in (run, objective.describe()))
-    for name in ("metric", "digest_of_pairs"):
-        if said[name] != own[name]:
-            raise SystemExit(f"--exact: expected scores of {name} {own[name]}, got {said[name]}")
+def _check_same(run: dict, objective: jc.Objective, model: str) -> None:
+    """Raises SystemExit for scores of another model, of other prompts, or measured otherwise."""
+    own = objective.describe()
+    own |= {"model": model, "digest_of_pairs": own["source"]["digest_of_pairs"]}
+    said = {**run, **run.get("source", {})}
+    for name in ("model", "digest_of_pairs", "metric", "reference", "dtype", "precision"):
+        if said.get(name) != own[name]:
+            raise SystemExit(f"--exact: expected scores of {name} {own[name]}, got {said.get(name)}")
 
 
 def main() -> None:
@@ -67,7 +69,7 @@ def main() -> None:
         emit(method="exact", edges=objective.graph.num_edges, seconds=round(time.perf_counter() - start, 2))
     else:
         exact = jc.Circuit.load(options.exact)
-        _check_same(exact.run, objective)
+        _check_same(exact.run, objective, loaded.source)
     if options.out is not None:
         exact.save(options.out)
     for name, (method, given) in METHODS.items():

@@ -14,6 +14,7 @@ from .files import plain, read_json, write_json
 from .graph import Graph
 from .run import extended
 from .scores import Scores
+from .scores import could_be_in as could_be_in
 from .types import EdgeBools, EdgeScores
 
 if TYPE_CHECKING:
@@ -184,12 +185,6 @@ class Circuit:
             return cls(*contents_of(value))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-
-
-def could_be_in(scored: "Scores | Circuit") -> EdgeBools:
-    """The edges that could be in when they were scored, by the record: those `within`, or all but those `without`."""
-    graph, run = scored.graph, scored.run
-    return graph.mask_of(run["within"]) if "within" in run else graph.valid & ~graph.mask_of(run.get("without", []))
 
 
 def _shares(scored: "Scores | Circuit", at_least: float) -> EdgeScores:

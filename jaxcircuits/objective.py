@@ -24,7 +24,7 @@ from .masks import mask_of
 from .metrics import Labels, Metric
 from .models import Held as Held
 from .objective_checks import check_options, check_padding, check_parts_finite
-from .references import name_of, reference_values
+from .references import name_of, reference_values, sender_values
 from .types import Mask, MaskLike, Model, PositionedMask
 
 
@@ -55,6 +55,7 @@ class Objective(eqx.Module):
     metric_name: str = eqx.field(static=True)
     reference_name: str = eqx.field(static=True)
     average: str = eqx.field(static=True)
+    is_restoring: bool = eqx.field(static=True)
     microbatch: int = eqx.field(static=True)
     mesh: Mesh | None = eqx.field(static=True)
 
@@ -95,7 +96,7 @@ class Objective(eqx.Module):
         check_options(reference, average, microbatch, mesh, len(pairs))
         for runs in (model, reference):
             check_padding(runs, pairs)
-        self.mesh, self.average = mesh, average
+        self.mesh, self.average, self.is_restoring = mesh, average, False
         self.model = model = batching.place_weights(model, mesh)
         self.reference_name = name_of(reference)
         tokens = pairs.clean, pairs.corrupt, pairs.inside()
@@ -202,16 +203,15 @@ class Objective(eqx.Module):
 
     def with_precision(self, name: str) -> "Objective":
         """The same function with other products of matrices (`precision.py`): the model's runs that labels and the
-        references "resample" and "mean" are of, too.
+        reference "resample" are of, too. Other references are kept as they are.
 
         Raises ValueError for products that the device has not.
         """
         other = eqx.tree_at(lambda o: o.model, self, self.model.with_precision(name))
-        full, reference = losses.clean_run(other)[0], self.reference
-        if self.reference_name in ("resample", "mean"):
-            prompts, zeros = (self.corrupt, self.inside), jnp.zeros_like(reference)
-            values = self.reference_name, other.model, prompts, zeros, self.span_at, self.microbatch, self.mesh
-            reference = reference_values(*values)
+        labelled = eqx.tree_at(lambda o: o.clean, other, self.corrupt) if self.is_restoring else other
+        full, reference = losses.clean_run(labelled)[0], self.reference
+        if self.reference_name == "resample":
+            reference = sender_values(other.model, self.corrupt, self.microbatch, self.span_at)
         return eqx.tree_at(lambda o: (o.labels.full, o.reference), other, (full, reference))
 
     def restoring(self, pairs: PromptPairs | None) -> "Objective":
@@ -232,6 +232,7 @@ class Objective(eqx.Module):
         swapped = dataclasses.replace(pairs, clean=pairs.corrupt, corrupt=pairs.clean)
         options = {"average": self.average, "microbatch": self.microbatch, "mesh": self.mesh}
         restoring = Objective(self.model, swapped, self.metric, "resample", **options)
+        object.__setattr__(restoring, "is_restoring", True)
         return eqx.tree_at(lambda o: o.labels.full, restoring, self.labels.full)
 
     @fitting

@@ -22,20 +22,25 @@ PRECISIONS = {
 
 
 def products(name: str) -> Any:
-    """The context in which matrices are multiplied so."""
+    """The context in which matrices are multiplied so. Raises ValueError for an unknown name."""
+    _check_known(name)
     return jax.default_matmul_precision(PRECISIONS[name])
 
 
 def check_precision(name: str, dtype: Any) -> None:
     """Raises ValueError for an unknown name, for one of another dtype than float32, and where the device lacks it."""
-    if name not in PRECISIONS:
-        raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, got {name!r}")
+    _check_known(name)
     if name == HIGHEST:
         return
     if np.dtype(dtype) != np.float32:
         raise ValueError(f"precision: {name} is of float32, got a model in {np.dtype(dtype)}: expected {HIGHEST}")
     if not _is_had(name):
         raise ValueError(f"precision: {name} is not to be had on this {jax.default_backend()}, expected {HIGHEST}")
+
+
+def _check_known(name: str) -> None:
+    if name not in PRECISIONS:
+        raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, got {name!r}")
 
 
 def _is_had(name: str) -> bool:

@@ -123,11 +123,11 @@ class Scores:
 def ensemble(parts: Sequence[Scores], *, scale: str = "rank") -> Scores:
     """The mean of several methods' scores, or of one method's on several data sets, each scaled first.
 
-    - `scale`: "rank": an edge's place among all edges, from 0 (lowest) to 1, ties by their mean place; or "norm":
-      divided by the L2 norm.
+    - `scale`: "rank": an edge's place among all edges that could be in, from 0 (lowest) to 1, ties by their mean place;
+      or "norm": divided by the L2 norm.
 
-    Raises ValueError for an unknown scale, no parts, parts of different graphs, and scores without a sign mixed with
-    signed ones.
+    Raises ValueError for an unknown scale, no parts, parts of different graphs or without different edges, and scores
+    without a sign mixed with signed ones.
     """
     if scale not in ("rank", "norm"):
         raise ValueError(f"scale: expected 'rank' or 'norm', got {scale!r}")
@@ -139,12 +139,24 @@ def ensemble(parts: Sequence[Scores], *, scale: str = "rank") -> Scores:
     if len(signed) > 1:
         names = ", ".join(f"{part.method} ({'' if part.signed else 'un'}signed)" for part in parts)
         raise ValueError(f"ensemble: expected scores that all have a sign or all have none, got {names}")
-    graph = parts[0].graph
-    scaled = [(_ranks if scale == "rank" else _unit)(part.scores[graph.valid]) for part in parts]
+    graph, offered = parts[0].graph, could_be_in(parts[0])
+    if any((could_be_in(part) != offered).any() for part in parts):
+        raise ValueError("ensemble: expected scores of the same edges, got some that are `within` or `without` others")
+    scaled = [(_ranks if scale == "rank" else _unit)(part.scores[offered]) for part in parts]
     values = np.zeros(graph.shape)
-    values[graph.valid] = np.mean(scaled, axis=0)
-    run = {"scale": scale, "parts": [part.run for part in parts]}
+    values[offered] = np.mean(scaled, axis=0)
+    fewer = {name: parts[0].run[name] for name in ("within", "without", "edges_within") if name in parts[0].run}
+    run = {"scale": scale, "parts": [part.run for part in parts], **fewer}
     return Scores(graph, values, scale == "norm" and signed == {True}, "ensemble", run)
+
+
+def could_be_in(scored: Any) -> EdgeBools:
+    """The edges that could be in when they were scored, by the record: those `within`, or all but those `without`.
+
+    - `scored`: scores or a circuit.
+    """
+    graph, run = scored.graph, scored.run
+    return graph.mask_of(run["within"]) if "within" in run else graph.valid & ~graph.mask_of(run.get("without", []))
 
 
 def _ranks(values: Float[np.ndarray, " edge"]) -> Float[np.ndarray, " edge"]:

@@ -69,7 +69,7 @@ def test_methods_lists_it(run):
 @pytest.mark.parametrize(
     "options, said",
     [
-        ([], "peap: expected a model that is divided at spans"),
+        ([], "expected --spans, and no --positions"),
         (["--spans", "0:2", "--positions", "1"], "expected --spans, and no --positions"),
         (["--spans", "0:2", "--without", "a0.h1"], "expected --spans, and no --positions, --without"),
         (["--spans", "0:2", "--replicates", "3"], "and --replicates"),

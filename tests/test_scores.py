@@ -56,6 +56,20 @@ def test_a_rank_ensemble_is_the_mean_place():
     assert not made.signed and [part["method"] for part in made.run["parts"]] == ["made up"] * 3
 
 
+def test_an_ensemble_ranks_only_edges_that_could_be_in():
+    """An absent edge's 0 is not above what scores less; parts that lack other edges are no parts of one ensemble."""
+    gone = GRAPH.names_of(GRAPH.valid)[:4]
+    absent = GRAPH.mask_of(gone)
+    first = np.where(GRAPH.valid & ~absent, -1.0 - np.arange(GRAPH.valid.size).reshape(GRAPH.shape), 0)
+    part = jc.Scores(GRAPH, first, True, "made up", {"without": list(gone), "edges_within": GRAPH.num_edges - 4})
+    made = jc.ensemble([part, part])
+    chosen = jc.Circuit.select(made, edges=GRAPH.num_edges - 4)
+    assert not (chosen.mask & absent).any() and (made.values[absent] == 0).all()
+    np.testing.assert_allclose(np.sort(made.values[GRAPH.valid & ~absent]), np.linspace(0, 1, GRAPH.num_edges - 4))
+    with pytest.raises(ValueError, match="ensemble: expected scores of the same edges"):
+        jc.ensemble([part, scores(first)])
+
+
 def test_a_norm_ensemble_is_the_mean_of_unit_vectors():
     random = np.random.default_rng(0)
     values = random.normal(size=(2, *GRAPH.shape)) * GRAPH.valid

@@ -267,8 +267,9 @@ def _method_of(circuit: Circuit, checkpoint: Path | None = None, folder: str = "
             return acdc(objective, float(run["threshold"]), prompt_weights=weighed, **taken, **kept)
 
         return search
-    if name not in methods.METHODS or ("edges_within" in run and not {"within", "without"} & run.keys()):
-        return None  # an earlier file's too
+    is_earlier = "edges_within" in run and not {"within", "without"} & run.keys()
+    if name not in methods.METHODS or is_earlier or "conditional" in run:  # a change of scores is no method's own
+        return None
     method, absent = methods.METHODS[name], circuit.graph.valid & ~could_be_in(circuit)
     taken = {key: run[key] for key in method.defaults if key in run} | (kept if method.takes_checkpoint else {})
     if not (method.takes_positions and "positions" in run):

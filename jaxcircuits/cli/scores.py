@@ -68,7 +68,8 @@ def score(
     """Scores every edge with one method and prints the best."""
     check_writable(task, within, out=out_file)
     chosen = methods.PEAP if method == methods.PEAP.name else methods.by_name(method)
-    if chosen is methods.PEAP and (positions is not None or absent is not None or replicates):
+    without_spans = prompts.spans is None
+    if chosen is methods.PEAP and (without_spans or positions is not None or absent is not None or replicates):
         raise ValueError("--method peap: expected --spans, and no --positions, --without and --replicates")
     if within is not None and not chosen.takes_within:
         raise ValueError(f"--within: {method} scores every edge alone: prune its scores; leave it out")

@@ -124,7 +124,7 @@ def mattr(
 
     Scores are `a` minus the least one: 0 or more, so that their sizes rank as they do; only their order means anything.
     Without learning they are slopes, and have a sign. The mask has all edges: choose how many by `Circuit.select`.
-    Where some edges are absent (`within`, `without`), these score 0, the others 1 more.
+    Where some edges are absent (`within`, `without`), these score 0, and what is learnt of the others is 1 more.
     One masked run and one backward pass a step.
 
     Raises ValueError for settings out of range, a `cmd` whose f is the same without edges, a checkpoint of another run,
