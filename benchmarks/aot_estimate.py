@@ -184,7 +184,7 @@ def main() -> None:
         raise SystemExit(f"--counts: expected a run of {asked}, got {run['about']}")
     if options.counts is not None:
         options.counts.write_text(json.dumps(run))
-    emit(**{name: str(value) for name, value in vars(options).items()}, **run["about"], jax=jax.__version__)
+    emit(**{name: str(value) for name, value in vars(options).items()} | run["about"], jax=jax.__version__)
     topology = aot.topology_of(options.chip)
     of = options.prompts, 16, "kl", 10, options.precision
     objective = abstract_objective(SIZES[options.size], *of)
