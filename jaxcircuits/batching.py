@@ -204,16 +204,17 @@ def weight_shardings(arrays: Any, mesh: Mesh) -> Any:
     less than a thousandth of the model is whole. So a product with a part gives parts that are added, or put
     together: along `model` the devices exchange activations, not weights.
     """
-    sizes = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(arrays)]
+    leaves = jax.tree.leaves(arrays)
+    numbers, nbytes = sum(leaf.size for leaf in leaves), sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
     axes: tuple[str, ...] = (MODEL,) if mesh.shape[MODEL] > 1 else ()
-    if not axes and from_first_process(sum(sizes) > memory_limit() // 2):
+    if not axes and from_first_process(nbytes > memory_limit() // 2):
         axes = mesh.axis_names
     parts = math.prod(mesh.shape[axis] for axis in axes)
 
     def spread(leaf: Any) -> NamedSharding:
         sides = {axis: leaf.shape[axis] for axis in range(leaf.ndim)[-2:] if leaf.shape[axis] % parts == 0}
         spec: list[Any] = [None] * leaf.ndim
-        if axes and leaf.ndim > 1 and sides and 1000 * leaf.size >= sum(leaf.size for leaf in jax.tree.leaves(arrays)):
+        if axes and leaf.ndim > 1 and sides and 1000 * leaf.size >= numbers:
             spec[max(sides, key=lambda axis: sides[axis])] = axes
         return NamedSharding(mesh, PartitionSpec(*spec))
 
