@@ -20,8 +20,8 @@ from .width import ExpectedWidth, FixedWidth
 class Sweep:
     """Where a sweep stands: at its beginning, or where a savepoint has it.
 
-    - `beginning`: the walk before its first step. `pending`: the searches that go on, the next one last. `done`: records
-      of the others, see `Search.record`.
+    - `beginning`: the walk before its first step. `pending`: the searches that go on, the next one last.
+    - `done`: records of the others, see `Search.record`.
     - `values`: of each prompt the metric of the whole model and of the start; the float noise. Measured at the start.
     """
 
