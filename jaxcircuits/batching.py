@@ -1,6 +1,7 @@
 """Rows at a time, in chunks that fit the memory, on one device or a mesh of them; compile times."""
 
 import contextlib
+import copy
 import dataclasses
 import math
 import os
@@ -53,6 +54,13 @@ def over_prompts(objective: Any, one: Callable[[Any, Any], Any], prompts: Any) -
         return one(eqx.tree_at(lambda o: o.model, objective, objective.model.of_prompt(each[0])), each[1])
 
     return chunked_vmap(of_prompt, (objective.span_at, prompts), objective.microbatch)
+
+
+def with_microbatch(objective: Any, size: int) -> Any:
+    """The same objective, computed so many prompts at once."""
+    other = copy.copy(objective)
+    object.__setattr__(other, "microbatch", size)
+    return other
 
 
 # --- arguments ---------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 
 from .arguments import checked
 from .graph import Graph
-from .masks import mask_of
+from .masks import mask_of, placed
 from .objective import Objective
 from .types import EdgeBools, Mask, MaskLike
 
@@ -173,4 +173,4 @@ def _of(objective: Objective | Conditional, kept: EdgeBools) -> Objective | Cond
     if (kept == kept_edges(objective)).all():
         return objective
     whole = objective.objective if isinstance(objective, Conditional) else objective
-    return Conditional(whole, whole._placed(kept))
+    return Conditional(whole, placed(whole, kept))

@@ -185,3 +185,15 @@ def _of_each(objective: Any, gradient: Callable, *arguments: Any) -> Any:
 
 def _mean_gradient(objective: Any, each: Float[Array, "batch *span sender receiver"]) -> Array:
     return constrain(jnp.where(jnp.asarray(objective.graph.valid), each.mean(0), 0), objective.mesh)
+
+
+def microbatch_that_fits(objective: Any) -> int:
+    """All prompts where their buffers are a small share of the memory; else what a compiled gradient leaves."""
+    if batching.from_first_process(16 * objective.reference.nbytes < batching.memory_limit() // 4):
+        return objective.num_prompts
+
+    def needed(size: int) -> int:
+        sized = batching.with_microbatch(objective, size)
+        return batching.memory_needed(value_and_gradient, sized, sized.full_mask(), None)
+
+    return batching.largest_that_fits(needed, objective.num_prompts)

@@ -1,14 +1,18 @@
-"""What a mask may be: an array of numbers from 0 to 1, or a circuit."""
+"""What a mask may be: an array of numbers from 0 to 1, or a circuit; as the functions of an objective take it."""
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import ArrayLike
+from jaxtyping import Array, ArrayLike, Float
 
+from .arguments import check_count
+from .batching import CANDIDATES, place
 from .finite import check_finite
 from .graph import Graph
+from .types import MaskLike, PositionedMask
 
 BEYOND = 1e-3
 """How far a mask's numbers may lie beyond 0 and 1: slopes there are also taken by a small step to either side."""
@@ -36,3 +40,52 @@ def mask_of(mask: Any, graph: Graph) -> ArrayLike:
     if array.dtype != bool and array.size and not -BEYOND <= array.min() <= array.max() <= 1 + BEYOND:
         raise ValueError(f"mask: expected numbers from 0 to 1, got {array.min()} to {array.max()}")
     return mask if hasattr(mask, "dtype") else array
+
+
+def cast(objective: Any, mask: MaskLike, *, positioned: bool = False) -> PositionedMask:
+    """A mask, also [sender, receiver, position] where it may be `positioned`, as numbers of the model's type.
+
+    Raises ValueError for another shape, and as `mask_of` does.
+    """
+    mask, shape = mask_of(mask, objective.graph), objective.graph.shape
+    if mask.shape != shape and not (positioned and mask.shape == _positioned_shape(objective)):
+        raise ValueError(f"mask: expected shape {shape} (senders, receivers), got {mask.shape}")
+    return placed(objective, mask.astype(np.dtype(objective.model.dtype)))
+
+
+def cast_many(objective: Any, masks: MaskLike, width: int) -> tuple[Array, int]:
+    """Masks [circuit, sender, receiver, *position], or a list of them, and how many to take at once."""
+    graph = objective.graph
+    if isinstance(masks, list | tuple):
+        each: list[Any] = [mask_of(mask, graph) for mask in masks]
+        masks = jnp.stack(each) if any(isinstance(mask, Tracer) for mask in each) else np.stack(each)
+    masks = placed(objective, mask_of(masks, graph))
+    if masks.shape[1:] not in (graph.shape, _positioned_shape(objective)):
+        raise ValueError(f"masks: expected shape (circuits, *{graph.shape}), got {masks.shape}")
+    check_count("width", width, 1)
+    return masks, rounded(objective, width)
+
+
+def cast_spans(objective: Any, spans: ArrayLike | None) -> Float[Array, "span position"] | None:
+    """Spans of positions [span, position]; None: all positions at once. Raises ValueError for another shape."""
+    if spans is None:
+        return None
+    spans, length = jnp.asarray(spans), objective.clean.shape[1]
+    if spans.ndim != 2 or spans.shape[1] != length:
+        raise ValueError(f"spans: expected shape (spans, {length} positions), got {spans.shape}")
+    return spans.astype(objective.model.dtype)
+
+
+def placed(objective: Any, x: ArrayLike) -> Array:
+    """An array on the objective's devices; one of JAX's stays where it is."""
+    return x if isinstance(x, jax.Array) else place(x, objective.mesh)
+
+
+def rounded(objective: Any, width: int) -> int:
+    """A number of circuits that spreads evenly over the devices."""
+    devices = 1 if objective.mesh is None else objective.mesh.shape[CANDIDATES]
+    return -(-width // devices) * devices
+
+
+def _positioned_shape(objective: Any) -> tuple[int, int, int]:
+    return *objective.graph.shape, objective.clean.shape[1]

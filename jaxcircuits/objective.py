@@ -1,6 +1,5 @@
 """The centre: model + prompts + metric + reference values as one function of the mask."""
 
-import copy
 import dataclasses
 from typing import Any
 
@@ -8,24 +7,22 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from . import batching, gradients, losses, metrics
 from .arguments import check_count, checked, fitting
-from .batching import CANDIDATES, PROMPTS, place
+from .batching import PROMPTS, place
 from .data import PromptPairs
-from .gradients import Spans
 from .graph import Graph
 from .identity import description
 from .labels import check_metric, labels_of
-from .masks import mask_of
+from .masks import cast, cast_many, cast_spans, placed, rounded
 from .metrics import Labels, Metric
 from .models import Held as Held
-from .objective_checks import check_options, check_padding, check_parts_finite
+from .objective_checks import check_ends, check_options, check_padding, check_parts_finite, restorable
 from .references import name_of, reference_values, sender_values
-from .types import Mask, MaskLike, Model, PositionedMask
+from .types import Mask, MaskLike, Model
 
 
 class Objective(eqx.Module):
@@ -115,7 +112,7 @@ class Objective(eqx.Module):
         shape = (senders, *pairs.clean.shape, residual.shape[-1])
         zeros = place(np.zeros(shape, np.dtype(model.dtype)), mesh, None, PROMPTS)
         self.labels, self.reference = labels, zeros
-        self.microbatch = microbatch or self._microbatch_that_fits()
+        self.microbatch = microbatch or gradients.microbatch_that_fits(self)
 
         def clean_and_reference(objective: "Objective") -> tuple[Any, ...]:
             size = objective.microbatch
@@ -146,28 +143,28 @@ class Objective(eqx.Module):
     @fitting
     def __call__(self, mask: MaskLike) -> Float[Array, ""]:
         """The circuit's loss, mean over the prompts. Raises ValueError for a mask of another shape."""
-        return losses.mean(self, self._cast(mask, positioned=True))
+        return losses.mean(self, cast(self, mask, positioned=True))
 
     @fitting
     def per_example(self, mask: MaskLike) -> Float[Array, " batch"]:
         """The circuit's loss on each prompt."""
-        return losses.per_example(self, self._cast(mask, positioned=True))
+        return losses.per_example(self, cast(self, mask, positioned=True))
 
     @fitting
     def many(self, masks: MaskLike, width: int = 8) -> Float[Array, " circuit"]:
         """The losses of many circuits [circuit, sender, receiver, *position], `width` of them at a time."""
-        return losses.many(self, *self._cast_many(masks, width))
+        return losses.many(self, *cast_many(self, masks, width))
 
     @fitting
     def per_example_many(self, masks: MaskLike, width: int = 8) -> Float[Array, "circuit batch"]:
         """`many`, one number a prompt."""
-        return losses.per_example_many(self, *self._cast_many(masks, width))
+        return losses.per_example_many(self, *cast_many(self, masks, width))
 
     def memory_needed(self, width: int) -> int:
         """Bytes that `many` takes for `width` circuits at a time."""
         check_count("width", width, 1)
-        masks = self._placed(np.zeros((width, *self.graph.shape), bool))
-        return batching.memory_needed(losses.many, self, masks, self._rounded(width))
+        masks = placed(self, np.zeros((width, *self.graph.shape), bool))
+        return batching.memory_needed(losses.many, self, masks, rounded(self, width))
 
     @fitting
     def gradient(self, mask: MaskLike, *, spans: ArrayLike | None = None) -> Float[Array, "*span sender receiver"]:
@@ -178,12 +175,12 @@ class Objective(eqx.Module):
 
         `spans`: bool [span, position]; one gradient for the mask of each span of positions.
         """
-        return gradients.value_and_gradient(self, self._cast(mask), self._cast_spans(spans))[1]
+        return gradients.value_and_gradient(self, cast(self, mask), cast_spans(self, spans))[1]
 
     @fitting
     def value_and_gradient(self, mask: MaskLike) -> tuple[Float[Array, ""], Mask]:
         """`objective(mask)` and `objective.gradient(mask)` from one forward and one backward pass."""
-        return gradients.value_and_gradient(self, self._cast(mask), None)
+        return gradients.value_and_gradient(self, cast(self, mask), None)
 
     def take(self, rows: ArrayLike) -> "Objective":
         """The same function on some of the prompts, e.g. a batch of them; `rows` may be traced."""
@@ -197,9 +194,7 @@ class Objective(eqx.Module):
 
     def halved(self) -> "Objective":
         """The same function, computed half as many prompts at once."""
-        half = copy.copy(self)
-        object.__setattr__(half, "microbatch", -(-self.microbatch // 2))
-        return half
+        return batching.with_microbatch(self, -(-self.microbatch // 2))
 
     def with_precision(self, name: str) -> "Objective":
         """The same function with other products of matrices (`precision.py`): the model's runs that labels and the
@@ -221,14 +216,7 @@ class Objective(eqx.Module):
 
         Raises ValueError for other prompts, and for another reference than "resample".
         """
-        if self.reference_name != "resample":
-            raise ValueError(
-                f"restoring starts from a corrupt run: expected reference 'resample', got {self.reference_name!r}"
-            )
-        own = jax.tree.map(np.asarray, (self.clean, self.corrupt, self.span_at))
-        names = self.model.span_names
-        if pairs is None or not eqx.tree_equal((pairs.clean, pairs.corrupt, pairs.span_at(names)), own):
-            raise ValueError("restoring needs the prompts that the objective was made of, as `pairs`")
+        pairs = restorable(self, pairs)
         swapped = dataclasses.replace(pairs, clean=pairs.corrupt, corrupt=pairs.clean)
         options = {"average": self.average, "microbatch": self.microbatch, "mesh": self.mesh}
         restoring = Objective(self.model, swapped, self.metric, "resample", **options)
@@ -238,7 +226,7 @@ class Objective(eqx.Module):
     @fitting
     def clean_gradient(self, *, spans: ArrayLike | None = None) -> Float[Array, "*span sender receiver"]:
         """`gradient` at ones, at the cost of one forward and one backward pass of the plain model."""
-        return gradients.clean_gradient(self, self._cast_spans(spans))
+        return gradients.clean_gradient(self, cast_spans(self, spans))
 
     @fitting
     def displacement_gradient(
@@ -257,8 +245,8 @@ class Objective(eqx.Module):
             senders = self.graph.shape[0]
             raise ValueError(f"held: expected shape (points, {senders}) with points {alphas.shape}, got {held.shape}")
         points = held.astype(bool), alphas.astype(self.model.dtype)
-        runs = None if mask is None else self._cast(mask)
-        return gradients.displacement_gradient(self, points, self._cast_spans(spans), runs)
+        runs = None if mask is None else cast(self, mask)
+        return gradients.displacement_gradient(self, points, cast_spans(self, spans), runs)
 
     def along(
         self, alphas: ArrayLike, *, spans: ArrayLike | None = None, mask: MaskLike | None = None
@@ -267,7 +255,7 @@ class Objective(eqx.Module):
 
         Raises ValueError for another reference than "resample": only that one's embedding is a prompt's.
         """
-        self._check_ends()
+        check_ends(self)
         embeddings = np.isin(self.graph.senders, self.graph.embeddings)
         return self.displacement_gradient(np.tile(embeddings, (np.size(alphas), 1)), alphas, spans=spans, mask=mask)
 
@@ -279,16 +267,9 @@ class Objective(eqx.Module):
 
         See `gradients.on_gradient_path`; `mask` as there. Raises ValueError as `along` does.
         """
-        self._check_ends()
-        runs = None if mask is None else self._cast(mask)
-        return gradients.path_gradient(self, steps, self._cast_spans(spans), runs)
-
-    def _check_ends(self) -> None:
-        if self.reference_name != "resample":
-            raise ValueError(
-                f"a path of inputs goes from the corrupt to the clean prompt: expected reference 'resample', "
-                f"got {self.reference_name!r}"
-            )
+        check_ends(self)
+        runs = None if mask is None else cast(self, mask)
+        return gradients.path_gradient(self, steps, cast_spans(self, spans), runs)
 
     def full_mask(self) -> Mask:
         """All edges: the clean run."""
@@ -297,53 +278,6 @@ class Objective(eqx.Module):
     def describe(self) -> dict[str, Any]:
         """What determines its values, for the record of a result."""
         return description(self)
-
-    def _microbatch_that_fits(self) -> int:
-        """All prompts where their buffers are a small share of the memory; else what a compiled gradient leaves."""
-        if batching.from_first_process(16 * self.reference.nbytes < batching.memory_limit() // 4):
-            return self.num_prompts
-
-        def needed(size: int) -> int:
-            self.microbatch = size
-            return batching.memory_needed(gradients.value_and_gradient, self, self.full_mask(), None)
-
-        return batching.largest_that_fits(needed, self.num_prompts)
-
-    def _rounded(self, width: int) -> int:
-        """A number of circuits that spreads evenly over the devices."""
-        devices = 1 if self.mesh is None else self.mesh.shape[CANDIDATES]
-        return -(-width // devices) * devices
-
-    def _placed(self, x: ArrayLike) -> Array:
-        return x if isinstance(x, jax.Array) else place(x, self.mesh)
-
-    def _cast(self, mask: MaskLike, *, positioned: bool = False) -> PositionedMask:
-        mask = mask_of(mask, self.graph)
-        if mask.shape != self.graph.shape and not (positioned and mask.shape == self._positioned_shape):
-            raise ValueError(f"mask: expected shape {self.graph.shape} (senders, receivers), got {mask.shape}")
-        return self._placed(mask.astype(np.dtype(self.model.dtype)))
-
-    @property
-    def _positioned_shape(self) -> tuple[int, int, int]:
-        return *self.graph.shape, self.clean.shape[1]
-
-    def _cast_many(self, masks: MaskLike, width: int) -> tuple[Array, int]:
-        if isinstance(masks, list | tuple):
-            each: list[Any] = [mask_of(mask, self.graph) for mask in masks]
-            masks = jnp.stack(each) if any(isinstance(mask, Tracer) for mask in each) else np.stack(each)
-        masks = self._placed(mask_of(masks, self.graph))
-        if masks.shape[1:] not in (self.graph.shape, self._positioned_shape):
-            raise ValueError(f"masks: expected shape (circuits, *{self.graph.shape}), got {masks.shape}")
-        check_count("width", width, 1)
-        return masks, self._rounded(width)
-
-    def _cast_spans(self, spans: ArrayLike | None) -> Spans:
-        if spans is None:
-            return None
-        spans = jnp.asarray(spans)
-        if spans.ndim != 2 or spans.shape[1] != self.clean.shape[1]:
-            raise ValueError(f"spans: expected shape (spans, {self.clean.shape[1]} positions), got {spans.shape}")
-        return spans.astype(self.model.dtype)
 
     def _prompts(self) -> tuple:
         """Everything that has one row a prompt."""

@@ -1,8 +1,9 @@
-"""What the constructor of an `Objective` refuses: options, padding that a model reads, numbers that are not finite."""
+"""What an `Objective` refuses: options, padding that a model reads, ends of paths, numbers that are not finite."""
 
 from typing import Any
 
 import equinox as eqx
+import jax
 import numpy as np
 from jax.core import Tracer
 from jax.sharding import Mesh
@@ -60,3 +61,25 @@ def check_parts_finite(objective: Any, losses: Float[Array, " batch"]) -> None:
     check_finite("logits of the clean run", full, prompt=None)
     check_finite(f"reference {objective.reference_name!r}", objective.reference, sender=senders, prompt=None)
     check_finite(f"metric {objective.metric_name} of the whole model", losses, prompt=None)
+
+
+def check_ends(objective: Any) -> None:
+    """Raises ValueError where the path of inputs has no prompt at its other end."""
+    if objective.reference_name != "resample":
+        raise ValueError(
+            "a path of inputs goes from the corrupt to the clean prompt: expected reference 'resample', "
+            f"got {objective.reference_name!r}"
+        )
+
+
+def restorable(objective: Any, pairs: PromptPairs | None) -> PromptPairs:
+    """The prompts that an objective was made of. Raises ValueError for others, and for a reference that is no run."""
+    if objective.reference_name != "resample":
+        raise ValueError(
+            f"restoring starts from a corrupt run: expected reference 'resample', got {objective.reference_name!r}"
+        )
+    own = jax.tree.map(np.asarray, (objective.clean, objective.corrupt, objective.span_at))
+    names = objective.model.span_names
+    if pairs is None or not eqx.tree_equal((pairs.clean, pairs.corrupt, pairs.span_at(names)), own):
+        raise ValueError("restoring needs the prompts that the objective was made of, as `pairs`")
+    return pairs

@@ -49,7 +49,7 @@ MAY_IMPORT = {
     "checkpoints": BASE | {"graph", "models", "formats", "tensors", "gguf_names", "precision", "sources", "tokenizer"},
     "references": BASE | {"batching"},
     "labels": BASE | {"data", "metrics", "batching"},
-    "masks": BASE | {"graph"},
+    "masks": BASE | {"graph", "batching"},
     "losses": BASE | {"batching"},
     "gradients": BASE | {"batching", "models", "precision"},
     "objective_checks": BASE | {"batching", "data", "references"},
@@ -81,7 +81,7 @@ MAY_IMPORT = {
     "interchange": BASE | {"graph", "scores", "circuit"},
     "evaluation": BASE
     | {"resampling", "graph", "scores", "objective", "references", "batching", "circuit", "sparse"}
-    | {"conditional", "losses", "metrics"}
+    | {"conditional", "losses", "masks", "metrics"}
     | KEEPS,
     "mib": BASE | {"graph", "circuit", "circuit_file", "interchange", "objective", "evaluation"},
     "mib_data": BASE | {"data", "texts", "tasks"},

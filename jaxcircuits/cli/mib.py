@@ -17,7 +17,7 @@ from ..mib import MODELS, TASKS, check_graph, check_mib, check_result, mib_curve
 from ..objective import Objective
 from ..run import SOURCE, extended
 from .config import Context, config_of
-from .judge import print_curve
+from .judged_lines import print_curve
 from .options import (
     DEFAULT_MODEL,
     Cache,

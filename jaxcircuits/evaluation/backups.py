@@ -20,6 +20,7 @@ from ..arguments import check_count, checked
 from ..circuit import Circuit
 from ..conditional import Absent, named_edges
 from ..graph import Graph
+from ..masks import cast
 from ..metrics import Labels
 from ..objective import Objective
 from ..references import sender_values
@@ -124,7 +125,7 @@ def _units(graph: Graph, kept: np.ndarray, units: str) -> tuple[tuple[str, ...],
 
 def _energies(objective: Objective, base: np.ndarray, places: np.ndarray, width: int) -> Float[np.ndarray, " unit"]:
     """E of every unit given a base mask."""
-    logits = losses.logits(objective, objective._cast(base))
+    logits = losses.logits(objective, cast(objective, base))
     measured, values = eqx.tree_at(lambda o: (o.metric, o.labels.full), objective, (energy, logits)), []
     for first in range(0, len(places), width):
         part = places[first : first + width]

@@ -1,4 +1,4 @@
-"""One file an architecture, written for ONE prompt: `read`, `write` and what `model.py` asks for besides."""
+"""One file an architecture, written for ONE prompt: `read`, `write` and what `architecture.py` asks for besides."""
 
 from .decoder import Decoder as Decoder
 from .decoder import DecoderConfig as DecoderConfig

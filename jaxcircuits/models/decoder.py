@@ -12,7 +12,8 @@ from .. import layout
 from ..layout import Layout, Stack
 from ..types import Tokens
 from . import backward, parts
-from .model import AbstractModel, Index, Indices, Positions
+from .architecture import Index, Indices, Positions
+from .model import AbstractModel
 from .parts import MLP, Attention, GatedMLP, Norm, RMSNorm
 from .rotary import RopeScaling, Rotation, rotation
 

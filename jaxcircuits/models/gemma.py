@@ -14,8 +14,8 @@ from jaxtyping import Array, DTypeLike, Float, Int, PRNGKeyArray
 
 from ..types import Tokens
 from . import backward, parts
+from .architecture import Index, Positions
 from .decoder import FULL, SLIDING, Block, DecoderConfig, Draw, JointDecoder
-from .model import Index, Positions
 from .rotary import Rotation, rotation
 
 

@@ -7,9 +7,10 @@ from jaxtyping import Array, Float
 
 from ..layout import Layout, Nodes, Port, Stack
 from . import parts
+from .architecture import Index, Indices, Positions
 from .decoder import Decoder
 from .gpt2 import GPT2
-from .model import AbstractModel, Index, Indices, Positions
+from .model import AbstractModel
 from .regrouped import Ports, Regrouped, changed_moment
 
 

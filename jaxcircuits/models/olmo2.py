@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
 from . import backward, parts
+from .architecture import Index, Positions
 from .decoder import Block, DecoderConfig, Draw, JointDecoder
-from .model import Index, Positions
 from .parts import RMSNorm
 
 

@@ -14,7 +14,8 @@ from jaxtyping import Array, Float, Int
 from ..layout import Layout, Moment, Names, Nodes, Port, Stack
 from ..types import Tokens
 from . import runs
-from .model import AbstractModel, Index, Indices, Positions
+from .architecture import Index, Indices, Positions
+from .model import AbstractModel
 
 Ports = tuple[Port, ...]
 

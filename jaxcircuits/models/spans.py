@@ -13,7 +13,7 @@ from ..layout import Layout, Nodes
 from ..span_names import Span, is_span_name, part_names, span_text
 from ..types import SenderValues, Tokens
 from . import crossing, runs
-from .model import Positions
+from .architecture import Positions
 from .regrouped import Ports, Regrouped
 
 
