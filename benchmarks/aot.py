@@ -1,7 +1,7 @@
 """Compiles every program for chips that are not there, and says what the compiler says of them.
 
     pip install -e '.[aot]'     # libtpu; for h100 also jax-cuda12-plugin, jax-cuda12-pjrt, nvidia-cuda-nvcc-cu12
-    python benchmarks/aot.py [--chip v5e|v5p|v6e|h100] [--devices N] [--split-weights N] [--size small]
+    python benchmarks/aot.py [--chip v5e|v5p|v6e|h100] [--devices N] [--split-weights N] [--size tiny|small|xl|8b]
         [--prompts 100] [--only REGEX] [--precision highest|high|tf32x3|bf16x6] [--command-buffers]
 
 One JSON line a program, then a table: whether it compiles, processor seconds, memory beside the chip's, matrix
@@ -31,27 +31,32 @@ for name, value in {
 
 import jax  # noqa: E402
 from aot_cost import size_of  # noqa: E402
-from aot_programs import Program, abstract_objective, axes_of, programs  # noqa: E402
-from common import SIZES, emit  # noqa: E402
+from aot_programs import SHAPES, Program, abstract_objective, axes_of, programs  # noqa: E402
+from common import emit  # noqa: E402
 from jax.experimental import topologies  # noqa: E402
 from jax.sharding import Mesh, SingleDeviceSharding  # noqa: E402
 
 from jaxcircuits import batching  # noqa: E402
 from jaxcircuits.precision import PRECISIONS  # noqa: E402
 
-CHIPS = {"v5e": ("v5e:2x2", 16), "v5p": ("v5p:2x2x1", 95), "v6e": ("v6e:2x2", 32), "h100": (None, 80)}
-"""The topology that a chip is part of, and its memory in GiB."""
+CHIPS = {
+    "v5e": (("v5e:2x2", "v5e:2x4"), 16),
+    "v5p": (("v5p:2x2x1", "v5p:2x2x2"), 95),
+    "v6e": (("v6e:2x2", "v6e:2x4"), 32),
+    "h100": (None, 80),
+}
+"""The topologies of 4 and of 8 that a chip may be part of (None: of a GPU, any), and its memory in GiB."""
 
 COLLECTIVE = re.compile(r" (all-\w+|reduce-scatter|collective-\w+)(?:-start)?\(")
 
 
-def topology_of(chip: str) -> Any:
-    """Raises RuntimeError where the compiler for the chip is not installed."""
-    name, _ = CHIPS[chip]
-    if name is None:
+def topology_of(chip: str, devices: int = 1) -> Any:
+    """Chips that are wired together, at least so many. Raises RuntimeError where their compiler is not installed."""
+    names, _ = CHIPS[chip]
+    if names is None:
         target = (Path(__file__).parent / "h100.txtpb").read_text()
-        return topologies.get_topology_desc("", "cuda", target_config=target, topology="1x1x1")
-    return topologies.get_topology_desc(name, "tpu")
+        return topologies.get_topology_desc("", "cuda", target_config=target, topology=f"1x1x{devices}")
+    return topologies.get_topology_desc(names[devices > 4], "tpu")
 
 
 def mesh_of(topology: Any, devices: int, prompts: int, model: int = 1) -> Mesh | None:
@@ -155,9 +160,9 @@ def table(rows: list[dict[str, Any]]) -> str:
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--chip", choices=CHIPS, default="v5e")
-    parser.add_argument("--devices", type=int, default=1)
+    parser.add_argument("--devices", type=int, default=1, help="at most 8")
     parser.add_argument("--split-weights", type=int, default=1, help="devices that the weights are split among")
-    parser.add_argument("--size", choices=SIZES, default="small")
+    parser.add_argument("--size", choices=SHAPES, default="small")
     parser.add_argument("--prompts", type=int, default=100)
     parser.add_argument("--length", type=int, default=16)
     parser.add_argument("--microbatch", type=int, default=10)
@@ -173,10 +178,10 @@ def parsed() -> argparse.Namespace:
 def main() -> None:
     options = parsed()
     thunks = keep_thunks(options.command_buffers) if CHIPS[options.chip][0] is None else None
-    topology = topology_of(options.chip)
+    topology = topology_of(options.chip, options.devices)
     mesh = mesh_of(topology, options.devices, options.prompts, options.split_weights)
     shape = options.prompts, options.length, options.metric, options.microbatch, options.precision
-    made = programs(abstract_objective(SIZES[options.size], *shape), options.slots, options.width, mesh)
+    made = programs(abstract_objective(SHAPES[options.size], *shape), options.slots, options.width, mesh)
     emit(**vars(options), device=topology.devices[0].device_kind, jax=jax.__version__)
     rows = []
     for name, program in made.items():

@@ -12,7 +12,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from common import random_pairs
+from common import SIZES, random_pairs
 from jax import export
 from jax.sharding import Mesh
 
@@ -21,6 +21,13 @@ from jaxcircuits import batching, chains, current_run, gradients, lockstep, loss
 from jaxcircuits import programs as instructions
 from jaxcircuits.batching import CANDIDATES, PROMPTS
 from jaxcircuits.kinds import Units
+
+SHAPES = SIZES | {
+    "8b": jc.models.LlamaConfig(
+        vocab_size=128256, intermediate_size=14336, num_key_value_heads=8, max_position_embeddings=8192
+    )
+}
+"""Configs by name; the last is Llama 3 8B's."""
 
 AXES = {  # the end of an argument's path: how the library spreads it
     r"\.model\..*": (),
@@ -68,14 +75,14 @@ def axes_of(path: str) -> tuple[str | None, ...]:
 
 
 def abstract_objective(
-    config: jc.GPT2Config, prompts: int, length: int, metric: str, microbatch: int, precision: str = "highest"
+    config: jc.GPT2Config | jc.models.LlamaConfig, prompts: int, length: int, metric: str, microbatch: int, precision: str = "highest"
 ) -> jc.Objective:
     """An objective whose arrays are shapes only."""
     pairs = random_pairs(prompts, length, config.vocab_size)
 
     def make(key):
-        model = jc.GPT2.random(config, key).computed(precision=precision)
-        return jc.Objective(model, pairs, metric, microbatch=microbatch)
+        model = jc.GPT2.random(config, key) if isinstance(config, jc.GPT2Config) else jc.models.Llama.random(config, key)
+        return jc.Objective(model.computed(precision=precision), pairs, metric, microbatch=microbatch)
 
     return eqx.filter_eval_shape(make, jax.random.key(0))
 

@@ -30,7 +30,7 @@ def aot():
 
 @pytest.fixture(scope="module")
 def objective(aot):
-    sizes = aot[0].SIZES
+    sizes = aot[1].SHAPES
     return aot[1].abstract_objective(sizes["tiny"], 4, 8, "kl", 2)
 
 
