@@ -8,7 +8,6 @@ it needs only there too; so such nodes never feed one that is computed everywher
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -63,15 +62,15 @@ def _unpacked(program: Int[Array, " number"], units: Units, changes: Values) -> 
 
 @jax.named_scope("removals")
 def _removed(objective: Objective, constants: Constants, program: Program) -> Values:
-    """The difference that each step removes, [candidate, ...]."""
+    """What each step and the removed ones before it take from what their receiver reads, [1 + step, ...]: first 0."""
     candidates = program.removals.shape[0]
 
     def remove(j, removed):
-        zero = jnp.zeros_like(removed[j])
-        total = _sum_of(zero, program.removals[j], program.removal_counts[j], lambda s: constants.difference[s])
-        return removed.at[j].set(total)
+        before = removed[program.before[j]]
+        total = _sum_of(before, program.removals[j], program.removal_counts[j], lambda s: constants.difference[s])
+        return removed.at[j + 1].set(total)
 
-    zeros = jnp.zeros((candidates, *constants.difference.shape[1:]), constants.difference.dtype)
+    zeros = jnp.zeros((candidates + 1, *constants.difference.shape[1:]), constants.difference.dtype)
     removed = jax.lax.fori_loop(0, candidates, remove, constrain(zeros, objective.mesh, None, PROMPTS))
     return Values(removed, at_scored(objective, removed))
 
@@ -101,7 +100,7 @@ class _Chain(eqx.Module):
         """What `logits` reads."""
         x = self._for_all(self.current.logits)
         x = _sum_of(x, self.program.logits_sources, self.program.logits_count, lambda s: changes.scored[s])
-        return _minus(x, self.program.removed_at, self.program.logits_touched, self.removed.scored)
+        return _minus(x, self.program.last_removed, self.program.logits_touched, self.removed.scored)
 
     def _first(self, n: Int[Array, ""]) -> Int[Array, ""]:
         return self.program.slot[n] * self.units.width
@@ -180,7 +179,7 @@ class _Chain(eqx.Module):
         x = self._for_all(self.current.inputs.part(is_scored)[self.program.slot[n], c])
         sources = self.program.sources[n, c], self.program.counts[n, c]
         x = _sum_of(x, *sources, lambda source: changes.part(is_scored)[source])
-        return _minus(x, self.program.removed_at, self.program.touched[n, c], self.removed.part(is_scored))
+        return _minus(x, self.program.last_removed, self.program.touched[n, c], self.removed.part(is_scored))
 
     def _by_prompt(self, x: Float[Array, "..."], is_scored: bool) -> Float[Array, "*candidate batch _ width"]:
         """The scored positions, in rows, or every position: of each prompt."""
@@ -198,12 +197,11 @@ def commit(
     objective, units, _ = rest.with_arrays(fixed)
     program = _unpacked(program, units, changes)
 
-    def at(touched: AnyArray) -> Array:
-        return program.removed_at(touched)[row][None]
+    last_removed = program.last_removed[:, row][:, None]
 
     def moved(x: Array, sources: tuple[AnyArray, AnyArray], touched: AnyArray, is_scored: bool) -> Array:
         x = _sum_of(x[None], *sources, lambda source: changes.part(is_scored)[source, row][None])
-        return _minus(x, at, touched, removed.part(is_scored))[0]
+        return _minus(x, last_removed, touched, removed.part(is_scored))[0]
 
     def move_input(n: Array, c: Array, inputs: Values, is_scored: bool) -> Values:
         index, sources = (program.slot[n], c), (program.sources[n, c], program.counts[n, c])
@@ -247,15 +245,15 @@ def _sum_of(x: Array, sources: Int[AnyArray, " source"], count: Int[AnyArray, ""
 
 @jax.named_scope("removed")
 def _minus(
-    x: Array, at: Callable[[AnyArray], Array], touched: Int[AnyArray, ""], removed: Float[Array, "candidate ..."]
+    x: Float[Array, "candidate ..."],
+    last_removed: Int[AnyArray, "receiver candidate"],
+    touched: Int[AnyArray, ""],
+    removed: Float[Array, "step ..."],
 ) -> Array:
-    """X minus the differences that the candidates remove at this receiver, if the chain touches it (not 0).
-
-    One turn of a loop, or none; its counter is the receiver, so that the product cannot be taken out of it.
-    """
+    """X minus what candidates remove at this receiver, if the chain touches it (not 0): one turn of a loop, or none."""
 
     def subtract(receiver, x):
-        return x - jnp.einsum("ij,j...->i...", at(receiver).astype(x.dtype), removed)
+        return x - removed[last_removed[receiver]]
 
     return jax.lax.fori_loop(jnp.maximum(touched, 1), touched + 1, subtract, x)
 

@@ -221,11 +221,15 @@ class LiveEvaluator:
         numbers = programs.empty_program(*shape)
         program: Any = programs.unpacked(numbers, *shape)
         index = {column: number + 1 for number, column in enumerate(_touched(steps))}
+        last = np.zeros(len(program.last_removed), np.int32)
         for number, (edges, is_removed) in enumerate(zip(steps, guesses, strict=True)):
             present = edges[self.mask[edges[:, 0], edges[:, 1]]]
             program.removals[number, : len(present)] = present[:, 0]
             program.removal_counts[number] = len(present)
-            program.receivers[number], program.guesses[number] = index[int(edges[0, 1])], is_removed
+            at = index[int(edges[0, 1])]
+            program.before[number], program.last_removed[:, number] = last[at], last
+            program.last_removed[at, number] = number + 1
+            last[at] = number + 1 if is_removed else last[at]
         order: lockstep.Order = []
         changed, places = [], []  # senders, and where their changes are
         for unit in sorted(self.slots, key=lambda unit: (not self.reads_everywhere[unit], unit)):

@@ -4,9 +4,8 @@ import dataclasses
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Int
 
 from .kinds import Units
 
@@ -19,19 +18,21 @@ AnyArray = Array | np.ndarray
 class Program:
     """A chain as data: which differences each candidate removes where, and the units to recompute, in order.
 
-    - `removals[j, :removal_counts[j]]`: the senders that step j removes, at receiver `receivers[j]`: numbered from 1 on
-      among those that the chain touches. `guesses[j]`: whether later candidates remove them too.
+    - `removals[j, :removal_counts[j]]`: the senders that step j removes, at one of the touched receivers, which are
+      numbered from 1 on.
+    - `last_removed[t, i]`: the last step, from 1 on, that candidate i removes at receiver t (0: none): its own, or one
+      before it that is guessed to be removed. `before[j]`: the last such before step j at its receiver.
     - `count` instructions, the first `count_everywhere` of which compute every position: a unit by its `kind`, `layer`
       and number `node` in the layer, whose values are in a `slot`.
     - `sources[n, c, :counts[n, c]]`: the changed senders kept into the input at place c of instruction n's unit, each
-      as slot * width + its number in its unit; `touched[n, c]`: its number among `receivers`, 0 if not touched.
+      as slot * width + its number in its unit; `touched[n, c]`: its number among touched receivers, 0 if it is none.
     - `changed[n, c]`: whether either changes it, in any of the searches that run together.
     """
 
     removals: Int[AnyArray, "candidate sender"]
     removal_counts: Int[AnyArray, " candidate"]
-    receivers: Int[AnyArray, " candidate"]
-    guesses: Int[AnyArray, " candidate"]
+    before: Int[AnyArray, " candidate"]
+    last_removed: Int[AnyArray, "touched candidate"]
     count_everywhere: Int[AnyArray, ""]
     count: Int[AnyArray, ""]
     kind: Int[AnyArray, " instruction"]
@@ -45,12 +46,6 @@ class Program:
     logits_sources: Int[AnyArray, " source"]
     logits_count: Int[AnyArray, ""]
     logits_touched: Int[AnyArray, ""]
-
-    def removed_at(self, touched: Int[AnyArray, ""]) -> Bool[Array, "candidate candidate"]:
-        """Which steps (columns) each candidate removes at a touched receiver."""
-        index = jnp.arange(len(self.receivers), dtype=jnp.int32)
-        is_before = (self.guesses > 0)[None] & (index[:, None] > index[None])
-        return ((index[:, None] == index[None]) | is_before) & (self.receivers == touched)[None]
 
 
 def empty_program(
@@ -80,7 +75,8 @@ def _shapes(units: Units, slots: int, candidates: int, instructions: int | None)
     count = slots if instructions is None else instructions
     return (
         (candidates, units.graph.shape[0]),
-        *[(candidates,)] * 3,
+        *[(candidates,)] * 2,
+        (candidates + 1, candidates),
         *[()] * 2,
         *[(count,)] * 4,
         (count, places, sources),
