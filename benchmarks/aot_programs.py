@@ -75,13 +75,20 @@ def axes_of(path: str) -> tuple[str | None, ...]:
 
 
 def abstract_objective(
-    config: jc.GPT2Config | jc.models.LlamaConfig, prompts: int, length: int, metric: str, microbatch: int, precision: str = "highest"
+    config: jc.GPT2Config | jc.models.LlamaConfig,
+    prompts: int,
+    length: int,
+    metric: str,
+    microbatch: int,
+    precision: str = "highest",
 ) -> jc.Objective:
     """An objective whose arrays are shapes only."""
     pairs = random_pairs(prompts, length, config.vocab_size)
 
+    family = jc.GPT2 if isinstance(config, jc.GPT2Config) else jc.models.Llama
+
     def make(key):
-        model = jc.GPT2.random(config, key) if isinstance(config, jc.GPT2Config) else jc.models.Llama.random(config, key)
+        model: Any = family.random(config, key)  # type: ignore[arg-type]
         return jc.Objective(model.computed(precision=precision), pairs, metric, microbatch=microbatch)
 
     return eqx.filter_eval_shape(make, jax.random.key(0))

@@ -1,6 +1,7 @@
 """The architecture as a test: who may import whom, and what importing costs."""
 
 import ast
+import configparser
 import json
 import re
 import subprocess
@@ -115,6 +116,14 @@ def test_imports_go_in_one_direction(path):
 def test_there_is_no_file_for_everything_else():
     names = {path.stem for path in PACKAGE.rglob("*.py")}
     assert not names & {"utils", "helpers", "misc", "common", "tools"}
+
+
+def test_a_wheel_has_every_folder_of_code():
+    config = configparser.ConfigParser()
+    config.read(PACKAGE.parent / "setup.cfg")
+    folders = [path.parent.relative_to(PACKAGE.parent) for path in PACKAGE.rglob("__init__.py")]
+    names = {".".join(folder.parts) for folder in folders}
+    assert set(config["options"]["packages"].split()) == names | {"jaxcircuits.weights"}
 
 
 def test_importing_is_quick_and_touches_no_device():

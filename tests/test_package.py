@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.slow
+@pytest.mark.mission
 def test_a_wheel_brings_the_bundled_model(tmp_path):
     tree = tmp_path / "tree"
     files = "setup.cfg", "pyproject.toml", "README.md", "LICENSE", "jaxcircuits_program.py"
