@@ -102,7 +102,8 @@ def read(text: str) -> dict[str, Any]:
     """What a program's text shows."""
     flags = ["f64"] if re.search(r"\bf64\[", text) else []
     flags += [target for target in set(re.findall(r'custom_call_target="([^"]+)"', text)) if "callback" in target]
-    gathered = [size_of(shape) for shape in re.findall(r" = (\S+) all-gather(?:-start)?\(", text)]
+    gathers = re.findall(r" = (\(.*?\)|\S+) all-gather(?:-start)?\(", text)  # started ones: operands and results
+    gathered = [size_of(shape) for shapes in gathers for shape in re.findall(r"\w+\[[0-9,]*\]", shapes)]
     return {
         "instructions": len(re.findall(r"^\s+\S+ = ", text, re.M)),
         "copies": len(re.findall(r" copy\(", text)),

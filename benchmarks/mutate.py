@@ -86,8 +86,8 @@ NAMES = {"min": "max", "max": "min", "any": "all", "all": "any", "sum": "mean", 
 def mutants(source: str) -> Iterator[tuple[int, str, str]]:
     """(line, what it says after the change, the whole changed file) of every mutant.
 
-    Operators, comparisons, constants, conditions, reductions and keyword arguments are changed; annotations, docstrings
-    and what only words an error are not.
+    Operators, comparisons, constants, conditions, reductions and keyword arguments are changed; what only words an
+    error, `strict`, annotations and docstrings are not.
     """
     lines = source.splitlines(keepends=True)
     starts = [0]
@@ -116,7 +116,7 @@ def _parses(source: str) -> bool:
 
 
 def _computing(tree: ast.AST) -> Iterator[ast.AST]:
-    """Nodes but annotations, decorators, documentation, imports and errors."""
+    """Nodes but annotations, decorators, documentation, imports, errors and `strict`, which is one."""
     for field, value in ast.iter_fields(tree):
         if field in ("annotation", "returns", "decorator_list", "type_params"):
             continue
@@ -124,6 +124,8 @@ def _computing(tree: ast.AST) -> Iterator[ast.AST]:
             if not isinstance(node, ast.AST) or isinstance(node, ast.Raise | ast.Import | ast.ImportFrom | ast.Assert):
                 continue
             if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+                continue
+            if isinstance(node, ast.keyword) and node.arg == "strict":
                 continue
             yield node
             yield from _computing(node)

@@ -93,13 +93,15 @@ def test_collectives_are_found_where_a_loop_runs_them(aot):
 }
 ENTRY %main (x: f32[2]) -> f32[2] {
   %g = f32[4] all-gather(%x)
+  %s = (f32[2]{0}, f32[4,1024]{1,0}) all-gather-start(%x)
   %w = f32[2] while(%x), condition=%cond, body=%body
   %c = f64[2] custom-call(%w), custom_call_target="xla_python_cpu_callback"
 }
 """
     row = aot[0].read(text)
-    assert row["collectives"] == {"all-reduce": 1, "all-gather": 1} and row["collectives_in_loops"] == {"all-reduce": 1}
+    assert row["collectives"] == {"all-reduce": 1, "all-gather": 2} and row["collectives_in_loops"] == {"all-reduce": 1}
     assert row["flags"] == ["f64", "xla_python_cpu_callback"] and row["loops"] == 1
+    assert row["largest_gather_mib"] == round(4 * 4096 / 2**20, 3)
 
 
 def test_what_the_host_runs_is_what_lies_in_no_command_buffer(aot):

@@ -19,11 +19,11 @@ which gradients are taken (`models/backward.py`): "plain" are derivatives.
 
 import numpy as np
 
-from ..arguments import checked
+from ..arguments import check_count, checked
 from ..conditional import Conditional
 from ..objective import Objective
 from ..scores import Scores
-from .measure import Positions, refuse_flat, ruled, scored, spans_of, whole
+from .measure import Positions, refuse_flat, ruled, scored, spans_of
 
 POINTS = ("public", "midpoint")
 """Where on the path: k/m for k = 0..m-1 as EAP-IG's public code, or (k + 1/2)/m."""
@@ -87,7 +87,8 @@ def eap_ig_inputs(
 
     Raises ValueError for another reference than "resample": the path is one of input embeddings.
     """
-    m = whole("steps", steps)
+    check_count("steps", steps, 1)
+    m = int(steps)
     if points not in POINTS:
         raise ValueError(f"points: expected one of {', '.join(POINTS)}, got {points!r}")
     refuse_flat(objective, "eap-ig-inputs", at_clean=False)
@@ -115,7 +116,8 @@ def eap_ig_activations(
     - `steps`: m points `k/m`, k = 1..m, for each group: the embedding, the heads of each layer, each MLP. A held
       group is a constant: no gradient passes it. Every edge gets the gradient of every run.
     """
-    m = whole("steps", steps)
+    check_count("steps", steps, 1)
+    m = int(steps)
     refuse_flat(objective, "eap-ig-activations", at_clean=False)
     own = ruled(objective, backward)
     named, spans = spans_of(objective, positions)
@@ -150,7 +152,8 @@ def eap_gp(
 
     Raises ValueError for another reference than "resample": the path goes towards the corrupt prompt.
     """
-    k = whole("steps", steps)
+    check_count("steps", steps, 1)
+    k = int(steps)
     refuse_flat(objective, "eap-gp", at_clean=False)
     own = ruled(objective, backward)
     named, spans = spans_of(objective, positions)
@@ -174,7 +177,8 @@ def mask_ig(
     Complete: with many steps the scores sum to `f(zeros) - f(ones)`. It is not EAP-IG, whose displacements are
     constants.
     """
-    m = whole("steps", steps)
+    check_count("steps", steps, 1)
+    m = int(steps)
     refuse_flat(objective, "mask-ig", at_clean=False)
     own = ruled(objective, backward)
     named, spans = spans_of(objective, positions)

@@ -22,11 +22,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .. import batching
-from ..arguments import checked
+from ..arguments import check_count, checked
 from ..objective import Objective
 from ..references import divided, mean_reference, sender_values
 from ..scores import Scores
-from .measure import scored, whole
+from .measure import scored
 
 BASES = ("mean", "reference")
 
@@ -43,7 +43,8 @@ def cd_t(objective: Objective, *, base: str = "mean", width: int = 16) -> Scores
     """
     _check(objective, base)
     rows = np.arange(objective.graph.shape[0], dtype=np.int32)
-    at_once = min(whole("width", width), len(rows))
+    check_count("width", width, 1)
+    at_once = min(width, len(rows))
     padded = np.append(rows, np.repeat(rows[-1:], -len(rows) % at_once)).reshape(-1, at_once)
 
     def values() -> np.ndarray:

@@ -16,14 +16,14 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .. import batching
-from ..arguments import checked
+from ..arguments import check_count, checked
 from ..conditional import Conditional, kept_edges
 from ..identity import identity_of
 from ..objective import Objective
 from ..references import recorded
 from ..savepoint import Journal, journal_of
 from ..scores import Scores
-from .measure import Positions, scored, spans_of, whole
+from .measure import Positions, scored, spans_of
 
 
 class _CleanRun(eqx.Module):
@@ -50,7 +50,7 @@ def exact(
 
     Raises ValueError for a bad width or span, and for a checkpoint that is damaged or another run's.
     """
-    whole("width", width)
+    check_count("width", width, 1)
     named, spans = spans_of(objective, positions)
     every = np.ones((1, objective.clean.shape[1]), bool) if spans is None else spans
     count = len(every) * objective.graph.num_edges
@@ -73,7 +73,7 @@ def exact_nodes(objective: Objective, *, width: int = 8) -> Float[np.ndarray, " 
 
     Raises ValueError for a bad width.
     """
-    whole("width", width)
+    check_count("width", width, 1)
     graph, times = objective.graph, objective.graph.written
     clean, full = _clean_run(objective), float(objective(graph.valid))
     values = np.zeros(len(times))

@@ -11,12 +11,12 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from ..arguments import checked
+from ..arguments import check_count, checked
 from ..graph import Graph
 from ..nodes import NodeObjective, edge_scores
 from ..objective import Objective
 from ..scores import Scores
-from .measure import refuse_flat, ruled, scored, whole
+from .measure import refuse_flat, ruled, scored
 
 
 @checked
@@ -63,7 +63,8 @@ def node_ig(objective: Objective, *, steps: int = 10, backward: str = "plain") -
     Complete: as `steps` grows the nodes' scores sum to `f(no nodes) - f(all nodes)`, x_ref as in `node_attribution`.
     Raises ValueError for fewer than 1 step.
     """
-    m = whole("steps", steps)
+    check_count("steps", steps, 1)
+    m = int(steps)
     refuse_flat(objective, "node-ig", at_clean=False)
     nodes = NodeObjective(ruled(objective, backward), "edges")
 

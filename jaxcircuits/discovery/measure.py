@@ -106,10 +106,3 @@ def ruled(objective: Any, backward: str) -> Any:
     if isinstance(objective, Conditional):
         return Conditional(ruled(objective.objective, backward), objective.kept)
     return eqx.tree_at(lambda o: o.model, objective, objective.model.with_backward(backward))
-
-
-def whole(name: str, value: int, least: int = 1) -> int:
-    """`value`, checked. Raises ValueError for what is no whole number of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise ValueError(f"{name}: expected a whole number of at least {least}, got {value!r}")
-    return int(value)
