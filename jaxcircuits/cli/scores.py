@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from ..circuit import RANKS, Circuit
+from ..circuit import RANKS, Circuit, could_be_in
 from ..conditional import without
 from ..crossings import Peap, PeapCircuit
 from ..discovery import conditional_scores, methods, score_replicates
@@ -216,7 +216,9 @@ def _print_scores(scored: Circuit) -> None:
         within[graph.valid] = [
             f"  {low:+.3g} to {high:+.3g}" for low, high in zip(record["low"], record["high"], strict=True)
         ]
-    for sender, receiver in graph.edges[np.argsort(-scored.scores[graph.valid], kind="stable")[:BEST]]:
+    ranked = np.argwhere(could_be_in(scored))
+    best = ranked[np.argsort(-scored.scores[tuple(ranked.T)], kind="stable")[:BEST]]
+    for sender, receiver in best:
         name = graph.edge_name(sender, receiver)
         out.print(f"  {name:<20} {scored.scores[sender, receiver]:+.6g}{within[sender, receiver]}", markup=False)
     cost = f"{run['seconds']:.1f} s"
@@ -224,7 +226,7 @@ def _print_scores(scored: Circuit) -> None:
         cost = f"{run['forward_passes']} forward and {run['backward_passes']} backward passes, {cost}"
     else:
         cost = f"{scored.num_edges} edges kept, {run['metric']} {run['metric_final']:.6g}; {cost}"
-    out.print(f"the best {min(BEST, graph.num_edges)} of {graph.num_edges} edges; {cost}")
+    out.print(f"the best {len(best)} of {len(ranked)} edges; {cost}")
     if record is not None:
         low, middle, high = record["rank_correlation"]
         out.print(
