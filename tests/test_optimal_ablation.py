@@ -44,7 +44,11 @@ def test_it_begins_with_means_of_what_is_no_padding(own_positions, x64):
     result = jc.optimal_ablation(objective, masks, own_positions=own_positions, steps=1, rate=1e-12)
     np.testing.assert_allclose(result.values, start, atol=1e-9)
     reference = np.broadcast_to(start[:, None], (3, 5, 6, 8))
-    np.testing.assert_allclose(result.losses_start, jc.Objective(model, pairs, "nll", reference).many(masks), rtol=1e-9)
+    ablated = jc.Objective(model, pairs, "nll", reference)
+    np.testing.assert_allclose(result.losses_start, ablated.many(masks), rtol=1e-9)
+    one_a_sender = jc.optimal_ablation(objective, own_positions=own_positions, steps=1, rate=1e-12)
+    without = [objective.graph.valid & (np.arange(3) != sender)[:, None] for sender in range(3)]
+    np.testing.assert_allclose(one_a_sender.losses_start, ablated.many(without), rtol=1e-9)
 
 
 def test_it_reaches_an_optimum_that_is_known(x64):
