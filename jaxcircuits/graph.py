@@ -95,6 +95,10 @@ class Graph:
 
         return graph_html(self)
 
+    def __str__(self) -> str:
+        first, last = ", ".join(self.nodes[:3]), self.nodes[-2]
+        return f"{self.num_edges} edges between {len(self.nodes)} nodes ({first}, ..., {last}, logits)"
+
     @property
     def shape(self) -> tuple[int, int]:
         """(senders, receivers): the shape of a mask."""

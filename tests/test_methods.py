@@ -9,6 +9,37 @@ from conftest import micro_model, micro_pairs
 import jaxcircuits as jc
 from jaxcircuits.discovery.methods import METHODS, by_name
 
+LEARNT = {"seed": 0, "steps": 3000}
+DEFAULTS = {
+    "exact": {"width": 8},
+    "eap-ig-inputs": {"steps": 5, "points": "public"},
+    "eap-ig-activations": {"steps": 5},
+    "eap-gp": {"steps": 5},
+    "mask-ig": {"steps": 10},
+    "cd-t": {"base": "mean", "width": 16},
+    "atp-star": {"qk_fix": True, "grad_drop": True},
+    "node-ig": {"steps": 10},
+    "subnetwork-probing": {**LEARNT, "strength": 1.0, "on": "nodes", "rate": 0.001, "keep": 0.9, "batch": None},
+    "edge-pruning": {
+        **LEARNT,
+        **{"sparsity": 0.95, "node_sparsity": None, "ramp": None, "warm_up": None},
+        **{"rate": 0.8, "multiplier_rate": None, "decay": 0.01, "batch": 32},
+    },
+    "ugs": {**LEARNT, "strength": 0.001, "rate": 0.05, "start_at": 1.0, "samples": 12, "batch": 5},
+    "mattr": {
+        **{"optimiser": "adam", "steps": 5000, "rate": None, "sizes": "uniform", "loss": "objective"},
+        **{"temperature": 0.5, "batch": 1, "seed": 0},
+    },
+    "random": {"seed": 0},
+}
+"""What scores that others have published with this library rest on; of methods with a gradient `backward` is plain."""
+
+
+def test_defaults_stay():
+    for name, method in METHODS.items():
+        rules = {"backward": "plain"} if "backward" in method.ranges else {}
+        assert method.defaults == DEFAULTS.get(name, {}) | rules, name
+
 
 @pytest.mark.slow
 def test_every_method_of_the_table_scores():
