@@ -1,6 +1,8 @@
 """A checkpoint's tokenizer: transformers' own for a folder, one built from the tokens of a GGUF file."""
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,8 @@ def load_tokenizer(files: Path) -> Any:
     """
     if is_gguf(files):
         try:
-            return read_tokenizer(GGUF(files).metadata)
+            with _quiet_about_torch():
+                return read_tokenizer(GGUF(files).metadata)
         except ValueError as error:
             raise ValueError(f"{files}: {error}") from None
     if not has_tokenizer(files):
@@ -46,22 +49,30 @@ def load_tokenizer(files: Path) -> Any:
     for name in (*FILES, *BYTE_PAIRS, *OTHERS):
         if (files / name).exists():
             check_regular(files / name, "part of a tokenizer")
-    quiet = logging.getLogger("transformers")
-    quiet.addFilter(_is_not_about_torch)
     try:
-        import transformers
+        with _quiet_about_torch():
+            import transformers
 
-        settings = files / FILES[0]
-        named = read_json(settings, "tokenizer's settings") if settings.is_file() else {}
-        loader: Any = transformers.AutoTokenizer
-        if not _has_byte_pairs(files) and named.get("tokenizer_class", "TokenizersBackend") == "TokenizersBackend":
-            loader = transformers.PreTrainedTokenizerFast
-        return loader.from_pretrained(files, local_files_only=True, trust_remote_code=False)
+            settings = files / FILES[0]
+            named = read_json(settings, "tokenizer's settings") if settings.is_file() else {}
+            loader: Any = transformers.AutoTokenizer
+            if not _has_byte_pairs(files) and named.get("tokenizer_class", "TokenizersBackend") == "TokenizersBackend":
+                loader = transformers.PreTrainedTokenizerFast
+            return loader.from_pretrained(files, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers and tokenizers raise many unrelated types for malformed files
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"{files}: its tokenizer cannot be read: {reason}") from None
+
+
+@contextlib.contextmanager
+def _quiet_about_torch() -> Iterator[None]:
+    """Transformers says that PyTorch is missing when it is first imported, which no tokenizer needs."""
+    logger = logging.getLogger("transformers")
+    logger.addFilter(_is_not_about_torch)
+    try:
+        yield
     finally:
-        quiet.removeFilter(_is_not_about_torch)
+        logger.removeFilter(_is_not_about_torch)
 
 
 def _is_not_about_torch(record: logging.LogRecord) -> bool:

@@ -1,5 +1,6 @@
 """GGUF files: configs and tensors as transformers reads them, and what is refused by name."""
 
+import logging
 import struct
 import sys
 import tracemalloc
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxcircuits as jc
-from jaxcircuits import gguf_file, gguf_names
+from jaxcircuits import gguf_file, gguf_names, tokenizer
 from jaxcircuits.gguf_file import GGUF
 from jaxcircuits.gguf_names import ARCHITECTURES, GGUFTensors, llama3_scaling
 
@@ -232,6 +233,22 @@ def test_a_gguf_file_is_loaded_by_its_path(tmp_path):
     (tmp_path / "bad.gguf").write_bytes(b"GGUF")
     with pytest.raises(ValueError, match="bad.gguf is no readable GGUF file"):
         jc.load(tmp_path / "bad.gguf")
+
+
+def test_a_tokenizer_is_read_without_a_word_about_torch(monkeypatch, tmp_path):
+    """Transformers says it when it is imported, to whom has no PyTorch."""
+    heard, logger = [], logging.getLogger("transformers")
+    listener = logging.Handler()
+    listener.emit = lambda record: heard.append(record.getMessage())
+    sentences = "PyTorch was not found. Models won't be available", "another sentence"
+    monkeypatch.setattr(tokenizer, "read_tokenizer", lambda metadata: [logger.warning(text) for text in sentences])
+    write(tmp_path / "m.gguf", "llama")
+    logger.addHandler(listener)
+    try:
+        tokenizer.load_tokenizer(tmp_path / "m.gguf")
+    finally:
+        logger.removeHandler(listener)
+    assert heard == ["another sentence"]
 
 
 def test_a_key_that_comes_twice_is_refused(whole, tmp_path):
