@@ -26,7 +26,7 @@ TESTS = {
     "metrics.py": ("metrics", "objective"),
     "gradients.py": ("gate_methods", "objective", "attribution"),
     "losses.py": ("gate_methods", "objective"),
-    "masks.py": ("objective",),
+    "masks.py": ("objective", "doors", "finite"),
     "evaluation/ablation.py": ("ablation",),
     "evaluation/completeness.py": ("judging", "faithfulness"),
     "evaluation/controls.py": ("judging", "random_circuits"),
