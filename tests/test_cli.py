@@ -191,6 +191,14 @@ def test_score_and_prune_write_what_they_print(run, micro):
     inside = jc.Circuit.load(micro / "within.json")
     assert code == 0 and inside.run["edges_within"] == circuit.num_edges and set(inside.edges) <= set(circuit.edges)
 
+    command = "score", micro / "micro.npz", "--model", micro / "micro", "--metric", "nll"
+    code, printed, _ = run(*command, "--without", out, "--out", micro / "without.json")
+    others = scored.graph.num_edges - circuit.num_edges
+    assert code == 0 and f"the best 10 of {others} edges" in printed
+    assert not {line.split()[0] for line in printed.splitlines()[1:11]} & set(circuit.edges)
+    code, _, error = run("prune", micro / "without.json", "--edges", others + 1)
+    assert code == 1 and f"--edges: expected at most {others}" in error
+
 
 @pytest.mark.mission
 def test_scores_at_a_span_of_positions(run, micro):

@@ -210,7 +210,11 @@ def test_a_mask_is_numbers_from_0_to_1(value):
     objective = jc.Objective(micro_model("gpt2"), micro_pairs(), "kl")
     mask = np.ones(objective.graph.shape, np.float32)
     mask[0, 0], mask[0, 1] = 0, value
-    for refused in (lambda: objective(mask), lambda: objective.many(np.stack([mask])), lambda: objective.gradient(mask)):
+    for refused in (
+        lambda: objective(mask),
+        lambda: objective.many(np.stack([mask])),
+        lambda: objective.gradient(mask),
+    ):
         with pytest.raises(ValueError, match="mask: expected (finite )?numbers"):
             refused()
     mask[0, 1] = 1.0005  # a step beyond the end, for a slope there
