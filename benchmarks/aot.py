@@ -161,7 +161,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--chip", choices=CHIPS, default="v5e")
-    parser.add_argument("--devices", type=int, default=1, help="at most 8")
+    parser.add_argument("--devices", type=int, choices=range(1, 9), default=1)
     parser.add_argument("--split-weights", type=int, default=1, help="devices that the weights are split among")
     parser.add_argument("--size", choices=SHAPES, default="small")
     parser.add_argument("--prompts", type=int, default=100)

@@ -27,7 +27,7 @@ SHAPES = SIZES | {
         vocab_size=128256, intermediate_size=14336, num_key_value_heads=8, max_position_embeddings=8192
     )
 }
-"""Configs by name; the last is Llama 3 8B's."""
+"""Configs by name; the last has the shape of Llama 3 8B."""
 
 AXES = {  # the end of an argument's path: how the library spreads it
     r"\.model\..*": (),

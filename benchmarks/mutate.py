@@ -116,7 +116,7 @@ def _parses(source: str) -> bool:
 
 
 def _computing(tree: ast.AST) -> Iterator[ast.AST]:
-    """Nodes but annotations, decorators, documentation, imports, errors and `strict`, which is one."""
+    """Nodes but annotations, decorators, documentation, imports, errors and `strict=`, which raises one."""
     for field, value in ast.iter_fields(tree):
         if field in ("annotation", "returns", "decorator_list", "type_params"):
             continue
@@ -184,7 +184,7 @@ def survives(name: str, changed: str, tests: tuple[str, ...], timeout: float) ->
             except subprocess.TimeoutExpired:
                 return "timeout"
             if run.returncode not in (0, 1, NONE_CHOSEN):
-                raise SystemExit(f"the tests of {name} do not run:\n{run.stdout[-2000:]}")
+                raise SystemExit(f"the tests of {name} do not run:\n{(run.stdout + run.stderr)[-2000:]}")
             if run.returncode == 1:
                 return "killed"
         return "survived"

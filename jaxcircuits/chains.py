@@ -30,7 +30,7 @@ from .programs import AnyArray, Program, unpacked
 def run_chain(
     rest: Rest, fixed: list[Array], current: Current, numbers: Int[Array, " number"], changes: Values
 ) -> tuple[Float[Array, "candidate prompt"], Values, Values]:
-    """Every candidate's `score`, every changed unit's changes, and the difference that each step removes.
+    """Every candidate's `score`, every changed unit's changes, and what each step removes with those before it.
 
     - `rest`, `fixed`: objective, units and constants, `batching.flattened` once. `numbers`: the program, in one array.
 
@@ -66,8 +66,8 @@ def _removed(objective: Objective, constants: Constants, program: Program) -> Va
     candidates = program.removals.shape[0]
 
     def remove(j, removed):
-        before = removed[program.before[j]]
-        total = _sum_of(before, program.removals[j], program.removal_counts[j], lambda s: constants.difference[s])
+        earlier = removed[program.previous[j]]
+        total = _sum_of(earlier, program.removals[j], program.removal_counts[j], lambda s: constants.difference[s])
         return removed.at[j + 1].set(total)
 
     zeros = jnp.zeros((candidates + 1, *constants.difference.shape[1:]), constants.difference.dtype)
@@ -224,16 +224,15 @@ def commit(
         outputs = put_rows(outputs, first, Values(new, at_scored(objective, new)))
         return Current(inputs, outputs, current.logits)
 
-    with products(objective.model.precision):
-        with jax.named_scope("everywhere"):
-            everywhere = functools.partial(step, is_scored=False)
-            current = jax.lax.fori_loop(0, program.count_everywhere, everywhere, current)
-        with jax.named_scope("scored"):
-            scored = functools.partial(step, is_scored=True)
-            current = jax.lax.fori_loop(program.count_everywhere, program.count, scored, current)
-        into = program.logits_sources, program.logits_count
-        with jax.named_scope("logits"):
-            logits = moved(current.logits, into, program.logits_touched, True)
+    with jax.named_scope("everywhere"):
+        everywhere = functools.partial(step, is_scored=False)
+        current = jax.lax.fori_loop(0, program.count_everywhere, everywhere, current)
+    with jax.named_scope("scored"):
+        scored = functools.partial(step, is_scored=True)
+        current = jax.lax.fori_loop(program.count_everywhere, program.count, scored, current)
+    into = program.logits_sources, program.logits_count
+    with jax.named_scope("logits"):
+        logits = moved(current.logits, into, program.logits_touched, True)
     return Current(current.inputs, current.outputs, logits)
 
 
@@ -246,7 +245,7 @@ def _sum_of(x: Array, sources: Int[AnyArray, " source"], count: Int[AnyArray, ""
 @jax.named_scope("removed")
 def _minus(
     x: Float[Array, "candidate ..."],
-    last_removed: Int[AnyArray, "receiver candidate"],
+    last_removed: Int[AnyArray, "touched candidate"],
     touched: Int[AnyArray, ""],
     removed: Float[Array, "step ..."],
 ) -> Array:

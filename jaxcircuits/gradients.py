@@ -188,7 +188,10 @@ def _mean_gradient(objective: Any, each: Float[Array, "batch *span sender receiv
 
 
 def microbatch_that_fits(objective: Any) -> int:
-    """All prompts where their buffers are a small share of the memory; else what a compiled gradient leaves."""
+    """All prompts where their buffers are a small share of the memory; else what a compiled gradient leaves.
+
+    Raises MemoryError if not even one fits.
+    """
     if batching.from_first_process(16 * objective.reference.nbytes < batching.memory_limit() // 4):
         return objective.num_prompts
 

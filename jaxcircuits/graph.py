@@ -96,8 +96,8 @@ class Graph:
         return graph_html(self)
 
     def __str__(self) -> str:
-        first, last = ", ".join(self.nodes[:3]), self.nodes[-2]
-        return f"{self.num_edges} edges between {len(self.nodes)} nodes ({first}, ..., {last}, logits)"
+        nodes = self.nodes if len(self.nodes) < 7 else (*self.nodes[:3], "...", *self.nodes[-2:])
+        return f"{self.num_edges} edges between {len(self.nodes)} nodes ({', '.join(nodes)})"
 
     @property
     def shape(self) -> tuple[int, int]:

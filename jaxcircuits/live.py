@@ -227,7 +227,7 @@ class LiveEvaluator:
             program.removals[number, : len(present)] = present[:, 0]
             program.removal_counts[number] = len(present)
             at = index[int(edges[0, 1])]
-            program.before[number], program.last_removed[:, number] = last[at], last
+            program.previous[number], program.last_removed[:, number] = last[at], last
             program.last_removed[at, number] = number + 1
             last[at] = number + 1 if is_removed else last[at]
         order: lockstep.Order = []
@@ -243,10 +243,10 @@ class LiveEvaluator:
                 places += [self.slots[unit] * size + place for place in range(len(self.units.all[unit].rows))]
                 program.count_everywhere[...] += self.reads_everywhere[unit]
         program.count[...] = len(order)
-        last = len(self.graph.receivers) - 1
-        into_logits = np.array(places, np.int32)[after[changed, last]]
+        logits = len(self.graph.receivers) - 1
+        into_logits = np.array(places, np.int32)[after[changed, logits]]
         program.logits_sources[: len(into_logits)] = into_logits
-        program.logits_count[...], program.logits_touched[...] = len(into_logits), index.get(last, 0)
+        program.logits_count[...], program.logits_touched[...] = len(into_logits), index.get(logits, 0)
         return numbers, order
 
     def _instruct(self, program: Any, n: int, number: int, sources: Sequence[Any], touched: list[int]) -> None:

@@ -80,7 +80,7 @@ def run_chains(
     numbers: Int[Array, "search number"],
     changes: Sequence[Values],
 ) -> tuple[Float[Array, "search candidate prompt"], list[Values], list[Values]]:
-    """`chains.run_chain` for each search: its values, changes and removed differences."""
+    """`chains.run_chain` for each search: its values, changes and what its steps remove."""
     objective, units, constants = rest.with_arrays(fixed)
     rows, candidates = changes[0].scored.shape[:2]
     shape = units, rows // units.width, candidates, instructions

@@ -1,4 +1,4 @@
-"""What a mask may be: an array of numbers from 0 to 1, or a circuit; as the functions of an objective take it."""
+"""What a mask may be, an array of numbers from 0 to 1 or a circuit; how it is checked, cast and put on devices."""
 
 from typing import Any
 
@@ -54,7 +54,10 @@ def cast(objective: Any, mask: MaskLike, *, positioned: bool = False) -> Positio
 
 
 def cast_many(objective: Any, masks: MaskLike, width: int) -> tuple[Array, int]:
-    """Masks [circuit, sender, receiver, *position], or a list of them, and how many to take at once."""
+    """Masks [circuit, sender, receiver, *position], or a list of them, and how many to take at once.
+
+    Raises ValueError for another shape, for a width below 1, and as `mask_of` does.
+    """
     graph = objective.graph
     if isinstance(masks, list | tuple):
         each: list[Any] = [mask_of(mask, graph) for mask in masks]
@@ -63,7 +66,7 @@ def cast_many(objective: Any, masks: MaskLike, width: int) -> tuple[Array, int]:
     if masks.shape[1:] not in (graph.shape, _positioned_shape(objective)):
         raise ValueError(f"masks: expected shape (circuits, *{graph.shape}), got {masks.shape}")
     check_count("width", width, 1)
-    return masks, rounded(objective, width)
+    return masks, rounded_width(objective, width)
 
 
 def cast_spans(objective: Any, spans: ArrayLike | None) -> Float[Array, "span position"] | None:
@@ -81,7 +84,7 @@ def placed(objective: Any, x: ArrayLike) -> Array:
     return x if isinstance(x, jax.Array) else place(x, objective.mesh)
 
 
-def rounded(objective: Any, width: int) -> int:
+def rounded_width(objective: Any, width: int) -> int:
     """A number of circuits that spreads evenly over the devices."""
     devices = 1 if objective.mesh is None else objective.mesh.shape[CANDIDATES]
     return -(-width // devices) * devices

@@ -17,10 +17,10 @@ from .data import PromptPairs
 from .graph import Graph
 from .identity import description
 from .labels import check_metric, labels_of
-from .masks import cast, cast_many, cast_spans, placed, rounded
+from .masks import cast, cast_many, cast_spans, placed, rounded_width
 from .metrics import Labels, Metric
 from .models import Held as Held
-from .objective_checks import check_ends, check_options, check_padding, check_parts_finite, restorable
+from .objective_checks import check_ends, check_options, check_padding, check_parts_finite, prompts_to_restore
 from .references import name_of, reference_values, sender_values
 from .types import Mask, MaskLike, Model
 
@@ -164,7 +164,7 @@ class Objective(eqx.Module):
         """Bytes that `many` takes for `width` circuits at a time."""
         check_count("width", width, 1)
         masks = placed(self, np.zeros((width, *self.graph.shape), bool))
-        return batching.memory_needed(losses.many, self, masks, rounded(self, width))
+        return batching.memory_needed(losses.many, self, masks, rounded_width(self, width))
 
     @fitting
     def gradient(self, mask: MaskLike, *, spans: ArrayLike | None = None) -> Float[Array, "*span sender receiver"]:
@@ -216,7 +216,7 @@ class Objective(eqx.Module):
 
         Raises ValueError for other prompts, and for another reference than "resample".
         """
-        pairs = restorable(self, pairs)
+        pairs = prompts_to_restore(self, pairs)
         swapped = dataclasses.replace(pairs, clean=pairs.corrupt, corrupt=pairs.clean)
         options = {"average": self.average, "microbatch": self.microbatch, "mesh": self.mesh}
         restoring = Objective(self.model, swapped, self.metric, "resample", **options)

@@ -72,7 +72,7 @@ def check_ends(objective: Any) -> None:
         )
 
 
-def restorable(objective: Any, pairs: PromptPairs | None) -> PromptPairs:
+def prompts_to_restore(objective: Any, pairs: PromptPairs | None) -> PromptPairs:
     """The prompts that an objective was made of. Raises ValueError for others, and for a reference that is no run."""
     if objective.reference_name != "resample":
         raise ValueError(

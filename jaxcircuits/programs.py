@@ -21,7 +21,7 @@ class Program:
     - `removals[j, :removal_counts[j]]`: the senders that step j removes, at one of the touched receivers, which are
       numbered from 1 on.
     - `last_removed[t, i]`: the last step, from 1 on, that candidate i removes at receiver t (0: none): its own, or one
-      before it that is guessed to be removed. `before[j]`: the last such before step j at its receiver.
+      before it that is guessed to be removed. `previous[j]`: the last such before step j at its receiver.
     - `count` instructions, the first `count_everywhere` of which compute every position: a unit by its `kind`, `layer`
       and number `node` in the layer, whose values are in a `slot`.
     - `sources[n, c, :counts[n, c]]`: the changed senders kept into the input at place c of instruction n's unit, each
@@ -31,7 +31,7 @@ class Program:
 
     removals: Int[AnyArray, "candidate sender"]
     removal_counts: Int[AnyArray, " candidate"]
-    before: Int[AnyArray, " candidate"]
+    previous: Int[AnyArray, " candidate"]
     last_removed: Int[AnyArray, "touched candidate"]
     count_everywhere: Int[AnyArray, ""]
     count: Int[AnyArray, ""]

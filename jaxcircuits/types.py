@@ -52,7 +52,7 @@ EdgeScores = Float[np.ndarray, "sender receiver"]
 """One number an edge, on the host; 0 where there is no edge."""
 
 Model = Any
-"""Any architecture of `jaxcircuits.models`; the interface is stated in `jaxcircuits/models/__init__.py`."""
+"""Any architecture of `jaxcircuits.models`; the interface is stated in `jaxcircuits/models/architecture.py`."""
 
 MaskLike = Any
 """An array of numbers from 0 to 1, or what has such a `mask`: a circuit, a result of a search."""

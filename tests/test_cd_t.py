@@ -260,7 +260,7 @@ def test_what_is_refused():
     layers = eqx.tree_at(lambda o: o.model, objective, jc.with_units(objective.model, "layers"))
     with pytest.raises(ValueError, match="cd-t: expected a model with attention heads as nodes.*got Layers.*'layers'"):
         jc.cd_t(layers)
-    with pytest.raises(ValueError, match="width: expected a whole number of at least 1, got 0"):
+    with pytest.raises(ValueError, match="width: expected a whole number, at least 1, got 0"):
         jc.cd_t(objective, width=0)
     with pytest.raises(ValueError, match="backward: expected one of plain, relp, attn-lrp, gim, got 'contextual'"):
         objective.model.with_backward("contextual")

@@ -148,5 +148,5 @@ def test_what_it_refuses():
         jc.eap_gp(jc.Objective(model, micro_pairs(), "logit_diff", "mean"))
     with pytest.raises(ValueError, match="eap-gp: accuracy has no gradient"):
         jc.eap_gp(jc.Objective(model, micro_pairs(), "accuracy"))
-    with pytest.raises(ValueError, match="steps: expected a whole number of at least 1, got 0"):
+    with pytest.raises(ValueError, match="steps: expected a whole number, at least 1, got 0"):
         jc.eap_gp(jc.Objective(model, micro_pairs(), "logit_diff"), steps=0)

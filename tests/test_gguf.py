@@ -236,7 +236,7 @@ def test_a_gguf_file_is_loaded_by_its_path(tmp_path):
 
 
 def test_a_tokenizer_is_read_without_a_word_about_torch(monkeypatch, tmp_path):
-    """Transformers says it when it is imported, to whom has no PyTorch."""
+    """Transformers says it when it is imported, to those without PyTorch."""
     heard, logger = [], logging.getLogger("transformers")
     listener = logging.Handler()
     listener.emit = lambda record: heard.append(record.getMessage())

@@ -32,7 +32,7 @@ DEFAULTS = {
     },
     "random": {"seed": 0},
 }
-"""What scores that others have published with this library rest on; of methods with a gradient `backward` is plain."""
+"""To change one changes results that name the method alone; of methods with a gradient `backward` is plain."""
 
 
 def test_defaults_stay():

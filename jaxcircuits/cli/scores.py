@@ -164,7 +164,7 @@ def _selected(
     if select not in SELECT:
         raise ValueError(f"--select: expected one of {', '.join(SELECT)}, got {select!r}")
     if edges is not None and edges > (most := int(could_be_in(scored).sum())):
-        raise ValueError(f"--edges: expected at most {most}, which were there when they were scored, got {edges}")
+        raise ValueError(f"--edges: expected at most {most}: the others were absent when they were scored, got {edges}")
     is_other = greedy or any(choices[name] is not None for name in ("threshold", "at_least"))
     if retain is not None:
         if is_other or edges is not None or select != "top":

@@ -104,5 +104,6 @@ def _ranked(scores: Scores | Circuit, rank: str) -> np.ndarray:
 def _same_graph(first: Scores | Circuit, second: Scores | Circuit) -> None:
     if first.graph != second.graph:
         raise ValueError(
-            f"expected two results of one graph, got {first.graph}, and {second.graph}: other units are other graphs"
+            f"expected two results of one graph, got {first.graph}, and {second.graph}: "
+            "were both found with the same --units and --spans?"
         )

@@ -9,7 +9,7 @@ An architecture is one class with a `layout` and five functions of ONE prompt (`
 - `unembed(x, columns)`: what `logits` reads to logits.
 
 Layers and indices are traced: weights are stacked over layers, and one compiled body serves all of them. `model.py` has
-what is derived.
+what is derived: a model is a subclass of its `AbstractModel`.
 """
 
 from abc import abstractmethod
@@ -27,7 +27,7 @@ Positions = Int[Array, " at"]
 
 
 class AbstractArchitecture(eqx.Module):
-    """What every model says of itself."""
+    """What every model says of itself; `AbstractModel` adds what is derived, and is what architectures subclass."""
 
     @property
     @abstractmethod
