@@ -195,7 +195,9 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", default=[""], help="files whose names hold one of these")
-    parser.add_argument("--timeout", type=float, default=900)
+    parser.add_argument(
+        "--timeout", type=float, default=900, help="seconds, of the quick and of the mission's tests each"
+    )
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no mutant after this")
     parser.add_argument("--out", type=Path, default=Path("mutants.jsonl"))
     options = parser.parse_args()

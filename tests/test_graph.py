@@ -196,3 +196,10 @@ def test_a_broken_layout_is_refused(name):
 def test_a_node_without_shared_inputs_is_a_graph():
     graph = jc.Graph(one_layer([M], [PAIR]))
     assert graph.senders == ("input", "m0.0", "m0.1") and graph.owners(0) == ("m0.0", "m0.1")
+
+
+def test_a_graph_is_said_in_a_line():
+    """Few nodes all, many by their ends."""
+    small, large = (jc.Graph(layout.transformer(layers, 2, mlps=False)) for layers in (1, 4))
+    assert str(small) == "9 edges between 4 nodes (input, a0.h0, a0.h1, logits)"
+    assert str(large).endswith("edges between 10 nodes (input, a0.h0, a0.h1, ..., a3.h1, logits)")
