@@ -1,6 +1,8 @@
 """Units at will: the same model, other nodes; what is coarse is what is fine, tied together."""
 
+import dataclasses
 import functools
+from functools import partial
 
 import equinox as eqx
 import jax
@@ -12,6 +14,7 @@ from test_engines import FAMILIES
 
 import jaxcircuits as jc
 from jaxcircuits import layout, models
+from jaxcircuits.models import runs
 
 MODELS = FAMILIES | {name: (models.GPT2, MICRO[name]) for name in ("gpt2", "shortformer")}
 FINER = [
@@ -268,3 +271,67 @@ def test_other_embeddings_are_no_parts_of_one():
     one, two = jc.Graph.transformer(2, 2), jc.Graph.transformer(2, 2, embeddings=("tok", "pos"))
     with pytest.raises(ValueError, match="got tok, part of none"):
         jc.expand(one.valid, one, two)
+
+
+ALL = [("split",), ("neurons:3",), ("split", "0:2,3:5")]
+
+
+@pytest.mark.parametrize("units", ALL, ids=" ".join)
+@pytest.mark.parametrize("name", MODELS)
+def test_all_units_at_once_compute_what_each_does_alone(name, units, x64):
+    """What receivers make of one stream and of one each, what nodes write, and the sum: as by `read` and `write`."""
+    if name == "shortformer" and "neurons:3" in units:
+        pytest.skip("it has no MLPs")
+    model = jc.with_units(make(name), *units)
+    assert model.at_once == ("q", "k", "v", "head")
+    layer, at, random = jnp.int32(1), jnp.arange(6, dtype=jnp.int32), np.random.default_rng(0)
+    for moment in model.layout.stacks[-1].moments:
+        own = jnp.asarray(random.normal(size=(moment.num_receivers, 6, 8)))
+        for x in (own, own[0]):
+            ys, alone, first = runs.computed(model, moment, layer, x), {}, 0
+            for port in moment.ports:
+                read = [x if x.ndim == 2 else x[first + index] for index in range(port.count)]
+                alone[port.name] = jnp.stack(
+                    [model.read(port.name, layer, jnp.int32(index), x, at) for index, x in enumerate(read)]
+                )
+                first += port.count
+            jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-14), ys, alone)
+        rows = []
+        for nodes in moment.nodes:
+            inputs = [[alone[port][index] for index in numbers] for port, numbers in nodes.inputs]
+            if nodes.is_joint:
+                joint = tuple(jnp.stack(port) for port in inputs)
+                new = model.write(nodes.kind, layer, jnp.arange(nodes.count), joint, at)
+            else:
+                each = enumerate(zip(*inputs, strict=True))
+                new = jnp.stack([model.write(nodes.kind, layer, jnp.int32(index), ys, at) for index, ys in each])
+            rows.append(model.in_spans(new, at) if nodes.spans else new)
+        rows = jnp.concatenate(rows)
+        np.testing.assert_allclose(runs.written(model, moment, layer, ys, at), rows, rtol=1e-12, atol=1e-14)
+        total = runs.written_sum(model, moment, layer, ys, at)
+        np.testing.assert_allclose(total, rows.sum(0), rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "grouped"])
+def test_a_gradient_holds_no_second_copy_of_the_weights(name):
+    """Backward passes take a layer's weights again: on the way less memory is needed than the layers' weights take."""
+    kind, config = MODELS[name]
+    sizes = {"n_embd": 192, "n_layer": 6} if name == "gpt2" else {"hidden_size": 192, "intermediate_size": 768}
+    layers = {} if name == "gpt2" else {"num_hidden_layers": 6}
+    config = dataclasses.replace(config, **sizes, **layers)
+    model = drawn(eqx.filter_eval_shape(kind.random, config, jax.random.key(0), jnp.float32), 0)
+    tokens = jnp.zeros((2, 4), jnp.int32)
+
+    def loss(x, model, tokens):
+        return jax.vmap(lambda tokens: model.residual_of(model.embeddings(tokens).sum(0) + x))(tokens).sum()
+
+    def slopes(model, tokens):
+        return jax.vmap(lambda tokens: model.receiver_slopes(tokens, lambda x: x.sum())[1])(tokens)
+
+    x = jnp.zeros((4, 192))
+    held = sum(leaf.size * 4 for leaf in jax.tree.leaves(model.blocks))
+    for compiled in (
+        eqx.filter_jit(eqx.filter_grad(loss)).lower(x, model, tokens).compile(),
+        eqx.filter_jit(slopes).lower(model, tokens).compile(),
+    ):
+        assert compiled.compiled.memory_analysis().temp_size_in_bytes < held / 2

@@ -18,6 +18,7 @@ from .llama import Qwen3Config as Qwen3Config
 from .model import AbstractModel as AbstractModel
 from .neox import NeoX as NeoX
 from .neox import NeoXConfig as NeoXConfig
+from .node_runs import NodeValues as NodeValues
 from .olmo2 import Olmo2 as Olmo2
 from .olmo2 import Olmo2Config as Olmo2Config
 from .regrouped import Regrouped as Regrouped
@@ -25,7 +26,6 @@ from .reset import reset_network as reset_network
 from .rotary import RopeScaling as RopeScaling
 from .runs import Computed as Computed
 from .runs import Held as Held
-from .runs import NodeValues as NodeValues
 from .tracr import Tracr as Tracr
 from .tracr import TracrConfig as TracrConfig
 from .tracr import permute_positions as permute_positions

@@ -8,21 +8,26 @@ An architecture is one class with a `layout` and five functions of ONE prompt (`
 - `constant(layer, moment)`: what is added to the stream after a moment and belongs to no node (output biases).
 - `unembed(x, columns)`: what `logits` reads to logits.
 
-Layers and indices are traced: weights are stacked over layers, and one compiled body serves all of them. `model.py` has
-what is derived: a model is a subclass of its `AbstractModel`.
+Layers and indices are traced: weights are stacked over layers, and one compiled body serves all of them. Runs of all
+units call `read` and `write` of one under `jax.vmap`, or once with `index` None where the architecture says that it
+computes all `at_once`. `model.py` has what is derived: a model is a subclass of its `AbstractModel`.
 """
 
 from abc import abstractmethod
 from typing import Any
 
 import equinox as eqx
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ..layout import Layout
 from ..types import Tokens
 
-Index = Int[Array, ""]
-Indices = Int[Array, "*node"]
+Layer = Int[Array, ""]
+Index = Int[Array, ""] | None
+"""Of a unit in its layer; None: all of them, of what is `at_once`."""
+Indices = Int[Array, "*node"] | None
 Positions = Int[Array, " at"]
 
 
@@ -55,22 +60,41 @@ class AbstractArchitecture(eqx.Module):
 
     @abstractmethod
     def read(
-        self, port: str, layer: Index, index: Index, x: Float[Array, "at width"], at: Positions
-    ) -> Float[Array, "at *features"]:
-        """What one receiver computes of what it reads at the positions `at`."""
+        self, port: str, layer: Layer, index: Index, x: Float[Array, "*_ at width"], at: Positions
+    ) -> Float[Array, "..."]:
+        """What one receiver computes of what it reads at the positions `at`.
+
+        `index` None, of ports that are `at_once`: what all of them compute, of the same `x` or of one each.
+        """
 
     @abstractmethod
     def write(
-        self, kind: str, layer: Index, index: Indices, ys: tuple[Float[Array, "..."], ...], at: Positions
+        self, kind: str, layer: Layer, index: Indices, ys: tuple[Float[Array, "..."], ...], at: Positions
     ) -> Float[Array, "*node at width"]:
         """What one node writes at the positions `at`; of joint nodes, what all of them write.
 
         - `ys`: what its receivers computed, in the order of the layout: [at, ...] of local ports, [position, ...] of
-          others. Of joint nodes they have a leading axis, the node, and `index` is that of every node.
+          others. Of joint nodes they have a leading axis, the node, and `index` is that of every node; so they have
+          where `index` is None, of kinds that are `at_once`.
         """
 
+    @property
+    def at_once(self) -> tuple[str, ...]:
+        """Ports and kinds of nodes of which `read` and `write` can compute all, in fewer and larger products."""
+        return ()
+
+    def write_sum(
+        self, kind: str, layer: Layer, ys: tuple[Float[Array, "node ..."], ...], at: Positions
+    ) -> Float[Array, "at width"]:
+        """What all nodes of a kind write, added. An override may leave out what only their rows need."""
+
+        def one(index: Array, ys: tuple[Array, ...]) -> Array:
+            return self.write(kind, layer, index, ys, at)
+
+        return jax.vmap(one)(jnp.arange(len(ys[0]), dtype=jnp.int32), ys).sum(0)
+
     @abstractmethod
-    def constant(self, layer: Index, moment: int) -> Float[Array, " width"] | None:
+    def constant(self, layer: Layer, moment: int) -> Float[Array, " width"] | None:
         """What belongs to no node and is added after a moment; None: nothing."""
 
     @abstractmethod
@@ -115,7 +139,7 @@ class AbstractArchitecture(eqx.Module):
         return False
 
     def pattern(
-        self, layer: Index, index: Indices, ys: tuple[Float[Array, "..."], ...]
+        self, layer: Layer, index: Indices, ys: tuple[Float[Array, "..."], ...]
     ) -> Float[Array, "*node position position"]:
         """How much each position reads of each earlier one, in one head whose receivers computed `ys`.
 

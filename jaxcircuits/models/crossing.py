@@ -24,6 +24,7 @@ from ..graph import Graph
 from ..layout import Nodes
 from ..types import ReceiverValues
 from . import runs
+from .node_runs import NodeValues
 
 PORTS = ("q", "k", "v")
 
@@ -54,7 +55,7 @@ class Heads(NamedTuple):
 
 
 def effects(
-    model: Any, clean: runs.NodeValues, other: runs.NodeValues, slopes: ReceiverValues
+    model: Any, clean: NodeValues, other: NodeValues, slopes: ReceiverValues
 ) -> Float[Array, "layer head port span span"]:
     """Of every head, through q, k and v, from each span of keys to each span of queries, in one prompt.
 
@@ -81,7 +82,7 @@ def _stacks(model: Any) -> Iterator[Heads]:
         layer, now = layer + stack.layers, now + stack.layers * len(stack.moments)
 
 
-def _computed(values: runs.NodeValues, heads: Heads) -> tuple[Array, ...]:
+def _computed(values: NodeValues, heads: Heads) -> tuple[Array, ...]:
     """Queries, keys and values of every head [layer, head, position, key]."""
     own = values[heads.stack][heads.moment]
     return tuple(own[port][:, np.array(inputs)] for port, inputs in heads.nodes.inputs)

@@ -12,7 +12,7 @@ from .. import layout
 from ..layout import Layout, Stack
 from ..types import Tokens
 from . import backward, parts
-from .architecture import Index, Indices, Positions
+from .architecture import Index, Indices, Layer, Positions
 from .model import AbstractModel
 from .parts import MLP, Attention, GatedMLP, Norm, RMSNorm
 from .rotary import RopeScaling, Rotation, rotation
@@ -151,7 +151,7 @@ class Decoder(AbstractModel):
     def has_parts(self) -> bool:
         return True
 
-    def pattern(self, layer: Index, index: Indices, ys: tuple[Array, ...]) -> Float[Array, "*head position position"]:
+    def pattern(self, layer: Layer, index: Indices, ys: tuple[Array, ...]) -> Float[Array, "*head position position"]:
         """How much each position reads of each one that it sees."""
         return self.attention(layer, ys, jnp.arange(ys[0].shape[-2], dtype=jnp.int32))
 
@@ -159,14 +159,14 @@ class Decoder(AbstractModel):
         """What `input` writes: the token."""
         return self.token_embedding[tokens][None]
 
-    def constant(self, layer: Index, moment: int) -> Float[Array, " width"] | None:
+    def constant(self, layer: Layer, moment: int) -> Float[Array, " width"] | None:
         """The bias of the attention's output, if it has one."""
         bias = self.blocks.attention.output_bias
         return None if bias is None or moment else bias[layer]
 
     def read(
-        self, port: str, layer: Index, index: Index, x: Float[Array, "at width"], at: Positions
-    ) -> Float[Array, "at features"]:
+        self, port: str, layer: Layer, index: Index, x: Float[Array, "*_ at width"], at: Positions
+    ) -> Float[Array, "*receiver at features"]:
         """A head's queries, a group's keys or values; what an MLP writes."""
         block = parts.of_layer(self.blocks, layer)
         if port == "m":
@@ -175,17 +175,31 @@ class Decoder(AbstractModel):
         return y if port == "v" else self.config.rotation(layer, block.attention.normed(port, y), at)
 
     def write(
-        self, kind: str, layer: Index, index: Index, ys: tuple[Array, ...], at: Positions
-    ) -> Float[Array, "at width"]:
+        self, kind: str, layer: Layer, index: Index, ys: tuple[Array, ...], at: Positions
+    ) -> Float[Array, "*head at width"]:
         """What a head or an MLP writes."""
         if kind == "mlp":
             return ys[0]
-        ys = backward.now().inputs(ys)
-        return self.attention(layer, ys, at) @ ys[2] @ self.blocks.attention.output[layer, index]
+        return self._mixed(layer, ys, at) @ parts.of_unit(self.blocks.attention.output, layer, index)
 
-    def attention(self, layer: Index, ys: tuple[Array, ...], at: Positions) -> Float[Array, "at position"]:
+    @property
+    def at_once(self) -> tuple[str, ...]:
+        return parts.ATTENTION
+
+    def write_sum(self, kind: str, layer: Layer, ys: tuple[Array, ...], at: Positions) -> Float[Array, "at width"]:
+        """What all heads of a layer write, added; what its MLP writes."""
+        if kind == "mlp":
+            return ys[0][0]
+        return parts.merged(self._mixed(layer, ys, at), self.blocks.attention.output[layer])
+
+    def _mixed(self, layer: Layer, ys: tuple[Array, ...], at: Positions) -> Float[Array, "*head at key"]:
+        """The values that a head reads, or each of all heads."""
+        ys = backward.now().inputs(ys)
+        return self.attention(layer, ys, at) @ ys[2]
+
+    def attention(self, layer: Layer, ys: tuple[Array, ...], at: Positions) -> Float[Array, "*head at position"]:
         """How much the positions `at` read of each."""
-        return self.scores_to_pattern(layer, ys[0] @ ys[1].T / self.config.head_width**0.5, at)
+        return self.scores_to_pattern(layer, ys[0] @ ys[1].mT / self.config.head_width**0.5, at)
 
     def unembed(
         self, residual: Float[Array, "*positions width"], columns: Int[Array, " vocab"] | None = None
@@ -195,7 +209,7 @@ class Decoder(AbstractModel):
         with self.computing():
             return parts.normed(self.final_norm, residual) @ (weight if columns is None else weight[columns]).T
 
-    def scores_to_pattern(self, layer: Index, scores: Float[Array, "at position"], at: Positions) -> Array:
+    def scores_to_pattern(self, layer: Layer, scores: Float[Array, "*head at position"], at: Positions) -> Array:
         """Causal attention, in the layer's window if it has one."""
         windows = self.config.windows
         window = None if windows is None else jnp.asarray(windows, at.dtype)[layer]
@@ -211,14 +225,16 @@ class JointDecoder(Decoder):
         return Layout(("input",), (Stack(self.config.num_hidden_layers, (heads, layout.mlp())),))
 
     def write(
-        self, kind: str, layer: Index, index: Indices, ys: tuple[Array, ...], at: Positions
+        self, kind: str, layer: Layer, index: Indices, ys: tuple[Array, ...], at: Positions
     ) -> Float[Array, "*head at width"]:
         """What all heads of a layer write; what an MLP writes."""
-        if kind == "mlp":
-            return ys[0]
-        ys = backward.now().inputs(ys)
-        rows = self.attention(layer, ys, at) @ ys[2] @ self.blocks.attention.output[layer]
-        return parts.of_layer(self.blocks.attention_post_norm, layer).shares(rows)
+        rows = super().write(kind, layer, None, ys, at)
+        return rows if kind == "mlp" else parts.of_layer(self.blocks.attention_post_norm, layer).shares(rows)
+
+    def write_sum(self, kind: str, layer: Layer, ys: tuple[Array, ...], at: Positions) -> Float[Array, "at width"]:
+        """What all heads of a layer write, added: the norm of what they would without it; what its MLP writes."""
+        total = super().write_sum(kind, layer, ys, at)
+        return total if kind == "mlp" else parts.normed(parts.of_layer(self.blocks.attention_post_norm, layer), total)
 
 
 class Draw:

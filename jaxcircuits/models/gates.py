@@ -23,6 +23,7 @@ from .. import layout
 from ..arguments import checked
 from ..layout import Layout
 from ..types import Tokens
+from .architecture import Index, Layer, Positions
 from .model import AbstractModel
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -112,16 +113,18 @@ class Gates(AbstractModel):
         return bits.astype(self.dtype)[..., None] * self._written[:count, None]
 
     def read(
-        self, port: str, layer: Int[Array, ""], index: Int[Array, ""], x: Float[Array, "at width"], at: Array
+        self, port: str, layer: Layer, index: Index, x: Float[Array, "at width"], at: Positions
     ) -> Float[Array, "at"]:
         """A unit's value, from what is written along its direction."""
+        assert index is not None  # one at a time
         unit = self._first(layer) + index
         return ACTIVATIONS[self.activation](x[:, unit] + self.biases[unit][None])
 
     def write(
-        self, kind: str, layer: Int[Array, ""], index: Int[Array, ""], ys: tuple[Array, ...], at: Array
+        self, kind: str, layer: Layer, index: Index, ys: tuple[Array, ...], at: Positions
     ) -> Float[Array, "at width"]:
         """The unit's value, along the directions of those that read it."""
+        assert index is not None
         return ys[0][:, None] * self._written[len(self.units[0]) + self._first(layer) + index][None]
 
     def constant(self, layer: Int[Array, ""], moment: int) -> None:

@@ -7,14 +7,13 @@ run's own scale. In a Gemma 3 queries and keys have norms, and layers with a win
 import dataclasses
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, DTypeLike, Float, Int, PRNGKeyArray
 
 from ..types import Tokens
 from . import backward, parts
-from .architecture import Index, Positions
+from .architecture import Index, Layer, Positions
 from .decoder import FULL, SLIDING, Block, DecoderConfig, Draw, JointDecoder
 from .rotary import Rotation, rotation
 
@@ -114,16 +113,16 @@ class Gemma(JointDecoder):
         return super().embeddings(tokens) * self.config.hidden_size**0.5
 
     def read(
-        self, port: str, layer: Index, index: Index, x: Float[Array, "at width"], at: Positions
-    ) -> Float[Array, "at features"]:
+        self, port: str, layer: Layer, index: Index, x: Float[Array, "*_ at width"], at: Positions
+    ) -> Float[Array, "*receiver at features"]:
         """A head's queries, a group's keys or values; what an MLP writes."""
         y = super().read(port, layer, index, x, at)
         return parts.normed(parts.of_layer(self.blocks.mlp_post_norm, layer), y) if port == "m" else y
 
-    def attention(self, layer: Index, ys: tuple[Array, ...], at: Positions) -> Float[Array, "head at position"]:
+    def attention(self, layer: Layer, ys: tuple[Array, ...], at: Positions) -> Float[Array, "head at position"]:
         """How much the positions `at` read of each, in all heads."""
         scale, cap = self.config.query_pre_attn_scalar**-0.5, self.config.attn_logit_softcapping
-        return jax.vmap(lambda q, k: self.scores_to_pattern(layer, parts.capped(q @ k.T * scale, cap), at))(*ys[:2])
+        return self.scores_to_pattern(layer, parts.capped(ys[0] @ ys[1].mT * scale, cap), at)
 
     def unembed(
         self, residual: Float[Array, "*positions width"], columns: Int[Array, " vocab"] | None = None

@@ -18,11 +18,10 @@ from .. import layout
 from ..layout import Layout
 from ..types import Tokens
 from . import backward, parts
+from .architecture import Index, Layer, Positions
 from .gpt2_config import GPT2Config
 from .model import AbstractModel
 from .parts import MLP, LayerNorm, normed
-
-Positions = Int[Array, " at"]
 
 
 class Attention(eqx.Module):
@@ -137,8 +136,8 @@ class GPT2(AbstractModel):
         return jnp.stack([token, position]) if len(self.config.embeddings) == 2 else (token + position)[None]
 
     def read(
-        self, port: str, layer: Int[Array, ""], index: Int[Array, ""], x: Float[Array, "at width"], at: Positions
-    ) -> Float[Array, "at features"]:
+        self, port: str, layer: Layer, index: Index, x: Float[Array, "*_ at width"], at: Positions
+    ) -> Float[Array, "*receiver at features"]:
         """A head's queries, keys or values; what an MLP writes."""
         if port == "m":
             assert self.blocks.mlp is not None
@@ -146,20 +145,29 @@ class GPT2(AbstractModel):
         attention = self.blocks.attention
         x = normed(_of_layer(self.blocks.attention_norm, layer), x)
         if attention.positions is not None and port != "v":
-            x = backward.now().bias(x, attention.positions[layer, at])
+            x = backward.now().bias(x, jnp.broadcast_to(attention.positions[layer, at], x.shape))
         weight, bias = attention.projection(port)
-        return parts.affine(x, weight[layer, index], bias[layer, index])
+        return parts.affine(x, parts.of_unit(weight, layer, index), parts.of_unit(bias, layer, index))
 
     def write(
-        self, kind: str, layer: Int[Array, ""], index: Int[Array, ""], ys: tuple[Array, ...], at: Positions
-    ) -> Float[Array, "at width"]:
+        self, kind: str, layer: Layer, index: Index, ys: tuple[Array, ...], at: Positions
+    ) -> Float[Array, "*head at width"]:
         """What a head or an MLP writes."""
         if kind == "mlp":
             return ys[0]
-        ys = backward.now().inputs(ys)
-        return self._pattern(layer, ys, at) @ ys[2] @ self.blocks.attention.output[layer, index]
+        return self._mixed(layer, ys, at) @ parts.of_unit(self.blocks.attention.output, layer, index)
 
-    def constant(self, layer: Int[Array, ""], moment: int) -> Float[Array, " width"] | None:
+    @property
+    def at_once(self) -> tuple[str, ...]:
+        return parts.ATTENTION
+
+    def write_sum(self, kind: str, layer: Layer, ys: tuple[Array, ...], at: Positions) -> Float[Array, "at width"]:
+        """What all heads of a layer write, added; what its MLP writes."""
+        if kind == "mlp":
+            return ys[0][0]
+        return parts.merged(self._mixed(layer, ys, at), self.blocks.attention.output[layer])
+
+    def constant(self, layer: Layer, moment: int) -> Float[Array, " width"] | None:
         """The bias of the attention's output."""
         return self.blocks.attention.output_bias[layer] if moment == 0 else None
 
@@ -187,15 +195,17 @@ class GPT2(AbstractModel):
     def has_parts(self) -> bool:
         return True
 
-    def pattern(
-        self, layer: Int[Array, ""], index: Int[Array, ""], ys: tuple[Array, ...]
-    ) -> Float[Array, "position position"]:
+    def pattern(self, layer: Layer, index: Index, ys: tuple[Array, ...]) -> Float[Array, "position position"]:
         """How much each position reads of each one that it sees."""
         return self._pattern(layer, ys, jnp.arange(ys[0].shape[0], dtype=jnp.int32))
 
-    def _pattern(self, layer: Array, ys: tuple[Array, ...], at: Positions) -> Float[Array, "at position"]:
+    def _mixed(self, layer: Layer, ys: tuple[Array, ...], at: Positions) -> Float[Array, "*head at key"]:
+        ys = backward.now().inputs(ys)
+        return self._pattern(layer, ys, at) @ ys[2]
+
+    def _pattern(self, layer: Layer, ys: tuple[Array, ...], at: Positions) -> Float[Array, "*head at position"]:
         scale = jnp.asarray(self.config.attention_scales, self.dtype)[layer]
-        return parts.attention_pattern(ys[0] @ ys[1].T * scale, at, causal=self.config.causal)
+        return parts.attention_pattern(ys[0] @ ys[1].mT * scale, at, causal=self.config.causal)
 
 
 def _of_layer(part: Any, layer: Int[Array, ""]) -> Any:

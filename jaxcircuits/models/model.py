@@ -1,6 +1,6 @@
 """What a model is: what its architecture says (`architecture.py`), and what is derived from it for all of them.
 
-The derived runs are in `runs.py`, `slopes.py` and `displaced.py`.
+The derived runs are in `runs.py`, `node_runs.py`, `slopes.py` and `displaced.py`.
 """
 
 import contextlib
@@ -15,8 +15,8 @@ from ..graph import Graph
 from ..layout import Layout
 from ..precision import HIGHEST, check_precision, products
 from ..types import NodeMask, PositionedMask, ReceiverValues, SenderValues, Tokens
-from . import contextual, displaced, runs, slopes
-from .architecture import AbstractArchitecture, Index
+from . import contextual, displaced, node_runs, runs, slopes
+from .architecture import AbstractArchitecture, Layer
 from .backward import BACKWARD, under
 
 CONTEXTUAL = "contextual"
@@ -126,7 +126,7 @@ class AbstractModel(AbstractArchitecture):
             return runs.patterns(self, tokens)
 
     def node_run(
-        self, tokens: Tokens, node_mask: NodeMask, reference: runs.NodeValues | None = None
+        self, tokens: Tokens, node_mask: NodeMask, reference: node_runs.NodeValues | None = None
     ) -> Float[Array, "position width"]:
         """The value that `logits` reads when what every receiver computes is `z y + (1 - z) y_ref`.
 
@@ -134,15 +134,15 @@ class AbstractModel(AbstractArchitecture):
         - `reference`: y_ref, as `node_values` gives it; None: zero, so that the mask multiplies.
         """
         with self.computing():
-            return runs.node_run(self, tokens, node_mask, reference)
+            return node_runs.node_run(self, tokens, node_mask, reference)
 
-    def node_values(self, reference: SenderValues) -> runs.NodeValues:
+    def node_values(self, reference: SenderValues) -> node_runs.NodeValues:
         """What receivers compute when all that they read are `reference` values of the senders.
 
         From the senders' values of a run these are that run's.
         """
         with self.computing():
-            return runs.node_values(self, reference)
+            return node_runs.node_values(self, reference)
 
     def receiver_slopes(
         self,
@@ -192,7 +192,7 @@ class AbstractModel(AbstractArchitecture):
         with self.computing():
             return displaced.displaced_residual(self, place, streams, written, offset)
 
-    def residual_from(self, x: Float[Array, "position width"], moment: Index) -> Float[Array, "position width"]:
+    def residual_from(self, x: Float[Array, "position width"], moment: Layer) -> Float[Array, "position width"]:
         """What `logits` reads in the plain run that reads `x` at a (traced) moment."""
         with self.computing():
             return displaced.residual_from(self, x, moment)

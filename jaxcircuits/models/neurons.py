@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 from ..layout import Layout, Nodes, Port, Stack
 from . import parts
-from .architecture import Index, Indices, Positions
+from .architecture import Index, Indices, Layer, Positions
 from .decoder import Decoder
 from .gpt2 import GPT2
 from .model import AbstractModel
@@ -46,13 +46,23 @@ class Neurons(Regrouped):
         return (Port("neurons", self.groups, True, NEURONS),), own
 
     @property
+    def at_once(self) -> tuple[str, ...]:
+        return self.model.at_once
+
+    def write_sum(self, kind: str, layer: Layer, ys: tuple[Array, ...], at: Positions) -> Float[Array, "at width"]:
+        """The model's own; of groups of neurons, their sum."""
+        if kind == "neurons":
+            return super().write_sum(kind, layer, ys, at)
+        return self.model.write_sum(kind, layer, ys, at)
+
+    @property
     def _norm(self) -> Any:
         """What the groups meet in, if they do."""
         return getattr(_blocks(self.model), "mlp_post_norm", None)
 
     def read(
-        self, port: str, layer: Index, index: Index, x: Float[Array, "at width"], at: Positions
-    ) -> Float[Array, "at *features"]:
+        self, port: str, layer: Layer, index: Index, x: Float[Array, "*_ at width"], at: Positions
+    ) -> Float[Array, "..."]:
         """What a group's neurons write, before a norm that they meet in."""
         if port != "neurons":
             return self.model.read(port, layer, index, x, at)
@@ -60,7 +70,7 @@ class Neurons(Regrouped):
         return block.mlp.part(index, self.groups)(parts.normed(block.mlp_norm, x))
 
     def write(
-        self, kind: str, layer: Index, index: Indices, ys: tuple[Array, ...], at: Positions
+        self, kind: str, layer: Layer, index: Indices, ys: tuple[Array, ...], at: Positions
     ) -> Float[Array, "*node at width"]:
         """What was computed, or its share of the norm's output."""
         if kind != "neurons":

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
 from . import backward, parts
-from .architecture import Index, Positions
+from .architecture import Index, Layer, Positions
 from .decoder import Block, DecoderConfig, Draw, JointDecoder
 from .parts import RMSNorm
 
@@ -50,22 +50,22 @@ class Olmo2(JointDecoder):
         )
 
     def read(
-        self, port: str, layer: Index, index: Index, x: Float[Array, "at width"], at: Positions
-    ) -> Float[Array, "at features"]:
+        self, port: str, layer: Layer, index: Index, x: Float[Array, "*_ at width"], at: Positions
+    ) -> Float[Array, "*receiver at features"]:
         """A head's queries, a group's keys or values, before norms; what an MLP writes."""
         block = parts.of_layer(self.blocks, layer)
         if port == "m":
             return parts.normed(block.mlp_post_norm, block.mlp(x))
         return block.attention.project(port, index, x)
 
-    def attention(self, layer: Index, ys: tuple[Array, ...], at: Positions) -> Float[Array, "head at position"]:
+    def attention(self, layer: Layer, ys: tuple[Array, ...], at: Positions) -> Float[Array, "head at position"]:
         """How much the positions `at` read of each, in all heads."""
         norms, everywhere = self.blocks.attention, jnp.arange(ys[1].shape[1], dtype=jnp.int32)
-        turned = (
-            jax.vmap(lambda y, at=at: self.config.rotation(layer, y, at))(_normed(parts.of_layer(norm, layer), y))
+        turned = tuple(
+            self.config.rotation(layer, _normed(parts.of_layer(norm, layer), y), at)
             for norm, y, at in ((norms.query_norm, ys[0], at), (norms.key_norm, ys[1], everywhere))
         )
-        return jax.vmap(lambda q, k: self.scores_to_pattern(layer, q @ k.T / self.config.head_width**0.5, at))(*turned)
+        return super().attention(layer, turned, at)
 
 
 def _normed(norm: RMSNorm, ys: Float[Array, "head position key"]) -> Float[Array, "head position key"]:

@@ -73,11 +73,27 @@ def of_layer(part: Any, layer: Int[Array, ""]) -> Any:
     return jax.tree.map(lambda leaf: leaf[layer], part)
 
 
+def of_unit(weights: Array, layer: Int[Array, ""], index: Int[Array, "*unit"] | None) -> Array:
+    """One unit's of weights [layer, unit, ...]; `index` None: those of all units of the layer."""
+    return weights[layer] if index is None else weights[layer, index]
+
+
 def affine(
-    x: Float[Array, "position width"], weight: Float[Array, "width features"], bias: Float[Array, " features"] | None
-) -> Float[Array, "position features"]:
-    """`x W + b`; without a bias `x W`."""
-    return x @ weight if bias is None else backward.now().bias(x @ weight, bias[None])
+    x: Float[Array, "*_ position width"],
+    weight: Float[Array, "*unit width features"],
+    bias: Float[Array, "*unit features"] | None,
+) -> Float[Array, "*unit position features"]:
+    """`x W + b`; without a bias `x W`. Of one unit, or of several, of the same `x` or of one each."""
+    return x @ weight if bias is None else backward.now().bias(x @ weight, bias[..., None, :])
+
+
+def merged(mixed: Float[Array, "head at key"], output: Float[Array, "head key width"]) -> Float[Array, "at width"]:
+    """What heads write, added: one product over heads and the entries of their values."""
+    return jnp.einsum("htk,hkd->td", mixed, output)
+
+
+ATTENTION = ("q", "k", "v", "head")
+"""Ports and nodes whose weights have an axis of heads, or of groups."""
 
 
 class Attention(eqx.Module):
@@ -97,15 +113,19 @@ class Attention(eqx.Module):
     query_norm: RMSNorm | None = None
     key_norm: RMSNorm | None = None
 
-    def normed(self, port: str, y: Float[Array, "at key"]) -> Float[Array, "at key"]:
+    def normed(self, port: str, y: Float[Array, "*head at key"]) -> Float[Array, "*head at key"]:
         """Queries or keys after their norm, if there is one."""
         return normed({"q": self.query_norm, "k": self.key_norm}[port], y)
 
-    def project(self, port: str, index: Int[Array, ""], x: Float[Array, "at width"]) -> Float[Array, "at key"]:
-        """The queries, keys or values of one head or group, of one layer's projections."""
+    def project(
+        self, port: str, index: Int[Array, ""] | None, x: Float[Array, "*_ at width"]
+    ) -> Float[Array, "*receiver at key"]:
+        """The queries, keys or values of one head or group, or (None) of all, of one layer's projections."""
         name = {"q": "query", "k": "key", "v": "value"}[port]
-        bias = getattr(self, f"{name}_bias")
-        return affine(x, getattr(self, name)[index], None if bias is None else bias[index])
+        weight, bias = getattr(self, name), getattr(self, f"{name}_bias")
+        if index is not None:
+            weight, bias = weight[index], None if bias is None else bias[index]
+        return affine(x, weight, bias)
 
 
 def _cut(index: Int[Array, ""], groups: int, arrays: Any, axis: int) -> Any:
@@ -173,12 +193,12 @@ def _activated(name: str, x: Float[Array, "position neuron"]) -> Float[Array, "p
 
 
 def attention_pattern(
-    scores: Float[Array, "query position"],
+    scores: Float[Array, "*head query position"],
     at: Int[Array, " query"],
     *,
     causal: bool = True,
     window: Int[Array, ""] | None = None,
-) -> Float[Array, "query position"]:
+) -> Float[Array, "*head query position"]:
     """How much the queries at the positions `at` read of each position.
 
     In causal attention none that comes later; in a window the last so many alone, their own included.

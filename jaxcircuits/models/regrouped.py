@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from ..layout import Layout, Moment, Names, Nodes, Port, Stack
 from ..types import Tokens
 from . import runs
-from .architecture import Index, Indices, Positions
+from .architecture import Index, Indices, Layer, Positions
 from .model import AbstractModel
 
 Ports = tuple[Port, ...]
@@ -66,7 +66,7 @@ class Regrouped(AbstractModel):
         """The model's own."""
         return self.model.embeddings(tokens)
 
-    def constant(self, layer: Index, moment: int) -> Float[Array, " width"] | None:
+    def constant(self, layer: Layer, moment: int) -> Float[Array, " width"] | None:
         """The model's own."""
         return self.model.constant(layer, moment)
 
@@ -77,13 +77,13 @@ class Regrouped(AbstractModel):
         return self.model.unembed(residual, columns)
 
     def read(
-        self, port: str, layer: Index, index: Index, x: Float[Array, "at width"], at: Positions
-    ) -> Float[Array, "at *features"]:
+        self, port: str, layer: Layer, index: Index, x: Float[Array, "*_ at width"], at: Positions
+    ) -> Float[Array, "..."]:
         """The model's own."""
         return self.model.read(port, layer, index, x, at)
 
     def write(
-        self, kind: str, layer: Index, index: Indices, ys: tuple[Array, ...], at: Positions
+        self, kind: str, layer: Layer, index: Indices, ys: tuple[Array, ...], at: Positions
     ) -> Float[Array, "*node at width"]:
         """The model's own."""
         return self.model.write(kind, layer, index, ys, at)
@@ -96,7 +96,7 @@ class Regrouped(AbstractModel):
     def has_parts(self) -> bool:
         return self.model.has_parts
 
-    def pattern(self, layer: Index, index: Indices, ys: tuple[Array, ...]) -> Float[Array, "*node position position"]:
+    def pattern(self, layer: Layer, index: Indices, ys: tuple[Array, ...]) -> Float[Array, "*node position position"]:
         """The model's own."""
         return self.model.pattern(layer, index, ys)
 
@@ -118,7 +118,7 @@ class Ungrouped(Regrouped):
         return tuple(map(own, ports)), dataclasses.replace(nodes, inputs=inputs)
 
     def read(
-        self, port: str, layer: Index, index: Index, x: Float[Array, "at width"], at: Positions
+        self, port: str, layer: Layer, index: Index, x: Float[Array, "at width"], at: Positions
     ) -> Float[Array, "at *features"]:
         """What the model's receiver computes that the node reads through."""
         every = (pair for nodes, _ in forms(self.model.layout) for pair in nodes.inputs)
@@ -136,7 +136,7 @@ class Unsplit(Regrouped):
         return (Port(nodes.kind, nodes.count, False, nodes.names),), dataclasses.replace(nodes, inputs=inputs)
 
     def read(
-        self, port: str, layer: Index, index: Index, x: Float[Array, "at width"], at: Positions
+        self, port: str, layer: Layer, index: Index, x: Float[Array, "at width"], at: Positions
     ) -> Float[Array, "at features"]:
         """What all receivers of a node compute."""
         every = (nodes for nodes, _ in forms(self.model.layout))
@@ -147,12 +147,12 @@ class Unsplit(Regrouped):
         return jnp.concatenate(each, -1)
 
     def write(
-        self, kind: str, layer: Index, index: Indices, ys: tuple[Array, ...], at: Positions
+        self, kind: str, layer: Layer, index: Indices, ys: tuple[Array, ...], at: Positions
     ) -> Float[Array, "*node at width"]:
         """The model's own."""
         return self.model.write(kind, layer, index, self._apart(kind, ys, at), at)
 
-    def pattern(self, layer: Index, index: Indices, ys: tuple[Array, ...]) -> Float[Array, "*node position position"]:
+    def pattern(self, layer: Layer, index: Indices, ys: tuple[Array, ...]) -> Float[Array, "*node position position"]:
         """The model's own."""
         return self.model.pattern(layer, index, self._apart("head", ys, None))
 
@@ -176,7 +176,7 @@ class Layers(Regrouped):
         return _one("attention", ATTENTION) if nodes.kind == "head" else (ports, nodes)
 
     def read(
-        self, port: str, layer: Index, index: Index, x: Float[Array, "at width"], at: Positions
+        self, port: str, layer: Layer, index: Index, x: Float[Array, "at width"], at: Positions
     ) -> Float[Array, "at *features"]:
         """What all heads write; what the model's receiver computes."""
         if port == "attention":
@@ -184,7 +184,7 @@ class Layers(Regrouped):
         return self.model.read(port, layer, index, x, at)
 
     def write(
-        self, kind: str, layer: Index, index: Indices, ys: tuple[Array, ...], at: Positions
+        self, kind: str, layer: Layer, index: Indices, ys: tuple[Array, ...], at: Positions
     ) -> Float[Array, "*node at width"]:
         """What was computed."""
         return ys[0][at] if kind == "attention" else self.model.write(kind, layer, index, ys, at)
@@ -215,7 +215,7 @@ class Blocks(Regrouped):
         return list(dict.fromkeys(stack.moments for stack in self.model.layout.stacks))
 
     def read(
-        self, port: str, layer: Index, index: Index, x: Float[Array, "at width"], at: Positions
+        self, port: str, layer: Layer, index: Index, x: Float[Array, "at width"], at: Positions
     ) -> Float[Array, "at width"]:
         """What all nodes of the layer write."""
         total = jnp.zeros_like(x)
@@ -225,12 +225,12 @@ class Blocks(Regrouped):
         return total
 
     def write(
-        self, kind: str, layer: Index, index: Indices, ys: tuple[Array, ...], at: Positions
+        self, kind: str, layer: Layer, index: Indices, ys: tuple[Array, ...], at: Positions
     ) -> Float[Array, "at width"]:
         """What was computed."""
         return ys[0][at]
 
-    def constant(self, layer: Index, moment: int) -> Float[Array, " width"] | None:
+    def constant(self, layer: Layer, moment: int) -> Float[Array, " width"] | None:
         """All of the layer's."""
         numbers = range(max(map(len, self._forms)))
         own = [constant for n in numbers if (constant := self.model.constant(layer, n)) is not None]
@@ -275,9 +275,9 @@ def _alone(moment: Moment) -> Iterator[tuple[Nodes, Moment]]:
         yield nodes, Moment(tuple(ports[name] for name, _ in nodes.inputs), (nodes,))
 
 
-def _written(model: AbstractModel, moment: Moment, layer: Index, x: Float[Array, "position width"]) -> Array:
+def _written(model: AbstractModel, moment: Moment, layer: Layer, x: Float[Array, "position width"]) -> Array:
     """What all nodes of a moment that reads `x` write together."""
-    return runs.written(model, moment, layer, runs.computed(model, moment, layer, x), runs.positions_of(x)).sum(0)
+    return runs.written_sum(model, moment, layer, runs.computed(model, moment, layer, x), runs.positions_of(x))
 
 
 def _entry(numbers: tuple[int, ...], index: Index) -> Index:

@@ -56,16 +56,20 @@ class Rotation(NamedTuple):
     scales: Float[np.ndarray, " layer"]
 
     def __call__(
-        self, layer: Int[Array, ""], x: Float[Array, "at key"], at: Int[Array, " at"]
-    ) -> Float[Array, "at key"]:
+        self, layer: Int[Array, ""], x: Float[Array, "*head at key"], at: Int[Array, " at"]
+    ) -> Float[Array, "*head at key"]:
         """Queries or keys at the positions `at`; entries beyond the pairs stay as they are."""
         wide = np.promote_types(x.dtype, np.float32)  # the 8 bits of bfloat16 count no positions
         frequencies, scales = (jnp.asarray(values, wide) for values in self)
         angles = at[:, None].astype(wide) * frequencies[layer][None]
         cos, sin = ((scales[layer] * turn(angles)).astype(x.dtype) for turn in (jnp.cos, jnp.sin))
         half = self.frequencies.shape[-1]
-        one, other, rest = x[:, :half], x[:, half : 2 * half], x[:, 2 * half :]
-        return jnp.concatenate([one * cos - other * sin, other * cos + one * sin, rest], axis=-1)
+
+        def turned(x: Float[Array, "at key"]) -> Float[Array, "at key"]:
+            one, other, rest = x[:, :half], x[:, half : 2 * half], x[:, 2 * half :]
+            return jnp.concatenate([one * cos - other * sin, other * cos + one * sin, rest], axis=-1)
+
+        return jnp.vectorize(turned, signature="(t,k)->(t,k)")(x)
 
 
 def rotation(layers: int, width: int, theta: float, scaling: RopeScaling | None = None, positions: int = 0) -> Rotation:

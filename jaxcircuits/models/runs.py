@@ -1,4 +1,4 @@
-"""The runs of any model, derived from what its receivers and nodes compute: plain, recorded, masked, with node masks.
+"""The runs of any model, derived from what its receivers and nodes compute: plain, recorded, masked.
 
 The masked forward. With `z_s` what sender s writes, `ref_s` what it wrote in the reference run and `mask_sr`
 the edge, receiver r reads
@@ -22,15 +22,11 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from ..layout import Layout, Moment, Nodes, Stack
-from ..types import NodeMask, PositionedMask, ReceiverValues, SenderValues, Tokens
+from ..types import PositionedMask, ReceiverValues, SenderValues, Tokens
+from .architecture import Layer
 
 Computed = dict[str, Array]
 """What the receivers of a moment compute: of each port [receiver, position, ...]."""
-
-NodeValues = tuple[tuple[Computed, ...], ...]
-"""`Computed` of all layers [layer, receiver, position, ...]: of each stack, of each moment."""
-
-Layer = Int[Array, ""]
 
 
 class Held(eqx.Module):
@@ -54,12 +50,15 @@ def computed(model: Any, moment: Moment, layer: Layer, x: Float[Array, "*receive
     for port in moment.ports:
         own = x if x.ndim == 2 else x[first : first + port.count]
         run = partial(_read, model, port.name, layer, at)
-        ys[port.name] = jax.vmap(run, (0, None if x.ndim == 2 else 0))(_numbers(port.count), own)
+        if port.name in model.at_once:
+            ys[port.name] = run(None, own)
+        else:
+            ys[port.name] = jax.vmap(run, (0, None if x.ndim == 2 else 0))(_numbers(port.count), own)
         first += port.count
     return ys
 
 
-def _read(model: Any, port: str, layer: Layer, at: Array, index: Array, x: Array) -> Array:
+def _read(model: Any, port: str, layer: Layer, at: Array, index: Array | None, x: Array) -> Array:
     return model.read(port, layer, index, x, at)
 
 
@@ -69,11 +68,38 @@ def written(
     """What all nodes of the moment write."""
     rows = []
     for nodes in moment.nodes:
-        own = tuple(ys[port][np.array(inputs)] for port, inputs in nodes.inputs)
-        run = partial(unit_rows, model, nodes, layer, at)
-        new = run(_numbers(nodes.count), own)[None] if nodes.is_joint else jax.vmap(run)(_numbers(nodes.count), own)
-        rows.append(new.reshape(-1, *new.shape[2:]))
+        own = inputs_of(nodes, ys)
+        if nodes.is_joint:
+            rows.append(unit_rows(model, nodes, layer, at, _numbers(nodes.count), own))
+        elif nodes.kind in model.at_once:
+            new = model.write(nodes.kind, layer, None, own, at)
+            rows.append(model.in_spans(new, at) if nodes.spans else new)
+        else:
+            new = jax.vmap(partial(unit_rows, model, nodes, layer, at))(_numbers(nodes.count), own)
+            rows.append(new.reshape(-1, *new.shape[2:]))
     return rows[0] if len(rows) == 1 else jnp.concatenate(rows)
+
+
+def written_sum(
+    model: Any, moment: Moment, layer: Layer, ys: Computed, at: Int[Array, " position"]
+) -> Float[Array, "position width"]:
+    """The sum of `written`."""
+    sums = []
+    for nodes in moment.nodes:
+        own = inputs_of(nodes, ys)
+        if nodes.is_joint and nodes.kind not in model.at_once:
+            sums.append(model.write(nodes.kind, layer, _numbers(nodes.count), own, at).sum(0))
+        else:
+            sums.append(model.write_sum(nodes.kind, layer, own, at))
+    return sum(sums[1:], sums[0])
+
+
+def inputs_of(nodes: Nodes, ys: Computed) -> tuple[Array, ...]:
+    """What every node's receivers computed, of each port [node, position, ...]."""
+    return tuple(
+        ys[port] if inputs == tuple(range(len(ys[port]))) else ys[port][np.array(inputs)]
+        for port, inputs in nodes.inputs
+    )
 
 
 def unit_rows(
@@ -97,9 +123,13 @@ def plus_constant(model: Any, x: Float[Array, "position width"], layer: Layer, m
 
 def after(model: Any, stack: Stack, number: int, layer: Layer, x: Float[Array, "position width"]) -> Array:
     """The stream after a moment whose receivers all read `x`."""
-    moment = stack.moments[number]
-    rows = written(model, moment, layer, computed(model, moment, layer, x), positions_of(x))
-    return plus_constant(model, x + rows.sum(0), layer, number)
+    return with_written(model, stack, number, layer, x, computed(model, stack.moments[number], layer, x))
+
+
+def with_written(model: Any, stack: Stack, number: int, layer: Layer, x: Array, ys: Computed) -> Array:
+    """`x` with what the nodes of a moment write, whose receivers computed `ys`, and with what belongs to no node."""
+    new = written_sum(model, stack.moments[number], layer, ys, positions_of(x))
+    return plus_constant(model, x + new, layer, number)
 
 
 # --- all layers ----------------------------------------------------------------------------------
@@ -110,10 +140,19 @@ def over_layers(layout: Layout, step: Callable, carry: Any, xs: Sequence[Any]) -
     outputs, first = [], 0
     for stack, own in zip(layout.stacks, xs, strict=True):
         layers = jnp.arange(first, first + stack.layers, dtype=jnp.int32)
-        carry, output = jax.lax.scan(partial(step, stack), carry, (layers, own))
+        body = jax.checkpoint(partial(step, stack), prevent_cse=False, policy=_is_kept)
+        carry, output = jax.lax.scan(body, carry, (layers, own))
         outputs.append(output)
         first += stack.layers
     return carry, outputs
+
+
+_MOVED = ("dynamic_slice", "gather", "squeeze", "reshape", "broadcast_in_dim", "transpose", "convert_element_type")
+
+
+def _is_kept(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Whether a backward pass keeps a value of the forward one: not a layer's weights, which it takes again."""
+    return primitive.name not in _MOVED
 
 
 def nothing(layout: Layout) -> list[None]:
@@ -214,51 +253,6 @@ def masked(
     return x if offsets is None else x + offsets[-1], delta
 
 
-# --- masks of nodes ------------------------------------------------------------------------------
-
-
-def node_run(
-    model: Any, tokens: Tokens, node_mask: NodeMask, reference: NodeValues | None
-) -> Float[Array, "position width"]:
-    """What `logits` reads when what every receiver computes is `z y + (1 - z) y_ref`; without reference `z y`."""
-    layout = model.layout
-    masks = split(layout, node_mask, "num_receivers")
-
-    def step(stack, x, inputs):
-        layer, (masks, values) = inputs
-        for number, moment in enumerate(stack.moments):
-            ys, first = computed(model, moment, layer, x), 0
-            for port in moment.ports:
-                z = masks[number][first : first + port.count].reshape(-1, *[1] * (ys[port.name].ndim - 1))
-                ys[port.name] = z * ys[port.name]
-                if values is not None:
-                    ys[port.name] += (1 - z) * values[number][port.name]
-                first += port.count
-            rows = written(model, moment, layer, ys, positions_of(x))
-            x = plus_constant(model, x + rows.sum(0), layer, number)
-        return x, None
-
-    values = nothing(layout) if reference is None else list(reference)
-    return over_layers(layout, step, model.embeddings(tokens).sum(0), list(zip(masks, values, strict=True)))[0]
-
-
-def node_values(model: Any, reference: SenderValues) -> NodeValues:
-    """What receivers compute when all that they read are `reference` values of the senders."""
-    layout, first = model.layout, len(model.layout.embeddings)
-
-    def step(stack, x, inputs):
-        layer, rows = inputs
-        values = []
-        for number, moment in enumerate(stack.moments):
-            values.append(computed(model, moment, layer, x))
-            x = plus_constant(model, x + rows[number].sum(0), layer, number)
-        return x, tuple(values)
-
-    return tuple(
-        over_layers(layout, step, reference[:first].sum(0), split(layout, reference[first:], "num_senders"))[1]
-    )
-
-
 def patterns(model: Any, tokens: Tokens) -> Float[Array, "layer head position position"]:
     """How much each position of the clean run reads of each other, in every head of every layer."""
 
@@ -268,12 +262,11 @@ def patterns(model: Any, tokens: Tokens) -> Float[Array, "layer head position po
             ys = computed(model, moment, layer, x)
             for nodes in moment.nodes:
                 if nodes.kind == "head":
-                    own = [ys[port][np.array(index)] for port, index in nodes.inputs]
+                    own = inputs_of(nodes, ys)
                     run = lambda index, *ys: model.pattern(layer, index, ys)  # noqa: E731
                     run = run if nodes.is_joint else jax.vmap(run)
                     found.append(run(_numbers(nodes.count), *own))
-            rows = written(model, moment, layer, ys, positions_of(x))
-            x = plus_constant(model, x + rows.sum(0), layer, number)
+            x = with_written(model, stack, number, layer, x, ys)
         return x, jnp.concatenate(found)
 
     layout = model.layout

@@ -94,8 +94,13 @@ def _run(
                 else:
                     ys[port.name] = runs.computed(model, one, layer, x)[port.name] + tap
             new = runs.written(model, moment, layer, ys, runs.positions_of(x))
-            rows.append(new if held is None else runs.hold(new, held[0][number], held[1][number]))
-            x = runs.plus_constant(model, x + rows[-1].sum(0), layer, number)
+            if held is None:  # the rows are for the result; the stream gets their sum
+                rows.append(jax.lax.stop_gradient(new))
+                total = runs.written_sum(model, moment, layer, ys, runs.positions_of(x))
+            else:
+                rows.append(runs.hold(new, held[0][number], held[1][number]))
+                total = rows[-1].sum(0)
+            x = runs.plus_constant(model, x + total, layer, number)
         return x, (jnp.stack(streams), jnp.concatenate(rows))
 
     last, outputs = runs.over_layers(layout, step, embeddings.sum(0), list(zip(taps[0], kept, strict=True)))

@@ -13,7 +13,7 @@ from ..layout import Layout, Nodes
 from ..span_names import Span, is_span_name, part_names, span_text
 from ..types import SenderValues, Tokens
 from . import crossing, runs
-from .architecture import Positions
+from .architecture import Layer, Positions
 from .regrouped import Ports, Regrouped
 
 
@@ -36,6 +36,14 @@ class Spanned(Regrouped):
 
     def _group(self, nodes: Nodes, ports: Ports) -> tuple[Ports, Nodes]:
         return ports, dataclasses.replace(nodes, spans=self.spans)
+
+    @property
+    def at_once(self) -> tuple[str, ...]:
+        return self.model.at_once
+
+    def write_sum(self, kind: str, layer: Layer, ys: tuple[Array, ...], at: Positions) -> Float[Array, "at width"]:
+        """The model's own."""
+        return self.model.write_sum(kind, layer, ys, at)
 
     def embeddings(self, tokens: Tokens) -> Float[Array, "embedding position width"]:
         """The model's, in each span."""
