@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from functools import partial
 
 import equinox as eqx
@@ -276,45 +277,77 @@ def test_other_embeddings_are_no_parts_of_one():
 ALL = [("split",), ("neurons:3",), ("split", "0:2,3:5")]
 
 
+def alone(model, moment, layer, x, at):
+    """What every receiver of a moment computes of its own row of `x`, and what every node writes, one by one."""
+    ys, rows, first = {}, [], 0
+    for port in moment.ports:
+        own = x[first : first + port.count]
+        each = [model.read(port.name, layer, jnp.int32(index), row, at) for index, row in enumerate(own)]
+        ys[port.name], first = jnp.stack(each), first + port.count
+    for nodes in moment.nodes:
+        inputs = [[ys[port][index] for index in numbers] for port, numbers in nodes.inputs]
+        if nodes.is_joint:
+            joint = tuple(jnp.stack(port) for port in inputs)
+            rows.append(model.write(nodes.kind, layer, jnp.arange(nodes.count), joint, at))
+        else:
+            each = enumerate(zip(*inputs, strict=True))
+            rows.append(jnp.stack([model.write(nodes.kind, layer, jnp.int32(index), ys, at) for index, ys in each]))
+        rows[-1] = model.in_spans(rows[-1], at) if nodes.spans else rows[-1]
+    return ys, jnp.concatenate(rows)
+
+
+def at_once(model, moment, layer, x, at):
+    ys = runs.computed(model, moment, layer, x)
+    return ys, *runs.written(model, moment, layer, ys, at)
+
+
 @pytest.mark.parametrize("units", ALL, ids=" ".join)
 @pytest.mark.parametrize("name", MODELS)
 def test_all_units_at_once_compute_what_each_does_alone(name, units, x64):
-    """What receivers make of one stream and of one each, what nodes write, and the sum: as by `read` and `write`."""
+    """Receivers of one stream and of one each, nodes, and their sum: as by `read` and `write`, in each layer."""
     if name == "shortformer" and "neurons:3" in units:
         pytest.skip("it has no MLPs")
-    model = jc.with_units(make(name), *units)
-    assert model.at_once == ("q", "k", "v", "head")
-    layer, at, random = jnp.int32(1), jnp.arange(6, dtype=jnp.int32), np.random.default_rng(0)
+    same = partial(jax.tree.map, partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-13))
+    model, at, random = jc.with_units(make(name), *units), jnp.arange(6, dtype=jnp.int32), np.random.default_rng(0)
+    for layer, moment in itertools.product(map(jnp.int32, range(2)), model.layout.stacks[-1].moments):
+        each = jnp.asarray(random.normal(size=(moment.num_receivers, 6, 8)))
+        for x, own in ((each, each), (each[0], jnp.stack([each[0]] * len(each)))):
+            ys, rows = alone(model, moment, layer, own, at)
+            same(at_once(model, moment, layer, x, at), (ys, rows, rows.sum(0)))
+
+
+@pytest.mark.parametrize("rules", ["relp", "attn-lrp", "gim"])
+@pytest.mark.parametrize("name", ["gpt2", "grouped", "post-norm", "post-norm-windows"])
+def test_rows_and_sums_have_the_gradients_of_rows_alone(name, rules, x64):
+    model, at, layer = make(name).with_backward(rules), jnp.arange(6, dtype=jnp.int32), jnp.int32(0)
     for moment in model.layout.stacks[-1].moments:
-        own = jnp.asarray(random.normal(size=(moment.num_receivers, 6, 8)))
-        for x in (own, own[0]):
-            ys, alone, first = runs.computed(model, moment, layer, x), {}, 0
-            for port in moment.ports:
-                read = [x if x.ndim == 2 else x[first + index] for index in range(port.count)]
-                alone[port.name] = jnp.stack(
-                    [model.read(port.name, layer, jnp.int32(index), x, at) for index, x in enumerate(read)]
-                )
-                first += port.count
-            jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-14), ys, alone)
-        rows = []
-        for nodes in moment.nodes:
-            inputs = [[alone[port][index] for index in numbers] for port, numbers in nodes.inputs]
-            if nodes.is_joint:
-                joint = tuple(jnp.stack(port) for port in inputs)
-                new = model.write(nodes.kind, layer, jnp.arange(nodes.count), joint, at)
-            else:
-                each = enumerate(zip(*inputs, strict=True))
-                new = jnp.stack([model.write(nodes.kind, layer, jnp.int32(index), ys, at) for index, ys in each])
-            rows.append(model.in_spans(new, at) if nodes.spans else new)
-        rows = jnp.concatenate(rows)
-        np.testing.assert_allclose(runs.written(model, moment, layer, ys, at), rows, rtol=1e-12, atol=1e-14)
-        total = runs.written_sum(model, moment, layer, ys, at)
-        np.testing.assert_allclose(total, rows.sum(0), rtol=1e-12, atol=1e-13)
+        x, slope = np.random.default_rng(0).normal(size=(2, 6, 8))
+
+        def pulled(run, x=jnp.asarray(x), slope=jnp.asarray(slope)):
+            with model.computing():
+                return jax.vjp(run, x)[1](slope)[0]
+
+        own = pulled(lambda x, own=moment: alone(model, own, layer, jnp.stack([x] * own.num_receivers), at)[1].sum(0))
+        rows = pulled(lambda x, own=moment: at_once(model, own, layer, x, at)[1].sum(0))
+        total = pulled(lambda x, own=moment: at_once(model, own, layer, x, at)[2])
+        np.testing.assert_allclose(rows, own, rtol=1e-11, atol=1e-13)
+        np.testing.assert_allclose(total, own, rtol=1e-11, atol=1e-13)
+
+
+def test_a_layout_may_leave_heads_out(x64):
+    """Heads that the layout of a layer does not name write nothing, in runs of all units as one by one."""
+    model = drawn(eqx.filter_eval_shape(Uneven.random, MICRO["gpt2"], jax.random.key(0), jnp.float64), 0)
+    at, x = jnp.arange(6, dtype=jnp.int32), jnp.asarray(np.random.default_rng(0).normal(size=(6, 8)))
+    moment, layer = model.layout.stacks[1].moments[0], jnp.int32(1)
+    ys, rows = alone(model, moment, layer, jnp.stack([x] * 3), at)
+    assert len(rows) == 1 and moment.num_receivers == 3
+    for found, expected in zip(at_once(model, moment, layer, x, at), (ys, rows, rows.sum(0)), strict=True):
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-13), found, expected)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "grouped"])
 def test_a_gradient_holds_no_second_copy_of_the_weights(name):
-    """Backward passes take a layer's weights again: on the way less memory is needed than the layers' weights take."""
+    """Backward passes take a layer's weights again: less memory is needed on the way than half of what they take."""
     kind, config = MODELS[name]
     sizes = {"n_embd": 192, "n_layer": 6} if name == "gpt2" else {"hidden_size": 192, "intermediate_size": 768}
     layers = {} if name == "gpt2" else {"num_hidden_layers": 6}

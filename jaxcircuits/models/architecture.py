@@ -9,11 +9,13 @@ An architecture is one class with a `layout` and five functions of ONE prompt (`
 - `unembed(x, columns)`: what `logits` reads to logits.
 
 Layers and indices are traced: weights are stacked over layers, and one compiled body serves all of them. Runs of all
-units call `read` and `write` of one under `jax.vmap`, or once with `index` None where the architecture says that it
-computes all `at_once`. `model.py` has what is derived: a model is a subclass of its `AbstractModel`.
+units call `read_all` and `write_all`, which are `read` and `write` under `jax.vmap` unless an architecture has them in
+fewer and larger products; whoever overrides one of the former for some units overrides the latter. `model.py` has what
+is derived: a model is a subclass of its `AbstractModel`.
 """
 
 from abc import abstractmethod
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -21,13 +23,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ..layout import Layout
+from ..layout import Layout, Nodes, Port
 from ..types import Tokens
 
 Layer = Int[Array, ""]
-Index = Int[Array, ""] | None
-"""Of a unit in its layer; None: all of them, of what is `at_once`."""
-Indices = Int[Array, "*node"] | None
+Index = Int[Array, ""]
+Indices = Int[Array, "*node"]
 Positions = Int[Array, " at"]
 
 
@@ -60,12 +61,9 @@ class AbstractArchitecture(eqx.Module):
 
     @abstractmethod
     def read(
-        self, port: str, layer: Layer, index: Index, x: Float[Array, "*_ at width"], at: Positions
-    ) -> Float[Array, "..."]:
-        """What one receiver computes of what it reads at the positions `at`.
-
-        `index` None, of ports that are `at_once`: what all of them compute, of the same `x` or of one each.
-        """
+        self, port: str, layer: Layer, index: Index, x: Float[Array, "at width"], at: Positions
+    ) -> Float[Array, "at *features"]:
+        """What one receiver computes of what it reads at the positions `at`."""
 
     @abstractmethod
     def write(
@@ -74,24 +72,30 @@ class AbstractArchitecture(eqx.Module):
         """What one node writes at the positions `at`; of joint nodes, what all of them write.
 
         - `ys`: what its receivers computed, in the order of the layout: [at, ...] of local ports, [position, ...] of
-          others. Of joint nodes they have a leading axis, the node, and `index` is that of every node; so they have
-          where `index` is None, of kinds that are `at_once`.
+          others. Of joint nodes they have a leading axis, the node, and `index` is that of every node.
         """
 
-    @property
-    def at_once(self) -> tuple[str, ...]:
-        """Ports and kinds of nodes of which `read` and `write` can compute all, in fewer and larger products."""
-        return ()
+    def read_all(
+        self, port: Port, layer: Layer, x: Float[Array, "*receiver at width"], at: Positions
+    ) -> Float[Array, "receiver at *features"]:
+        """What all receivers of a port compute, of the same `x` or of one each."""
+        run = partial(self._read, port.name, layer, at)
+        return jax.vmap(run, (0, None if x.ndim == 2 else 0))(jnp.arange(port.count, dtype=jnp.int32), x)
 
-    def write_sum(
-        self, kind: str, layer: Layer, ys: tuple[Float[Array, "node ..."], ...], at: Positions
-    ) -> Float[Array, "at width"]:
-        """What all nodes of a kind write, added. An override may leave out what only their rows need."""
+    def _read(self, port: str, layer: Layer, at: Positions, index: Index, x: Array) -> Array:
+        return self.read(port, layer, index, x, at)
 
-        def one(index: Array, ys: tuple[Array, ...]) -> Array:
-            return self.write(kind, layer, index, ys, at)
+    def write_all(
+        self, nodes: Nodes, layer: Layer, ys: tuple[Float[Array, "node ..."], ...], at: Positions
+    ) -> tuple[Float[Array, "node at width"], Float[Array, "at width"]]:
+        """What each of the nodes writes, spans apart, and the sum; the one that is not used is not computed."""
+        numbers = jnp.arange(nodes.count, dtype=jnp.int32)
+        run = partial(self._write, nodes.kind, layer, at)
+        rows = run(numbers, ys) if nodes.is_joint else jax.vmap(run)(numbers, ys)
+        return rows, rows.sum(0)
 
-        return jax.vmap(one)(jnp.arange(len(ys[0]), dtype=jnp.int32), ys).sum(0)
+    def _write(self, kind: str, layer: Layer, at: Positions, index: Indices, ys: tuple[Array, ...]) -> Array:
+        return self.write(kind, layer, index, ys, at)
 
     @abstractmethod
     def constant(self, layer: Layer, moment: int) -> Float[Array, " width"] | None:

@@ -70,7 +70,7 @@ def run(model: Any, tokens: Tokens, sources: Sources, targets: Targets, measure:
             for number, moment in enumerate(stack.moments):
                 ys, now = runs.computed(model, moment, layer, x), now + 1
                 found.append([jax.vmap(measure, (0, None))(ys[port.name], targets.counted) for port in moment.ports])
-                new = runs.written_sum(model, moment, layer, ys, runs.positions_of(x))
+                new = runs.written(model, moment, layer, ys, runs.positions_of(x))[1]
                 constant = model.constant(layer, number)
                 new = new if constant is None else backward.now().bias(new, constant[None])
                 x = x + new + jnp.where(written == now, rel, 0)

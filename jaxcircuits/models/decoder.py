@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, Int, PRNGKeyArray
 
 from .. import layout
-from ..layout import Layout, Stack
+from ..layout import Layout, Nodes, Port, Stack
 from ..types import Tokens
 from . import backward, parts
 from .architecture import Index, Indices, Layer, Positions
@@ -165,9 +165,9 @@ class Decoder(AbstractModel):
         return None if bias is None or moment else bias[layer]
 
     def read(
-        self, port: str, layer: Layer, index: Index, x: Float[Array, "*_ at width"], at: Positions
+        self, port: str, layer: Layer, index: Index | None, x: Float[Array, "*_ at width"], at: Positions
     ) -> Float[Array, "*receiver at features"]:
-        """A head's queries, a group's keys or values; what an MLP writes."""
+        """A head's queries, a group's keys or values (None: those of all); what an MLP writes."""
         block = parts.of_layer(self.blocks, layer)
         if port == "m":
             return block.mlp(parts.normed(block.mlp_norm, x))
@@ -175,22 +175,28 @@ class Decoder(AbstractModel):
         return y if port == "v" else self.config.rotation(layer, block.attention.normed(port, y), at)
 
     def write(
-        self, kind: str, layer: Layer, index: Index, ys: tuple[Array, ...], at: Positions
+        self, kind: str, layer: Layer, index: Indices, ys: tuple[Array, ...], at: Positions
     ) -> Float[Array, "*head at width"]:
         """What a head or an MLP writes."""
         if kind == "mlp":
             return ys[0]
-        return self._mixed(layer, ys, at) @ parts.of_unit(self.blocks.attention.output, layer, index)
+        return self._mixed(layer, ys, at) @ self.blocks.attention.output[layer, index]
 
-    @property
-    def at_once(self) -> tuple[str, ...]:
-        return parts.ATTENTION
+    def read_all(
+        self, port: Port, layer: Layer, x: Float[Array, "*_ at width"], at: Positions
+    ) -> Float[Array, "receiver at *features"]:
+        """What all receivers of a port compute: queries, keys or values in one product."""
+        if not self.blocks.attention.has_all(port.name, port.count):
+            return super().read_all(port, layer, x, at)
+        return self.read(port.name, layer, None, x, at)
 
-    def write_sum(self, kind: str, layer: Layer, ys: tuple[Array, ...], at: Positions) -> Float[Array, "at width"]:
-        """What all heads of a layer write, added; what its MLP writes."""
-        if kind == "mlp":
-            return ys[0][0]
-        return parts.merged(self._mixed(layer, ys, at), self.blocks.attention.output[layer])
+    def write_all(
+        self, nodes: Nodes, layer: Layer, ys: tuple[Array, ...], at: Positions
+    ) -> tuple[Float[Array, "node at width"], Float[Array, "at width"]]:
+        """What each of the nodes writes, and the sum, which of heads is one product."""
+        if not self.blocks.attention.has_all(nodes.kind, nodes.count):
+            return super().write_all(nodes, layer, ys, at)
+        return parts.rows_and_sum(self._mixed(layer, ys, at), self.blocks.attention.output[layer])
 
     def _mixed(self, layer: Layer, ys: tuple[Array, ...], at: Positions) -> Float[Array, "*head at key"]:
         """The values that a head reads, or each of all heads."""
@@ -228,13 +234,20 @@ class JointDecoder(Decoder):
         self, kind: str, layer: Layer, index: Indices, ys: tuple[Array, ...], at: Positions
     ) -> Float[Array, "*head at width"]:
         """What all heads of a layer write; what an MLP writes."""
-        rows = super().write(kind, layer, None, ys, at)
-        return rows if kind == "mlp" else parts.of_layer(self.blocks.attention_post_norm, layer).shares(rows)
+        if kind == "mlp":
+            return ys[0]
+        rows = self._mixed(layer, ys, at) @ self.blocks.attention.output[layer]
+        return parts.of_layer(self.blocks.attention_post_norm, layer).shares(rows)
 
-    def write_sum(self, kind: str, layer: Layer, ys: tuple[Array, ...], at: Positions) -> Float[Array, "at width"]:
-        """What all heads of a layer write, added: the norm of what they would without it; what its MLP writes."""
-        total = super().write_sum(kind, layer, ys, at)
-        return total if kind == "mlp" else parts.normed(parts.of_layer(self.blocks.attention_post_norm, layer), total)
+    def write_all(
+        self, nodes: Nodes, layer: Layer, ys: tuple[Array, ...], at: Positions
+    ) -> tuple[Float[Array, "node at width"], Float[Array, "at width"]]:
+        """What each of the nodes writes, and the sum, which of heads is the norm of what they would add without it."""
+        rows, total = super().write_all(nodes, layer, ys, at)
+        if not self.blocks.attention.has_all(nodes.kind, nodes.count):
+            return rows, total
+        norm = parts.of_layer(self.blocks.attention_post_norm, layer)
+        return norm.shares(rows), parts.normed(norm, total)
 
 
 class Draw:

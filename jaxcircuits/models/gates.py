@@ -116,7 +116,6 @@ class Gates(AbstractModel):
         self, port: str, layer: Layer, index: Index, x: Float[Array, "at width"], at: Positions
     ) -> Float[Array, "at"]:
         """A unit's value, from what is written along its direction."""
-        assert index is not None  # one at a time
         unit = self._first(layer) + index
         return ACTIVATIONS[self.activation](x[:, unit] + self.biases[unit][None])
 
@@ -124,7 +123,6 @@ class Gates(AbstractModel):
         self, kind: str, layer: Layer, index: Index, ys: tuple[Array, ...], at: Positions
     ) -> Float[Array, "at width"]:
         """The unit's value, along the directions of those that read it."""
-        assert index is not None
         return ys[0][:, None] * self._written[len(self.units[0]) + self._first(layer) + index][None]
 
     def constant(self, layer: Int[Array, ""], moment: int) -> None:

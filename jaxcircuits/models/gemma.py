@@ -113,7 +113,7 @@ class Gemma(JointDecoder):
         return super().embeddings(tokens) * self.config.hidden_size**0.5
 
     def read(
-        self, port: str, layer: Layer, index: Index, x: Float[Array, "*_ at width"], at: Positions
+        self, port: str, layer: Layer, index: Index | None, x: Float[Array, "*_ at width"], at: Positions
     ) -> Float[Array, "*receiver at features"]:
         """A head's queries, a group's keys or values; what an MLP writes."""
         y = super().read(port, layer, index, x, at)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, Int, PRNGKeyArray
 
 from .. import layout
-from ..layout import Layout
+from ..layout import Layout, Nodes, Port
 from ..types import Tokens
 from . import backward, parts
 from .architecture import Index, Layer, Positions
@@ -136,14 +136,14 @@ class GPT2(AbstractModel):
         return jnp.stack([token, position]) if len(self.config.embeddings) == 2 else (token + position)[None]
 
     def read(
-        self, port: str, layer: Layer, index: Index, x: Float[Array, "*_ at width"], at: Positions
+        self, port: str, layer: Layer, index: Index | None, x: Float[Array, "*_ at width"], at: Positions
     ) -> Float[Array, "*receiver at features"]:
-        """A head's queries, keys or values; what an MLP writes."""
+        """A head's queries, keys or values (None: those of all); what an MLP writes."""
         if port == "m":
             assert self.blocks.mlp is not None
-            return _of_layer(self.blocks.mlp, layer)(normed(_of_layer(self.blocks.mlp_norm, layer), x))
+            return parts.of_layer(self.blocks.mlp, layer)(normed(parts.of_layer(self.blocks.mlp_norm, layer), x))
         attention = self.blocks.attention
-        x = normed(_of_layer(self.blocks.attention_norm, layer), x)
+        x = normed(parts.of_layer(self.blocks.attention_norm, layer), x)
         if attention.positions is not None and port != "v":
             x = backward.now().bias(x, jnp.broadcast_to(attention.positions[layer, at], x.shape))
         weight, bias = attention.projection(port)
@@ -155,17 +155,24 @@ class GPT2(AbstractModel):
         """What a head or an MLP writes."""
         if kind == "mlp":
             return ys[0]
-        return self._mixed(layer, ys, at) @ parts.of_unit(self.blocks.attention.output, layer, index)
+        return self._mixed(layer, ys, at) @ self.blocks.attention.output[layer, index]
 
-    @property
-    def at_once(self) -> tuple[str, ...]:
-        return parts.ATTENTION
+    def read_all(
+        self, port: Port, layer: Layer, x: Float[Array, "*_ at width"], at: Positions
+    ) -> Float[Array, "receiver at features"]:
+        """What all receivers of a port compute: queries, keys or values in one product."""
+        if port.name == "m" or port.count != self.blocks.attention.query.shape[1]:
+            return super().read_all(port, layer, x, at)
+        return self.read(port.name, layer, None, x, at)
 
-    def write_sum(self, kind: str, layer: Layer, ys: tuple[Array, ...], at: Positions) -> Float[Array, "at width"]:
-        """What all heads of a layer write, added; what its MLP writes."""
-        if kind == "mlp":
-            return ys[0][0]
-        return parts.merged(self._mixed(layer, ys, at), self.blocks.attention.output[layer])
+    def write_all(
+        self, nodes: Nodes, layer: Layer, ys: tuple[Array, ...], at: Positions
+    ) -> tuple[Float[Array, "node at width"], Float[Array, "at width"]]:
+        """What each of the nodes writes, and the sum, which of heads is one product."""
+        output = self.blocks.attention.output
+        if nodes.kind == "mlp" or nodes.count != output.shape[1]:
+            return super().write_all(nodes, layer, ys, at)
+        return parts.rows_and_sum(self._mixed(layer, ys, at), output[layer])
 
     def constant(self, layer: Layer, moment: int) -> Float[Array, " width"] | None:
         """The bias of the attention's output."""
@@ -197,7 +204,7 @@ class GPT2(AbstractModel):
 
     def pattern(self, layer: Layer, index: Index, ys: tuple[Array, ...]) -> Float[Array, "position position"]:
         """How much each position reads of each one that it sees."""
-        return self._pattern(layer, ys, jnp.arange(ys[0].shape[0], dtype=jnp.int32))
+        return self._pattern(layer, ys, jnp.arange(ys[0].shape[-2], dtype=jnp.int32))
 
     def _mixed(self, layer: Layer, ys: tuple[Array, ...], at: Positions) -> Float[Array, "*head at key"]:
         ys = backward.now().inputs(ys)
@@ -206,8 +213,3 @@ class GPT2(AbstractModel):
     def _pattern(self, layer: Layer, ys: tuple[Array, ...], at: Positions) -> Float[Array, "*head at position"]:
         scale = jnp.asarray(self.config.attention_scales, self.dtype)[layer]
         return parts.attention_pattern(ys[0] @ ys[1].mT * scale, at, causal=self.config.causal)
-
-
-def _of_layer(part: Any, layer: Int[Array, ""]) -> Any:
-    """One layer of stacked parameters."""
-    return jax.tree.map(lambda leaf: leaf[layer], part)

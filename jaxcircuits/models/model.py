@@ -16,7 +16,7 @@ from ..layout import Layout
 from ..precision import HIGHEST, check_precision, products
 from ..types import NodeMask, PositionedMask, ReceiverValues, SenderValues, Tokens
 from . import contextual, displaced, node_runs, runs, slopes
-from .architecture import AbstractArchitecture, Layer
+from .architecture import AbstractArchitecture
 from .backward import BACKWARD, under
 
 CONTEXTUAL = "contextual"
@@ -192,7 +192,9 @@ class AbstractModel(AbstractArchitecture):
         with self.computing():
             return displaced.displaced_residual(self, place, streams, written, offset)
 
-    def residual_from(self, x: Float[Array, "position width"], moment: Layer) -> Float[Array, "position width"]:
+    def residual_from(
+        self, x: Float[Array, "position width"], moment: Int[Array, ""]
+    ) -> Float[Array, "position width"]:
         """What `logits` reads in the plain run that reads `x` at a (traced) moment."""
         with self.computing():
             return displaced.residual_from(self, x, moment)

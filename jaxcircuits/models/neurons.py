@@ -45,15 +45,19 @@ class Neurons(Regrouped):
         own = Nodes("neurons", self.groups, inputs, NEURONS, is_joint=self._norm is not None)
         return (Port("neurons", self.groups, True, NEURONS),), own
 
-    @property
-    def at_once(self) -> tuple[str, ...]:
-        return self.model.at_once
+    def read_all(
+        self, port: Port, layer: Layer, x: Float[Array, "*_ at width"], at: Positions
+    ) -> Float[Array, "receiver at *features"]:
+        """The model's own; of groups of neurons, one by one."""
+        of = super() if port.name == "neurons" else self.model
+        return of.read_all(port, layer, x, at)
 
-    def write_sum(self, kind: str, layer: Layer, ys: tuple[Array, ...], at: Positions) -> Float[Array, "at width"]:
-        """The model's own; of groups of neurons, their sum."""
-        if kind == "neurons":
-            return super().write_sum(kind, layer, ys, at)
-        return self.model.write_sum(kind, layer, ys, at)
+    def write_all(
+        self, nodes: Nodes, layer: Layer, ys: tuple[Array, ...], at: Positions
+    ) -> tuple[Float[Array, "node at width"], Float[Array, "at width"]]:
+        """The model's own; of groups of neurons, one by one."""
+        of = super() if nodes.kind == "neurons" else self.model
+        return of.write_all(nodes, layer, ys, at)
 
     @property
     def _norm(self) -> Any:
@@ -61,8 +65,8 @@ class Neurons(Regrouped):
         return getattr(_blocks(self.model), "mlp_post_norm", None)
 
     def read(
-        self, port: str, layer: Layer, index: Index, x: Float[Array, "*_ at width"], at: Positions
-    ) -> Float[Array, "..."]:
+        self, port: str, layer: Layer, index: Index, x: Float[Array, "at width"], at: Positions
+    ) -> Float[Array, "at *features"]:
         """What a group's neurons write, before a norm that they meet in."""
         if port != "neurons":
             return self.model.read(port, layer, index, x, at)

@@ -50,7 +50,7 @@ class Olmo2(JointDecoder):
         )
 
     def read(
-        self, port: str, layer: Layer, index: Index, x: Float[Array, "*_ at width"], at: Positions
+        self, port: str, layer: Layer, index: Index | None, x: Float[Array, "*_ at width"], at: Positions
     ) -> Float[Array, "*receiver at features"]:
         """A head's queries, a group's keys or values, before norms; what an MLP writes."""
         block = parts.of_layer(self.blocks, layer)

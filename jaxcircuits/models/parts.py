@@ -73,7 +73,7 @@ def of_layer(part: Any, layer: Int[Array, ""]) -> Any:
     return jax.tree.map(lambda leaf: leaf[layer], part)
 
 
-def of_unit(weights: Array, layer: Int[Array, ""], index: Int[Array, "*unit"] | None) -> Array:
+def of_unit(weights: Array, layer: Int[Array, ""], index: Int[Array, ""] | None) -> Array:
     """One unit's of weights [layer, unit, ...]; `index` None: those of all units of the layer."""
     return weights[layer] if index is None else weights[layer, index]
 
@@ -87,13 +87,11 @@ def affine(
     return x @ weight if bias is None else backward.now().bias(x @ weight, bias[..., None, :])
 
 
-def merged(mixed: Float[Array, "head at key"], output: Float[Array, "head key width"]) -> Float[Array, "at width"]:
-    """What heads write, added: one product over heads and the entries of their values."""
-    return jnp.einsum("htk,hkd->td", mixed, output)
-
-
-ATTENTION = ("q", "k", "v", "head")
-"""Ports and nodes whose weights have an axis of heads, or of groups."""
+def rows_and_sum(
+    mixed: Float[Array, "head at key"], output: Float[Array, "head key width"]
+) -> tuple[Float[Array, "head at width"], Float[Array, "at width"]]:
+    """What each head writes; and all of them, in one product over heads and the entries of their values."""
+    return mixed @ output, jnp.einsum("htk,hkd->td", mixed, output)
 
 
 class Attention(eqx.Module):
@@ -112,6 +110,11 @@ class Attention(eqx.Module):
     output_bias: Float[Array, "*layer width"] | None = None
     query_norm: RMSNorm | None = None
     key_norm: RMSNorm | None = None
+
+    def has_all(self, name: str, count: int) -> bool:
+        """Whether `count` are all queries (`q`), keys (`k`), values (`v`) or heads (`head`) of a layer."""
+        of = {"q": self.query, "k": self.key, "v": self.value, "head": self.output}
+        return name in of and of[name].shape[1] == count
 
     def normed(self, port: str, y: Float[Array, "*head at key"]) -> Float[Array, "*head at key"]:
         """Queries or keys after their norm, if there is one."""

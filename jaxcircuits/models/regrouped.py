@@ -77,8 +77,8 @@ class Regrouped(AbstractModel):
         return self.model.unembed(residual, columns)
 
     def read(
-        self, port: str, layer: Layer, index: Index, x: Float[Array, "*_ at width"], at: Positions
-    ) -> Float[Array, "..."]:
+        self, port: str, layer: Layer, index: Index, x: Float[Array, "at width"], at: Positions
+    ) -> Float[Array, "at *features"]:
         """The model's own."""
         return self.model.read(port, layer, index, x, at)
 
@@ -277,7 +277,7 @@ def _alone(moment: Moment) -> Iterator[tuple[Nodes, Moment]]:
 
 def _written(model: AbstractModel, moment: Moment, layer: Layer, x: Float[Array, "position width"]) -> Array:
     """What all nodes of a moment that reads `x` write together."""
-    return runs.written_sum(model, moment, layer, runs.computed(model, moment, layer, x), runs.positions_of(x))
+    return runs.written(model, moment, layer, runs.computed(model, moment, layer, x), runs.positions_of(x))[1]
 
 
 def _entry(numbers: tuple[int, ...], index: Index) -> Index:

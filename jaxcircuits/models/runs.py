@@ -49,49 +49,21 @@ def computed(model: Any, moment: Moment, layer: Layer, x: Float[Array, "*receive
     at, ys, first = positions_of(x), {}, 0
     for port in moment.ports:
         own = x if x.ndim == 2 else x[first : first + port.count]
-        run = partial(_read, model, port.name, layer, at)
-        if port.name in model.at_once:
-            ys[port.name] = run(None, own)
-        else:
-            ys[port.name] = jax.vmap(run, (0, None if x.ndim == 2 else 0))(_numbers(port.count), own)
+        ys[port.name] = model.read_all(port, layer, own, at)
         first += port.count
     return ys
 
 
-def _read(model: Any, port: str, layer: Layer, at: Array, index: Array | None, x: Array) -> Array:
-    return model.read(port, layer, index, x, at)
-
-
 def written(
     model: Any, moment: Moment, layer: Layer, ys: Computed, at: Int[Array, " position"]
-) -> Float[Array, "sender position width"]:
-    """What all nodes of the moment write."""
-    rows = []
+) -> tuple[Float[Array, "sender position width"], Float[Array, "position width"]]:
+    """What all nodes of the moment write, and the sum."""
+    rows, sums = [], []
     for nodes in moment.nodes:
-        own = inputs_of(nodes, ys)
-        if nodes.is_joint:
-            rows.append(unit_rows(model, nodes, layer, at, _numbers(nodes.count), own))
-        elif nodes.kind in model.at_once:
-            new = model.write(nodes.kind, layer, None, own, at)
-            rows.append(model.in_spans(new, at) if nodes.spans else new)
-        else:
-            new = jax.vmap(partial(unit_rows, model, nodes, layer, at))(_numbers(nodes.count), own)
-            rows.append(new.reshape(-1, *new.shape[2:]))
-    return rows[0] if len(rows) == 1 else jnp.concatenate(rows)
-
-
-def written_sum(
-    model: Any, moment: Moment, layer: Layer, ys: Computed, at: Int[Array, " position"]
-) -> Float[Array, "position width"]:
-    """The sum of `written`."""
-    sums = []
-    for nodes in moment.nodes:
-        own = inputs_of(nodes, ys)
-        if nodes.is_joint and nodes.kind not in model.at_once:
-            sums.append(model.write(nodes.kind, layer, _numbers(nodes.count), own, at).sum(0))
-        else:
-            sums.append(model.write_sum(nodes.kind, layer, own, at))
-    return sum(sums[1:], sums[0])
+        new, total = model.write_all(nodes, layer, inputs_of(nodes, ys), at)
+        rows.append(model.in_spans(new, at) if nodes.spans else new)
+        sums.append(total)
+    return (rows[0] if len(rows) == 1 else jnp.concatenate(rows)), sum(sums[1:], sums[0])
 
 
 def inputs_of(nodes: Nodes, ys: Computed) -> tuple[Array, ...]:
@@ -111,10 +83,6 @@ def unit_rows(
     return model.in_spans(rows, at) if nodes.spans else rows
 
 
-def _numbers(count: int) -> Int[Array, " _"]:
-    return jnp.arange(count, dtype=jnp.int32)
-
-
 def plus_constant(model: Any, x: Float[Array, "position width"], layer: Layer, moment: int) -> Array:
     """`x` with what belongs to no node."""
     constant = model.constant(layer, moment)
@@ -128,15 +96,18 @@ def after(model: Any, stack: Stack, number: int, layer: Layer, x: Float[Array, "
 
 def with_written(model: Any, stack: Stack, number: int, layer: Layer, x: Array, ys: Computed) -> Array:
     """`x` with what the nodes of a moment write, whose receivers computed `ys`, and with what belongs to no node."""
-    new = written_sum(model, stack.moments[number], layer, ys, positions_of(x))
-    return plus_constant(model, x + new, layer, number)
+    total = written(model, stack.moments[number], layer, ys, positions_of(x))[1]
+    return plus_constant(model, x + total, layer, number)
 
 
 # --- all layers ----------------------------------------------------------------------------------
 
 
 def over_layers(layout: Layout, step: Callable, carry: Any, xs: Sequence[Any]) -> tuple[Any, list[Any]]:
-    """`jax.lax.scan` of `step(stack, carry, (layer, x))` over the layers of each stack; `xs`: of each stack."""
+    """`jax.lax.scan` of `step(stack, carry, (layer, x))` over the layers of each stack; `xs`: of each stack.
+
+    A backward pass takes the weights of a layer again: scans would keep a copy of those of all layers.
+    """
     outputs, first = [], 0
     for stack, own in zip(layout.stacks, xs, strict=True):
         layers = jnp.arange(first, first + stack.layers, dtype=jnp.int32)
@@ -151,7 +122,7 @@ _MOVED = ("dynamic_slice", "gather", "squeeze", "reshape", "broadcast_in_dim", "
 
 
 def _is_kept(primitive: Any, *_: Any, **__: Any) -> bool:
-    """Whether a backward pass keeps a value of the forward one: not a layer's weights, which it takes again."""
+    """Whether a backward pass keeps what a primitive computed; what is only moved, as weights are, is moved again."""
     return primitive.name not in _MOVED
 
 
@@ -203,7 +174,7 @@ def recorded(model: Any, tokens: Tokens) -> tuple[Float[Array, "moment position 
         streams, rows = [], []
         for number, moment in enumerate(stack.moments):
             streams.append(x)
-            rows.append(written(model, moment, inputs[0], computed(model, moment, inputs[0], x), positions_of(x)))
+            rows.append(written(model, moment, inputs[0], computed(model, moment, inputs[0], x), positions_of(x))[0])
             x = plus_constant(model, x + rows[-1].sum(0), inputs[0], number)
         return x, (jnp.stack(streams), jnp.concatenate(rows))
 
@@ -239,7 +210,7 @@ def masked(
         for number, moment in enumerate(stack.moments):
             x = base[None] + jnp.einsum("rs...,s...d->r...d", masks[number], delta)
             x = x if moved is None else x + moved[number]
-            new = written(model, moment, layer, computed(model, moment, layer, x), at)
+            new = written(model, moment, layer, computed(model, moment, layer, x), at)[0]
             new = new if constant is None else hold(new, constant[0][number], constant[1][number])
             delta = jax.lax.dynamic_update_slice_in_dim(delta, new - references[number], row, 0)
             base = plus_constant(model, base + references[number].sum(0), layer, number)
@@ -265,7 +236,7 @@ def patterns(model: Any, tokens: Tokens) -> Float[Array, "layer head position po
                     own = inputs_of(nodes, ys)
                     run = lambda index, *ys: model.pattern(layer, index, ys)  # noqa: E731
                     run = run if nodes.is_joint else jax.vmap(run)
-                    found.append(run(_numbers(nodes.count), *own))
+                    found.append(run(jnp.arange(nodes.count, dtype=jnp.int32), *own))
             x = with_written(model, stack, number, layer, x, ys)
         return x, jnp.concatenate(found)
 

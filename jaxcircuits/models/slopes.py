@@ -93,10 +93,9 @@ def _run(
                     ys |= runs.computed(model, one, layer, x + tap)
                 else:
                     ys[port.name] = runs.computed(model, one, layer, x)[port.name] + tap
-            new = runs.written(model, moment, layer, ys, runs.positions_of(x))
+            new, total = runs.written(model, moment, layer, ys, runs.positions_of(x))
             if held is None:  # the rows are for the result; the stream gets their sum
                 rows.append(jax.lax.stop_gradient(new))
-                total = runs.written_sum(model, moment, layer, ys, runs.positions_of(x))
             else:
                 rows.append(runs.hold(new, held[0][number], held[1][number]))
                 total = rows[-1].sum(0)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from ..layout import Layout, Nodes
+from ..layout import Layout, Nodes, Port
 from ..span_names import Span, is_span_name, part_names, span_text
 from ..types import SenderValues, Tokens
 from . import crossing, runs
@@ -37,13 +37,17 @@ class Spanned(Regrouped):
     def _group(self, nodes: Nodes, ports: Ports) -> tuple[Ports, Nodes]:
         return ports, dataclasses.replace(nodes, spans=self.spans)
 
-    @property
-    def at_once(self) -> tuple[str, ...]:
-        return self.model.at_once
-
-    def write_sum(self, kind: str, layer: Layer, ys: tuple[Array, ...], at: Positions) -> Float[Array, "at width"]:
+    def read_all(
+        self, port: Port, layer: Layer, x: Float[Array, "*_ at width"], at: Positions
+    ) -> Float[Array, "receiver at *features"]:
         """The model's own."""
-        return self.model.write_sum(kind, layer, ys, at)
+        return self.model.read_all(port, layer, x, at)
+
+    def write_all(
+        self, nodes: Nodes, layer: Layer, ys: tuple[Array, ...], at: Positions
+    ) -> tuple[Float[Array, "node at width"], Float[Array, "at width"]]:
+        """The model's own, which know no spans."""
+        return self.model.write_all(nodes, layer, ys, at)
 
     def embeddings(self, tokens: Tokens) -> Float[Array, "embedding position width"]:
         """The model's, in each span."""
