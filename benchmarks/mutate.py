@@ -183,17 +183,18 @@ def survives(name: str, changed: str, tests: tuple[str, ...], timeout: float) ->
                 )
             except subprocess.TimeoutExpired:
                 return "timeout"
-            if run.returncode not in (0, 1, NONE_CHOSEN) and not _collected(files):
+            if run.returncode not in (0, 1, NONE_CHOSEN) and not _collected(name, folder, command, environment):
                 raise SystemExit(f"the tests of {name} do not run:\n{(run.stdout + run.stderr)[-2000:]}")
             if run.returncode not in (0, NONE_CHOSEN):
                 return "killed"
         return "survived"
 
 
-def _collected(files: list[str]) -> bool:
-    """Whether pytest finds the tests of the package as it is: then it was the mutant that broke importing."""
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "--collect-only", "-m", "", *files]
-    return subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
+def _collected(name: str, folder: str, command: list[str], environment: dict[str, str]) -> bool:
+    """Whether pytest finds the tests of the file as it was: then it is the mutant that broke importing."""
+    shutil.copy(ROOT / "jaxcircuits" / name, Path(folder) / "jaxcircuits" / name)
+    found = [*command, "--collect-only", "-m", ""]
+    return subprocess.run(found, cwd=folder, env=environment, capture_output=True).returncode == 0
 
 
 def main() -> None:

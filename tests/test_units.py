@@ -151,6 +151,15 @@ class Uneven(models.GPT2):
         return layout.Layout(("input",), tuple(stacks))
 
 
+class UnevenGemma(models.Gemma):
+    """Two heads in the first layer, one in the second, which meet in a norm."""
+
+    @property
+    def layout(self):
+        stacks = (layout.Stack(1, (layout.heads(n, 1, is_joint=True), layout.mlp())) for n in (2, 1))
+        return layout.Layout(("input",), tuple(stacks))
+
+
 @pytest.mark.parametrize("units", ["ungrouped", "unsplit", "layers", "neurons:2"])
 def test_units_of_layers_that_differ_are_refused(units):
     model = drawn(eqx.filter_eval_shape(Uneven.random, MICRO["gpt2"], jax.random.key(0)), 0)
@@ -274,7 +283,7 @@ def test_other_embeddings_are_no_parts_of_one():
         jc.expand(one.valid, one, two)
 
 
-ALL = [("split",), ("neurons:3",), ("split", "0:2,3:5")]
+ALL = [("split",), ("unsplit",), ("ungrouped",), ("neurons:3",), ("split", "0:2,3:5")]
 
 
 def alone(model, moment, layer, x, at):
@@ -334,9 +343,10 @@ def test_rows_and_sums_have_the_gradients_of_rows_alone(name, rules, x64):
         np.testing.assert_allclose(total, own, rtol=1e-11, atol=1e-13)
 
 
-def test_a_layout_may_leave_heads_out(x64):
+@pytest.mark.parametrize(("kind", "config"), [(Uneven, MICRO["gpt2"]), (UnevenGemma, FAMILIES["post-norm-windows"][1])])
+def test_a_layout_may_leave_heads_out(kind, config, x64):
     """Heads that the layout of a layer does not name write nothing, in runs of all units as one by one."""
-    model = drawn(eqx.filter_eval_shape(Uneven.random, MICRO["gpt2"], jax.random.key(0), jnp.float64), 0)
+    model = drawn(eqx.filter_eval_shape(kind.random, config, jax.random.key(0), jnp.float64), 0)
     at, x = jnp.arange(6, dtype=jnp.int32), jnp.asarray(np.random.default_rng(0).normal(size=(6, 8)))
     moment, layer = model.layout.stacks[1].moments[0], jnp.int32(1)
     ys, rows = alone(model, moment, layer, jnp.stack([x] * 3), at)

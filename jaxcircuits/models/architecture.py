@@ -10,8 +10,9 @@ An architecture is one class with a `layout` and five functions of ONE prompt (`
 
 Layers and indices are traced: weights are stacked over layers, and one compiled body serves all of them. Runs of all
 units call `read_all` and `write_all`, which are `read` and `write` under `jax.vmap` unless an architecture has them in
-fewer and larger products; whoever overrides one of the former for some units overrides the latter. `model.py` has what
-is derived: a model is a subclass of its `AbstractModel`.
+fewer and larger products, as GPT2 and Decoder have. Both must give what `read` and `write` give: a subclass of these
+that changes what `write` gives changes `write_all` too, and its `read` is also called with index None, for all
+receivers. `model.py` has what is derived: a model is a subclass of its `AbstractModel`.
 """
 
 from abc import abstractmethod
@@ -88,7 +89,10 @@ class AbstractArchitecture(eqx.Module):
     def write_all(
         self, nodes: Nodes, layer: Layer, ys: tuple[Float[Array, "node ..."], ...], at: Positions
     ) -> tuple[Float[Array, "node at width"], Float[Array, "at width"]]:
-        """What each of the nodes writes, spans apart, and the sum; the one that is not used is not computed."""
+        """What each of the nodes writes, before it is divided over spans, and the sum.
+
+        Compiled, the one that is not used is not computed.
+        """
         numbers = jnp.arange(nodes.count, dtype=jnp.int32)
         run = partial(self._write, nodes.kind, layer, at)
         rows = run(numbers, ys) if nodes.is_joint else jax.vmap(run)(numbers, ys)

@@ -236,8 +236,9 @@ class JointDecoder(Decoder):
         """What all heads of a layer write; what an MLP writes."""
         if kind == "mlp":
             return ys[0]
-        rows = self._mixed(layer, ys, at) @ self.blocks.attention.output[layer]
-        return parts.of_layer(self.blocks.attention_post_norm, layer).shares(rows)
+        output = self.blocks.attention.output
+        own = output[layer] if len(index) == output.shape[1] else output[layer, index]
+        return parts.of_layer(self.blocks.attention_post_norm, layer).shares(self._mixed(layer, ys, at) @ own)
 
     def write_all(
         self, nodes: Nodes, layer: Layer, ys: tuple[Array, ...], at: Positions

@@ -115,7 +115,7 @@ class Gemma(JointDecoder):
     def read(
         self, port: str, layer: Layer, index: Index | None, x: Float[Array, "*_ at width"], at: Positions
     ) -> Float[Array, "*receiver at features"]:
-        """A head's queries, a group's keys or values; what an MLP writes."""
+        """A head's queries, a group's keys or values (None: those of all); what an MLP writes."""
         y = super().read(port, layer, index, x, at)
         return parts.normed(parts.of_layer(self.blocks.mlp_post_norm, layer), y) if port == "m" else y
 

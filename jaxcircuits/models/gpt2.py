@@ -147,7 +147,8 @@ class GPT2(AbstractModel):
         if attention.positions is not None and port != "v":
             x = backward.now().bias(x, jnp.broadcast_to(attention.positions[layer, at], x.shape))
         weight, bias = attention.projection(port)
-        return parts.affine(x, parts.of_unit(weight, layer, index), parts.of_unit(bias, layer, index))
+        of = layer if index is None else (layer, index)
+        return parts.affine(x, weight[of], bias[of])
 
     def write(
         self, kind: str, layer: Layer, index: Index, ys: tuple[Array, ...], at: Positions

@@ -48,14 +48,14 @@ class Neurons(Regrouped):
     def read_all(
         self, port: Port, layer: Layer, x: Float[Array, "*_ at width"], at: Positions
     ) -> Float[Array, "receiver at *features"]:
-        """The model's own; of groups of neurons, one by one."""
+        """The model's own; of groups of neurons, by `read`."""
         of = super() if port.name == "neurons" else self.model
         return of.read_all(port, layer, x, at)
 
     def write_all(
         self, nodes: Nodes, layer: Layer, ys: tuple[Array, ...], at: Positions
     ) -> tuple[Float[Array, "node at width"], Float[Array, "at width"]]:
-        """The model's own; of groups of neurons, one by one."""
+        """The model's own; of groups of neurons, by `write`."""
         of = super() if nodes.kind == "neurons" else self.model
         return of.write_all(nodes, layer, ys, at)
 

@@ -52,7 +52,7 @@ class Olmo2(JointDecoder):
     def read(
         self, port: str, layer: Layer, index: Index | None, x: Float[Array, "*_ at width"], at: Positions
     ) -> Float[Array, "*receiver at features"]:
-        """A head's queries, a group's keys or values, before norms; what an MLP writes."""
+        """A head's queries, a group's keys or values (None: those of all), before norms; what an MLP writes."""
         block = parts.of_layer(self.blocks, layer)
         if port == "m":
             return parts.normed(block.mlp_post_norm, block.mlp(x))

@@ -73,11 +73,6 @@ def of_layer(part: Any, layer: Int[Array, ""]) -> Any:
     return jax.tree.map(lambda leaf: leaf[layer], part)
 
 
-def of_unit(weights: Array, layer: Int[Array, ""], index: Int[Array, ""] | None) -> Array:
-    """One unit's of weights [layer, unit, ...]; `index` None: those of all units of the layer."""
-    return weights[layer] if index is None else weights[layer, index]
-
-
 def affine(
     x: Float[Array, "*_ position width"],
     weight: Float[Array, "*unit width features"],
@@ -114,7 +109,7 @@ class Attention(eqx.Module):
     def has_all(self, name: str, count: int) -> bool:
         """Whether `count` are all queries (`q`), keys (`k`), values (`v`) or heads (`head`) of a layer."""
         of = {"q": self.query, "k": self.key, "v": self.value, "head": self.output}
-        return name in of and of[name].shape[1] == count
+        return name in of and of[name].shape[-3] == count
 
     def normed(self, port: str, y: Float[Array, "*head at key"]) -> Float[Array, "*head at key"]:
         """Queries or keys after their norm, if there is one."""

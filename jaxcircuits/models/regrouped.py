@@ -21,7 +21,10 @@ Ports = tuple[Port, ...]
 
 
 class Regrouped(AbstractModel):
-    """A model as other units than its architecture's; what a subclass does not say is the model's own."""
+    """A model as other units than its architecture's.
+
+    What a subclass does not say is the model's own, but `read_all` and `write_all`, which are by its `read` and `write`.
+    """
 
     model: AbstractModel
     chosen: str = eqx.field(static=True)
@@ -125,6 +128,12 @@ class Ungrouped(Regrouped):
         inputs = next(inputs for name, inputs in every if name == port)
         return self.model.read(port, layer, _entry(inputs, index), x, at)
 
+    def write_all(
+        self, nodes: Nodes, layer: Layer, ys: tuple[Array, ...], at: Positions
+    ) -> tuple[Float[Array, "node at width"], Float[Array, "at width"]]:
+        """The model's own."""
+        return self.model.write_all(nodes, layer, ys, at)
+
 
 class Unsplit(Regrouped):
     """A node reads once: its receiver computes what all of the model's do, side by side."""
@@ -151,6 +160,12 @@ class Unsplit(Regrouped):
     ) -> Float[Array, "*node at width"]:
         """The model's own."""
         return self.model.write(kind, layer, index, self._apart(kind, ys, at), at)
+
+    def write_all(
+        self, nodes: Nodes, layer: Layer, ys: tuple[Array, ...], at: Positions
+    ) -> tuple[Float[Array, "node at width"], Float[Array, "at width"]]:
+        """The model's own."""
+        return self.model.write_all(nodes, layer, self._apart(nodes.kind, ys, at), at)
 
     def pattern(self, layer: Layer, index: Indices, ys: tuple[Array, ...]) -> Float[Array, "*node position position"]:
         """The model's own."""

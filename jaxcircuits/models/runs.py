@@ -106,7 +106,8 @@ def with_written(model: Any, stack: Stack, number: int, layer: Layer, x: Array, 
 def over_layers(layout: Layout, step: Callable, carry: Any, xs: Sequence[Any]) -> tuple[Any, list[Any]]:
     """`jax.lax.scan` of `step(stack, carry, (layer, x))` over the layers of each stack; `xs`: of each stack.
 
-    A backward pass takes the weights of a layer again: scans would keep a copy of those of all layers.
+    A backward pass takes the weights of a layer again: scans would keep a copy of those of all layers. All that is
+    computed is kept, so that no carry (the buffer of `masked`) is held to compute it again.
     """
     outputs, first = [], 0
     for stack, own in zip(layout.stacks, xs, strict=True):

@@ -46,7 +46,7 @@ class Spanned(Regrouped):
     def write_all(
         self, nodes: Nodes, layer: Layer, ys: tuple[Array, ...], at: Positions
     ) -> tuple[Float[Array, "node at width"], Float[Array, "at width"]]:
-        """The model's own, which know no spans."""
+        """The model's own; `runs.written` divides the rows over spans."""
         return self.model.write_all(nodes, layer, ys, at)
 
     def embeddings(self, tokens: Tokens) -> Float[Array, "embedding position width"]:
