@@ -23,7 +23,7 @@ Ports = tuple[Port, ...]
 class Regrouped(AbstractModel):
     """A model as other units than its architecture's.
 
-    What a subclass does not say is the model's own, but `read_all` and `write_all`, which are by its `read` and `write`.
+    What a subclass does not say is the model's own, but `read_all` and `write_all`, which are by `read` and `write`.
     """
 
     model: AbstractModel
