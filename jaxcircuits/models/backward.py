@@ -4,14 +4,14 @@
 |---|---|---|---|---|---|
 | `plain` | their derivatives | | | | |
 | `relp` (2508.21258) | scale held fixed | slope act(x)/x | half to each factor | its own | 1, 1, 1 |
-| `attn-lrp` (2402.05602) | scale held fixed | slope act(x)/x | half to each factor | relevance | 1/4, 1/4, 1/2 |
+| `attn-lrp` (2402.05602) | scale held fixed | slope act(x)/x | half to each factor | its own | 1/4, 1/4, 1/2 |
 | `gim` (2505.17630) | scale held fixed | their own | half to each factor | warm | 1/4, 1/4, 1/2 |
 
-relevance: `dx_i = sum(g p) p_i / x_i`. warm: `dx = s (g - sum(g s))` with `s = softmax(x / 2)`.
+warm: `dx = s (g - sum(g s))` with `s = softmax(x / 2)`. AttnLRP's rule of the softmax (its proposition 3.1), relevance
+`x (R - p sum(R))` of `R = g p`, is x times the derivative: as a rule of gradients it is none.
 
 Values of the forward pass are the same. 1/4, 1/4, 1/2 of the gradients at queries, keys and values are halves at the
-scores and at the mixed values: each is a product of two. `x_i` below 1e-6 in size is kept that far from 0 as the
-divisor of an activation; of the softmax its gradient is 0 there.
+scores and at the mixed values: each is a product of two. An activation's divisor x is kept 1e-6 from 0.
 
 A model has one name of rules, `model.backward`; while one of its functions is traced, `now()` are these rules.
 `contextual.py` has rules of another kind, which follow a part of every activation through the same places.
@@ -79,20 +79,6 @@ _along.defvjp(_along_forward, lambda function, slope, g: (g * slope,))
 
 
 @jax.custom_vjp
-def _relevance_softmax(x: Float[Array, "*_ key"]) -> Float[Array, "*_ key"]:
-    return jax.nn.softmax(x, axis=-1)
-
-
-def _relevance_backward(kept: tuple[Array, Array], g: Array) -> tuple[Array]:
-    x, p = kept
-    is_small = jnp.abs(x) < SMALL
-    return (jnp.where(is_small, 0, (g * p).sum(-1, keepdims=True) * p / jnp.where(is_small, 1, x)),)
-
-
-_relevance_softmax.defvjp(lambda x: (p := jax.nn.softmax(x, axis=-1), (x, p)), _relevance_backward)
-
-
-@jax.custom_vjp
 def _warm_softmax(x: Float[Array, "*_ key"]) -> Float[Array, "*_ key"]:
     return jax.nn.softmax(x, axis=-1)
 
@@ -124,7 +110,7 @@ _fixed = jax.lax.stop_gradient
 BACKWARD = {
     "plain": Rules(_same, _applied, operator.mul, _softmax, _same),
     "relp": Rules(_fixed, _slope_of_line, _halved, _softmax, _same),
-    "attn-lrp": Rules(_fixed, _slope_of_line, _halved, _relevance_softmax, _parted),
+    "attn-lrp": Rules(_fixed, _slope_of_line, _halved, _softmax, _parted),
     "gim": Rules(_fixed, _applied, _halved, _warm_softmax, _parted),
 }
 
