@@ -113,7 +113,9 @@ def cfg_of(graph: Graph) -> dict[str, Any]:
         cfg["mlps"] = has_mlp
     if graph.embeddings != ("input",):
         cfg["embeddings"] = list(graph.embeddings)
-    if cfg["n_heads"] and graph_of(cfg, graph.nodes, ()) == graph:
+    moments = {moment for stack in layout.stacks for moment in stack.moments}
+    cfg["parallel_attn_mlp"] = any({"head", "mlp"} <= {nodes.kind for nodes in moment.nodes} for moment in moments)
+    if cfg["n_heads"] and not cfg["parallel_attn_mlp"] and graph_of(cfg, graph.nodes, ()) == graph:
         return cfg
     return {**cfg, "layout": layouts.to_json(layout)}
 

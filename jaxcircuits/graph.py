@@ -125,8 +125,9 @@ class Graph:
 
     @property
     def sender_groups(self) -> np.ndarray:
-        """Bool [group, sender]: senders written at one moment: the embeddings, a layer's heads, its MLP."""
-        return self.written[None, :] == np.unique(self.written)[:, None]
+        """Bool [group, sender]: nodes that are alike: the embeddings, a layer's heads, its MLP (parallel ones too)."""
+        block = np.array([sender.block for sender in self.sender_table])
+        return block[None, :] == np.unique(block)[:, None]
 
     @cached_property
     def blocks(self) -> tuple[Nodes, ...]:

@@ -24,6 +24,8 @@ FAMILIES = {
     "llama": lambda: micro_llama(dtype=jnp.float64),
     "gemma2": lambda: another(Gemma, Gemma2Config(**GROUPED, **CAPS)),
 }
+NEOX = NeoXConfig(**SIZES, num_attention_heads=2, max_position_embeddings=8, partial_rotary_factor=1.0)
+FAMILIES["parallel"] = lambda: another(NeoX, NEOX)
 OTHERS = {
     "olmo2": lambda: another(Olmo2, Olmo2Config(**GROUPED)),
     "neox": lambda: another(NeoX, NeoXConfig(**GROUPED, partial_rotary_factor=1.0)),
@@ -58,6 +60,8 @@ class Decomposed:
         self.model = jax.tree.map(np.asarray, model)
         self.source, self.base, self.computed = source, base, {}
         self.is_gpt2, self.is_gemma = isinstance(model, jc.GPT2), isinstance(model, Gemma)
+        self.is_parallel = isinstance(model, NeoX)
+        self.has_biases = self.is_gpt2 or self.is_parallel
         start = self.model.token_embedding[tokens]
         if self.is_gpt2:
             start = start + self.model.position_embedding[: len(tokens)]
@@ -65,9 +69,10 @@ class Decomposed:
             start = start * np.sqrt(8)
         stream = self.placed("input", (np.zeros_like(start), start))
         for layer in range(2):
-            heads = self.heads(layer, self.norm("attention_norm", layer, stream))
+            before, heads = stream, self.heads(layer, self.norm("attention_norm", layer, stream))
             stream = tuple(map(sum, zip(stream, heads, strict=True)))
-            m = self.computed[f"m{layer}"] = self.mlp(layer, self.norm("mlp_norm", layer, stream))
+            read = self.norm("mlp_norm", layer, before if self.is_parallel else stream)
+            m = self.computed[f"m{layer}"] = self.mlp(layer, read)
             stream = tuple(map(sum, zip(stream, self.placed(f"m{layer}", m), strict=True)))
         last = self.norm("final_norm", None, stream)
         unembedding = self.model.token_embedding if self.model.unembedding is None else self.model.unembedding
@@ -91,8 +96,9 @@ class Decomposed:
 
     def mlp(self, layer, pair):
         mlp = self.model.blocks.mlp
-        if self.is_gpt2:
-            pair = rest(lambda x: np.asarray(jax.nn.gelu(x)), linear(pair, mlp.w_in[layer], mlp.b_in[layer]))
+        if self.has_biases:
+            act = lambda x: np.asarray(jax.nn.gelu(x, approximate=self.is_gpt2))  # noqa: E731
+            pair = rest(act, linear(pair, mlp.w_in[layer], mlp.b_in[layer]))
             return linear(pair, mlp.w_out[layer], mlp.b_out[layer])
         act = jax.nn.gelu if self.is_gemma else jax.nn.silu
         gate, up = linear(pair, mlp.gate[layer]), linear(pair, mlp.up[layer])
@@ -102,12 +108,12 @@ class Decomposed:
 
     def project(self, layer, port, head, pair):
         attention, full = self.model.blocks.attention, {"q": "query", "k": "key", "v": "value"}[port]
-        index = head // 2 if port != "q" and not self.is_gpt2 else head
+        index = head // 2 if port != "q" and not self.has_biases else head
         bias = getattr(attention, f"{full}_bias")
         pair = linear(pair, getattr(attention, full)[layer, index], None if bias is None else bias[layer, index])
         if not self.is_gpt2 and port != "v":
             pair = tuple(map(self.turned, pair))
-        letter = "h" if index == head and (self.is_gpt2 or port == "q") else "g"
+        letter = "h" if index == head and (self.has_biases or port == "q") else "g"
         self.computed[f"a{layer}.{letter}{index}<{port}>"] = pair
         return pair
 
@@ -137,7 +143,7 @@ class Decomposed:
             scale = np.sqrt((sum(map(sum, rows)) ** 2).mean(-1, keepdims=True) + norm.epsilon)
             rows = [tuple(x / scale * (1 + norm.weight[layer]) for x in row) for row in rows]
         shared = (0, 0)
-        if self.is_gpt2:
+        if self.has_biases:
             bias, total = attention.output_bias[layer], tuple(map(sum, zip(*rows, strict=True)))
             shared = (after - before for after, before in zip(biased(total, bias), total, strict=True))
         rows = [self.placed(f"a{layer}.h{head}", row) for head, row in enumerate(rows)]
@@ -177,6 +183,7 @@ def written(objective):
         ("llama", "positions", "reference"),
         ("gemma2", "last", "mean"),
         ("gpt2", "positions", "reference"),
+        pytest.param("parallel", "last", "mean", marks=pytest.mark.mission),
     ],
 )
 def test_scores_are_the_formula(family, kind, base, x64):

@@ -2,13 +2,15 @@ import dataclasses
 import itertools
 import json
 
+import equinox as eqx
+import jax
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import jaxcircuits as jc
-from jaxcircuits import layout
+from jaxcircuits import layout, models
 
 SIZES = st.tuples(
     st.integers(1, 3),
@@ -203,3 +205,21 @@ def test_a_graph_is_said_in_a_line():
     small, large = (jc.Graph(layout.transformer(layers, 2, mlps=False)) for layers in (1, 4))
     assert str(small) == "9 edges between 4 nodes (input, a0.h0, a0.h1, logits)"
     assert str(large).endswith("edges between 10 nodes (input, a0.h0, a0.h1, ..., a3.h1, logits)")
+
+
+@pytest.mark.parametrize("is_parallel", [False, True])
+def test_alike_are_heads_of_a_layer_and_its_mlp_also_where_both_read_the_same(is_parallel, tmp_path):
+    sizes = {
+        "vocab_size": 8,
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    config = models.NeoXConfig(**sizes, use_parallel_residual=is_parallel, partial_rotary_factor=0.5)
+    graph = eqx.filter_eval_shape(models.NeoX.random, config, jax.random.key(0), np.float32).graph
+    groups = [np.array(graph.senders)[group].tolist() for group in graph.sender_groups]
+    assert groups == [["input"], ["a0.h0", "a0.h1"], ["m0"], ["a1.h0", "a1.h1"], ["m1"]]
+    jc.Circuit(graph, graph.valid, np.zeros(graph.shape), {}).save(tmp_path / "circuit.json")
+    assert json.loads((tmp_path / "circuit.json").read_text())["cfg"]["parallel_attn_mlp"] == is_parallel
+    assert jc.Circuit.load(tmp_path / "circuit.json").graph == graph

@@ -70,10 +70,13 @@ def run(model: Any, tokens: Tokens, sources: Sources, targets: Targets, measure:
             for number, moment in enumerate(stack.moments):
                 ys, now = runs.computed(model, moment, layer, x), now + 1
                 found.append([jax.vmap(measure, (0, None))(ys[port.name], targets.counted) for port in moment.ports])
-                new = runs.written(model, moment, layer, ys, runs.positions_of(x))[1]
-                constant = model.constant(layer, number)
-                new = new if constant is None else backward.now().bias(new, constant[None])
-                x = x + new + jnp.where(written == now, rel, 0)
+                constant, at = model.constant(layer, number), runs.positions_of(x)
+                for nodes in moment.nodes:
+                    new = runs.written(model, moment._replace(nodes=(nodes,)), layer, ys, at)[1]
+                    if constant is not None and nodes.kind == "head":
+                        new = backward.now().bias(new, constant[None])
+                    x = x + new
+                x = x + jnp.where(written == now, rel, 0)
             return (x, now), found
 
         start = jnp.where(_is_whole(), embeddings, jnp.where(written == 0, rel, 0))

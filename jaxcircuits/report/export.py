@@ -77,7 +77,8 @@ def to_markdown(circuit: Circuit) -> str:
 def _same_time(graph: Graph, kept: set[str]) -> list[list[str]]:
     """The kept senders that are written at one moment, then `logits`."""
     names = np.array(graph.senders)
-    groups = [[str(name) for name in names[group] if name in kept] for group in graph.sender_groups]
+    moments = (names[graph.written == now] for now in np.unique(graph.written))
+    groups = [[str(name) for name in moment if name in kept] for moment in moments]
     return [group for group in [*groups, ["logits"]] if group]
 
 
