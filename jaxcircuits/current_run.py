@@ -71,7 +71,8 @@ def _first_run(
     residual = streams[-1]
     if mask is not None:
         earlier = np.arange(len(streams))[:, None] >= graph.written[None]
-        streams = streams - jnp.einsum("es,sbtd->ebtd", earlier.astype(streams.dtype), difference)
+        with products(model.precision):
+            streams = streams - jnp.einsum("es,sbtd->ebtd", earlier.astype(streams.dtype), difference)
 
         def run(prompt):
             return model.of_prompt(prompt[2]).masked_run(prompt[0], mask, prompt[1])

@@ -68,6 +68,14 @@ def within_spans(
     return values if model.spans_text is None else _within(values, _inside(model, values, span_at), is_whole=True)
 
 
+def written_at(
+    model: Model, inside: Bool[Array, "batch position"], span_at: SpanAt
+) -> Bool[Array, "sender batch position"]:
+    """Where each sender is a node: in its prompt, and of a model that is divided at spans in its own."""
+    everywhere = jnp.broadcast_to(inside[None, ..., None], (model.graph.shape[0], *inside.shape, 1))
+    return within_spans(model, everywhere, span_at)[..., 0].astype(bool)
+
+
 def divided(
     model: Model, values: Float[Array, "sender batch position width"], span_at: SpanAt
 ) -> Float[Array, "sender batch position width"]:
@@ -98,8 +106,11 @@ def mean_reference(values: Array, inside: Array, mesh: Mesh | None) -> Float[Arr
 
 
 def mean_inside(values: Array, inside: Array, axes: tuple[int, ...]) -> Float[Array, "sender _ _ width"]:
-    """The mean of [sender, batch, position, width] over prompts, or these and positions, those inside alone."""
-    inside = inside[None, :, :, None]
+    """The mean of [sender, batch, position, width] over prompts, or these and positions, those inside alone.
+
+    - `inside`: bool [batch, position], or one a sender, see `written_at`.
+    """
+    inside = inside.reshape(-1, *inside.shape[-2:], 1)
     counts = jnp.maximum(inside.sum(axes, keepdims=True), 1).astype(values.dtype)
     return jnp.where(inside, values, 0).sum(axes, keepdims=True) / counts
 

@@ -116,6 +116,11 @@ def test_mask_ig_sums_to_what_all_edges_do(relu, x64):
     assert abs(scores.values.sum() - float(relu(np.zeros(relu.graph.shape)) - relu(relu.graph.valid))) < 1e-2
 
 
+def test_what_needs_the_whole_stream_is_refused_where_receivers_read_their_neighbours(relu):
+    with pytest.raises(ValueError, match="information-flow-routes: expected a model whose .* got a network of units"):
+        jc.information_flow_routes(relu)
+
+
 def test_exact_finds_every_connection_of_the_step_network(steps):
     scores = jc.exact(steps, width=4)
     assert (scores.values[steps.graph.valid] > 0).all() and scores.of("xor->logits") == 0.5

@@ -38,6 +38,16 @@ def test_scores_are_the_formula(model, kind, x64):
     assert not scores.signed and scores.run["backward_passes"] == 0
 
 
+def test_positions_that_are_read_backwards_count(x64):
+    """tracr's reverse reads later positions: what is scored reads the same ones, whichever it is."""
+    loaded = jc.load("tracr-reverse")
+    pairs = jc.tasks.by_name("tracr_reverse").generate(loaded.tokenizer)
+    scored = [np.tile(at, (len(pairs), 1)) for at in (np.arange(4) == 1, np.arange(4) > 0)]
+    made = [jc.PromptPairs(pairs.clean, pairs.corrupt, positions=positions) for positions in scored]
+    first, every = (jc.information_flow_routes(jc.Objective(loaded.model, own, "l2", "zero")).values for own in made)
+    np.testing.assert_array_equal(first, every)
+
+
 def test_a_receiver_that_nothing_points_at_gets_zeros_not_nan(x64):
     """All proximities 0: the embedding is 0 and only biases are read."""
     model = micro_model("no-norm", dtype=jnp.float64)

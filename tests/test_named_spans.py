@@ -247,6 +247,21 @@ def test_learnt_constants_count_inside_of_a_span_alone(x64):
         assert (outside[number][:, make_pairs().span_at(NAMES) != number] == 0).all()
 
 
+@MISSION
+@pytest.mark.parametrize("own_positions", [False, True])
+def test_learnt_constants_begin_at_the_means_inside_of_a_span(own_positions, x64):
+    apart = objective_of(units="split")
+    learnt = jc.optimal_ablation(apart, steps=1, rate=1e-15, own_positions=own_positions)
+    values, at = np.asarray(apart.reference), make_pairs().span_at(NAMES)
+    for row, name in enumerate(apart.graph.senders):
+        span = [*NAMES, "rest"].index(name.partition("@")[2])
+        for position in range(6):
+            inside = at == span
+            inside = inside & (np.arange(6) == position) if own_positions else inside
+            if inside[:, position].any():
+                np.testing.assert_allclose(learnt.values[row, position * own_positions], values[row][inside].mean(0))
+
+
 def test_names_of_edges_and_files(x64, tmp_path):
     graph = model_of("gpt2", "split", NAMES).graph
     assert graph.senders[:4] == ("input@subject", "input@verb", "input@rest", "a0.h0@subject")

@@ -14,6 +14,7 @@ from conftest import micro_model, micro_pairs
 from test_units import make, make_pairs
 
 import jaxcircuits as jc
+from jaxcircuits import current_run
 from jaxcircuits.cli.judge import JudgedOptions
 from jaxcircuits.cli.options import recorded
 from jaxcircuits.discovery.noise import SAMPLE
@@ -69,6 +70,12 @@ def test_every_product_of_every_program_is_of_the_models_precision(name, family,
         arrays, function = program.arrays()
         found = set(products(jax.make_jaxpr(function)(arrays, {}).jaxpr))
         assert found == (set() if of in ("fill", "commit") else {OF_JAX[name]}), (of, found)
+
+
+def test_a_search_that_begins_at_a_circuit_computes_its_first_run_as_the_model():
+    objective = jc.Objective(micro_model("gpt2"), micro_pairs(), "kl")
+    jaxpr = jax.make_jaxpr(lambda mask: jax.tree.leaves(current_run.first_run(objective, mask)))(objective.full_mask())
+    assert set(products(jaxpr.jaxpr)) == {OF_JAX["highest"]}
 
 
 class Coarse(jc.GPT2):

@@ -12,7 +12,7 @@ prompt, then over prompts. Needs neither metric nor gradient; scores are from 0 
    scored: with heads alone no circuit would be connected.
 3. A head is a target through what its receivers compute, which tells q, k and v apart; the paper takes its output.
 4. The paper's public code keeps the pattern of the whole run for `rel`, and shares a norm's bias by what it reads.
-5. Positions after a prompt's last scored one are left out; of logits the scored ones count, with all their outputs.
+5. Positions that nothing scored can read are left out; of logits the scored ones count, with all their outputs.
 """
 
 import equinox as eqx
@@ -26,7 +26,7 @@ from ..arguments import check_count, checked
 from ..objective import Objective
 from ..references import divided, mean_reference, sender_values
 from ..scores import Scores
-from .measure import scored
+from .measure import can_be_read, scored
 
 BASES = ("mean", "reference")
 
@@ -82,8 +82,7 @@ def _shares(
     def one(objective, prompt):
         base, (tokens, _, positions, weights, _) = prompt
         model = objective.model
-        last = jnp.max(jnp.where(weights > 0, positions, 0))
-        counted = (jnp.arange(tokens.shape[0], dtype=last.dtype) <= last).astype(base.dtype)
+        counted = can_be_read(model, tokens, positions, weights).astype(base.dtype)
         of_logits = positions, (weights > 0).astype(base.dtype)
         rel = model.sender_values(tokens) - base
         each = jax.lax.map(lambda rows: model.shares(tokens, (rows, rel[rows]), counted, of_logits), rows)

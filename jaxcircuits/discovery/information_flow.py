@@ -7,8 +7,8 @@ With y what receiver r reads at one position and z_s what the senders before it 
 averaged over positions, then over prompts. Needs neither metric nor reference; scores are between 0 and 1.
 
 Conventions: `input` is the token plus the position embedding, one node as in every graph here (EAP-IG's public code
-takes the token embedding alone, and leaves the position in y); positions after a prompt's last scored one, which
-nothing scored can read, are left out (the public code leaves out the padding).
+takes the token embedding alone, and leaves the position in y); positions that nothing scored can read, in a causal
+model those after a prompt's last scored one, are left out (the public code leaves out the padding).
 """
 
 import equinox as eqx
@@ -21,16 +21,21 @@ from .. import batching
 from ..arguments import checked
 from ..objective import Objective
 from ..scores import Scores
-from .measure import scored
+from .measure import can_be_read, scored
 
 
 @checked
 def information_flow_routes(objective: Objective) -> Scores:
     """The share of each sender in what each receiver reads, in two forward passes (writers, readers).
 
-    Raises ValueError for a model whose receivers do not read the whole residual stream.
+    Raises ValueError for a network of units, whose receivers do not read the whole residual stream.
     """
     graph = objective.graph
+    if graph.layout.neighbours_only:
+        raise ValueError(
+            "information-flow-routes: expected a model whose receivers read the whole residual stream, got a network "
+            "of units, which read their neighbours; choose another method (exact, eap)"
+        )
 
     def values() -> np.ndarray:
         return np.asarray(_shares(objective))[graph.reads].T
@@ -56,8 +61,7 @@ def _shares(objective: Objective) -> Float[Array, "moment sender"]:
             total = proximity.sum(0, keepdims=True)
             return proximity / jnp.where(total == 0, 1, total)
 
-        last = jnp.max(jnp.where(weights > 0, positions, 0))
-        counted = jnp.arange(tokens.shape[0], dtype=last.dtype) <= last
+        counted = can_be_read(model, tokens, positions, weights)
         shares = jnp.where(counted[None, None], jax.lax.map(at_time, (streams, is_written)), 0)
         return shares.sum(-1) / counted.sum().astype(shares.dtype)
 

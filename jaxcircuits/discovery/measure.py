@@ -7,7 +7,7 @@ from typing import Any
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import ArrayLike, Bool
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from .. import metrics
 from ..batching import compile_clock
@@ -15,6 +15,7 @@ from ..conditional import Conditional
 from ..nodes import NodeObjective
 from ..objective import Objective
 from ..scores import Positions, Scores, Span, positions_inside, spans_within
+from ..types import Model, Tokens
 
 
 def scored(
@@ -58,6 +59,14 @@ def spans_of(
     width = objective.clean.shape[1]
     spans = spans_within(positions, width)
     return spans, positions_inside(spans, width)
+
+
+def can_be_read(
+    model: Model, tokens: Tokens, scored: Int[Array, " scored"], weights: Float[Array, " scored"]
+) -> Bool[Array, " position"]:
+    """Which positions of a prompt what is scored may depend on: of a causal model, those up to the last scored one."""
+    at = jnp.arange(tokens.shape[0], dtype=scored.dtype)
+    return at <= (jnp.max(jnp.where(weights > 0, scored, 0)) if model.is_causal else at[-1])
 
 
 def refuse_flat(objective: Objective | Conditional, method: str, *, at_clean: bool = True) -> None:

@@ -24,7 +24,7 @@ from ..arguments import checked
 from ..finite import check_finite
 from ..graph import Graph
 from ..objective import Objective
-from ..references import mean_inside, within_spans
+from ..references import mean_inside, within_spans, written_at
 from .learning import State, first_order, learn
 from .measure import refuse_flat
 
@@ -104,7 +104,7 @@ def optimal_ablation(
 ) -> OptimalReference:
     """Learns the constants that absent edges carry, beginning with the means of the objective's reference values.
 
-    The means are those of each prompt's own tokens: padding does not count.
+    The means are those of each prompt's own tokens: padding does not count, nor what is outside of a node's span.
 
     - `masks`: the circuits, [circuit, sender, receiver] or one; default: one a sender, without that sender's edges.
     - `own_positions`: a constant a position (begins at the "mean" reference); else one for all positions, as published.
@@ -127,7 +127,8 @@ def optimal_ablation(
     if rate <= 0 or samples < 1:
         raise ValueError(f"expected rate > 0 and samples >= 1; got {rate}, {samples}")
     batch = objective.num_prompts if batch is None else batch
-    constants = mean_inside(objective.reference, objective.inside, (1,) if own_positions else (1, 2))[:, 0]
+    inside = written_at(objective.model, objective.inside, objective.span_at)
+    constants = mean_inside(objective.reference, inside, (1,) if own_positions else (1, 2))[:, 0]
     learner = OptimalAblation(jnp.asarray(masks), constants, rate, samples)
     state = learn(learner, objective, steps=steps, batch=batch, seed=seed, progress=progress, checkpoint=checkpoint)
     losses = np.asarray(_losses(objective, learner.masks, state.parameters), np.float64)

@@ -12,6 +12,7 @@ from ..arguments import checked
 from ..crossings import Peap, check_crossing, names_of_spans
 from ..objective import Objective
 from .attribution import eap
+from .measure import ruled
 
 
 @checked
@@ -24,6 +25,7 @@ def peap(objective: Objective) -> Peap:
     ValueError as `eap`, for a model without spans, and where the heads of a layer meet in a norm.
     """
     check_crossing(objective.graph)
+    objective = ruled(objective, "plain")
     within = eap(objective)
     within = dataclasses.replace(within, method="peap", run={**within.run, "forward_passes": 2, "backward_passes": 2})
     return Peap(within, np.asarray(_crossing(objective), np.float64), _last(objective))
