@@ -42,6 +42,7 @@ def description(objective: Any) -> dict[str, Any]:
         "microbatch": objective.microbatch,
         "dtype": str(np.dtype(objective.model.dtype)),
         "precision": objective.model.precision,
+        **({} if objective.model.backward == "plain" else {"backward": objective.model.backward}),
         **({} if objective.model.units_name == "split" else {"units": objective.model.units_name}),
         **({} if objective.model.spans_text is None else {"spans": objective.model.spans_text}),
         "device": f"{count} x {device.platform} {device.device_kind}",

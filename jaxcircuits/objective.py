@@ -147,7 +147,11 @@ class Objective(eqx.Module):
 
     @fitting
     def per_example(self, mask: MaskLike) -> Float[Array, " batch"]:
-        """The circuit's loss on each prompt."""
+        """The circuit's loss on each prompt, so that their mean is the circuit's loss.
+
+        Averaged "together" over uneven numbers of scored positions, a prompt with more than the mean number counts so
+        many times more: this is then its share, its own mean loss times its positions over their mean number.
+        """
         return losses.per_example(self, cast(self, mask, positioned=True))
 
     @fitting
@@ -183,7 +187,10 @@ class Objective(eqx.Module):
         return gradients.value_and_gradient(self, cast(self, mask), None)
 
     def take(self, rows: ArrayLike) -> "Objective":
-        """The same function on some of the prompts, e.g. a batch of them; `rows` may be traced."""
+        """The same function on some of the prompts, e.g. a batch of them; `rows` may be traced.
+
+        They have the weights that they have here: `per_example` gives the same numbers.
+        """
         rows = jnp.asarray(rows)
 
         def parts(of: "Objective") -> tuple[Any, ...]:

@@ -67,6 +67,13 @@ def test_other_components_stay(component, kept, objective):
     assert not np.allclose(judged.baselines()[0], jc.ablated(objective).baselines()[0])
 
 
+@pytest.mark.parametrize("units, component, nodes", [("neurons:3@0", "mlps", "m"), ("layers", "heads", "a")])
+def test_a_component_is_its_nodes_whatever_the_units(units, component, nodes):
+    graph = jc.with_units(micro_model("gpt2"), units).graph
+    names = np.array(graph.senders)[jc.Ablation(component=component).replaced(graph)].tolist()
+    assert names == [name for name in graph.senders if name.startswith(nodes)] and names
+
+
 def test_restoring_puts_clean_values_into_the_corrupt_run(objective):
     """The same labels, roles swapped: with no circuit the corrupt run, with all of it the clean one."""
     pairs, graph = micro_pairs(), objective.graph

@@ -26,6 +26,8 @@ def objective_of(family, metric=difference):
 
 
 class Relevance(torch.autograd.Function):
+    """AttnLRP's proposition 3.1: of relevances R of what a softmax gives, x (R - p sum(R)) is that of what it reads."""
+
     @staticmethod
     def forward(ctx, x):
         ctx.save_for_backward(x, p := torch.softmax(x, -1))
@@ -34,7 +36,8 @@ class Relevance(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g):
         x, p = ctx.saved_tensors
-        return torch.where(x.abs() < 1e-6, 0, (g * p).sum(-1, keepdim=True) * p / x)
+        relevance = x * (g * p - p * (g * p).sum(-1, keepdim=True))
+        return torch.where(x == 0, 0, relevance / x)
 
 
 class Warm(torch.autograd.Function):
@@ -232,6 +235,14 @@ def test_other_units_follow_the_same_rules(rules, x64):
         columns = [split.graph.receivers.index(port) for port in ports]
         together = scores.values[:, columns].sum(1)
         np.testing.assert_allclose(once.values[:, unsplit.graph.receivers.index(name)], together, rtol=1e-9, atol=1e-13)
+
+
+def test_units_of_a_model_have_its_rules(x64):
+    model = micro_model("gpt2").with_backward("relp")
+    for made in (jc.with_units(model, "unsplit"), jc.with_units(model, "neurons:3"), jc.with_units(model, spans="0:2")):
+        assert made.backward == made.model.backward == "relp" and made.with_backward("gim").model.backward == "gim"
+    objective = jc.Objective(model, micro_pairs(), "logit_diff")
+    assert objective.describe()["backward"] == "relp" and "backward" not in objective_of("gpt2").describe()
 
 
 @pytest.mark.mission

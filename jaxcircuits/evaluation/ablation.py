@@ -98,8 +98,8 @@ class Ablation:
         """Whose outputs may be replaced. Raises ValueError if there are none of that kind."""
         if self.component == "all":
             return np.ones(len(graph.senders), bool)
-        kind = {"heads": "head", "mlps": "mlp"}[self.component]
-        chosen = np.array([sender.kind == kind for sender in graph.sender_table])
+        kinds = {"heads": ("head", "attention"), "mlps": ("mlp", "neurons")}[self.component]
+        chosen = np.array([sender.kind in kinds for sender in graph.sender_table])
         if not chosen.any():
             raise ValueError(f"component: this graph has no {self.component}; choose 'all'")
         return chosen

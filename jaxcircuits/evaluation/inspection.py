@@ -30,7 +30,7 @@ PATTERNS = "patterns"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Inspection:
-    """A circuit on single prompts; losses as `f` gives them, lower is better.
+    """A circuit on single prompts; losses as `f` of one prompt gives them, lower is better.
 
     - `metric`: its name. `tokens`: the texts of each prompt's tokens, up to the last that is scored.
     - `answers`, `wrong`: the texts of right and wrong answers of each prompt; empty where there are none.
@@ -107,7 +107,7 @@ def inspect_circuit(
     if prompts < 1:
         raise ValueError(f"prompts: expected at least 1, got {prompts}")
     rows = np.arange(min(prompts, objective.num_prompts))
-    shown = objective.take(rows)
+    shown = _of_single_prompts(objective.take(rows))
     losses = {name: np.asarray(shown.per_example(mask)) for name, mask in _three(circuit).items()}
     tokens, answers, wrong = _texts(shown, tokenizer)
     tried = circuit.mask if effects else np.zeros_like(circuit.mask)
@@ -124,6 +124,14 @@ def inspect_circuit(
         heads=heads,
         patterns=_patterns_of(shown, heads, [len(texts) for texts in tokens]),
     )
+
+
+def _of_single_prompts(objective: Objective) -> Objective:
+    """Each prompt's loss is its own mean over its scored positions, whatever its share of all prompts'."""
+    shares = np.asarray(objective.weights).sum(1, keepdims=True)
+    if np.ptp(shares) < 1e-6:
+        return objective
+    return eqx.tree_at(lambda o: o.weights, objective, objective.weights / shares)
 
 
 def _three(circuit: Circuit) -> dict[str, np.ndarray]:

@@ -47,7 +47,7 @@ def with_units(
     else:
         pairs = tuple((int(first), int(end)) for first, end in parts)
         kind, chosen = Spanned, checked_spans(pairs, model.max_positions)
-    made = kind(whole, whole.units_name, chosen, precision=model.precision)
+    made = kind(whole, whole.units_name, chosen, precision=model.precision, backward=model.backward)
     _check_size(made, f"{units} in {len(chosen)} spans")
     return made
 
@@ -71,11 +71,12 @@ def _of_nodes(model: AbstractModel, units: str) -> AbstractModel:
     if name != "blocks" and len(set(ports)) < len(ports):
         raise ValueError(f"units: {units}: layers whose nodes differ (in number, inputs or names) have no others")
     if name in SIMPLE:
-        made = SIMPLE[name](model, units, precision=model.precision)
+        made = SIMPLE[name](model, units, precision=model.precision, backward=model.backward)
     else:
         assert form is not None
         groups, layer = (None if form[part] is None else int(form[part]) for part in ("groups", "layer"))
-        made = Neurons(model, units, num_groups(model, groups, layer), layer, precision=model.precision)
+        count = num_groups(model, groups, layer)
+        made = Neurons(model, units, count, layer, precision=model.precision, backward=model.backward)
     _check_size(made, units)
     return model if made.layout == model.layout else made
 
