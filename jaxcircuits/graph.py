@@ -145,14 +145,13 @@ class Graph:
 
     @property
     def rows(self) -> tuple[tuple[str, ...], ...]:
-        """The nodes that stand side by side in each layer of a drawing: those of its largest group."""
-        return tuple(tuple(max(blocks, key=len)) for blocks in self._blocks)
+        """The nodes that stand side by side in each layer of a drawing: those of its first group."""
+        return tuple(tuple(blocks[0]) for blocks in self._blocks)
 
     @property
     def beside(self) -> tuple[tuple[str, ...], ...]:
         """The other nodes of each layer (an MLP beside its heads)."""
-        rows = zip(self._blocks, self.rows, strict=True)
-        return tuple(tuple(name for block in blocks for name in block if name not in row) for blocks, row in rows)
+        return tuple(tuple(name for block in blocks[1:] for name in block) for blocks in self._blocks)
 
     @property
     def sizes(self) -> dict[str, int]:
