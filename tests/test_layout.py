@@ -86,7 +86,7 @@ MAY_IMPORT = {
     | KEEPS,
     "mib": BASE | {"graph", "circuit", "circuit_file", "interchange", "objective", "evaluation"},
     "mib_data": BASE | {"data", "texts", "tasks"},
-    "report": BASE | {"resampling", "axes", "graph", "scores", "circuit", "evaluation"},
+    "report": BASE | {"resampling", "axes", "graph", "scores", "circuit", "evaluation", "span_names"},
 }
 EVERYTHING = {"cli", "reproduce", "__init__"}
 

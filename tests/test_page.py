@@ -7,6 +7,7 @@ import re
 
 import numpy as np
 import pytest
+from conftest import micro_model
 
 import jaxcircuits as jc
 from jaxcircuits.evaluation import Outcome, Spread
@@ -92,6 +93,47 @@ def test_only_measured_edges_are_in_it():
     best = jc.Circuit.select(scores, edges=20, rank="absolute")
     assert data_of(render_page([best]))["ranking"] == "absolute"
     assert data_of(render_page([circuit(("input->logits",))]))["ranking"] is None
+
+
+FORMS = {
+    **{f"a.h<{port}>": port for port in "qkv"},
+    **{"a.h": "head", "a": "attention", "m": "mlp", "m.n": "neurons", "b": "block", "logits": "logits"},
+}
+"""What reads, by its receiver's name without numbers."""
+
+
+@pytest.mark.parametrize(
+    ("units", "kinds"),
+    [
+        ("split", "q k v mlp logits"),
+        ("ungrouped", "q k v mlp logits"),
+        ("unsplit", "head mlp logits"),
+        ("layers", "attention mlp logits"),
+        ("blocks", "block logits"),
+        ("neurons:4", "q k v neurons logits"),
+        ("neurons:4@1", "q k v mlp neurons logits"),
+        ("split 0:2,3:5", "q k v mlp logits"),
+    ],
+)
+def test_it_says_what_reads_and_what_writes(units, kinds):
+    """Of any units; heads stand in a row, also where they are fewer than the groups of neurons."""
+    graph = jc.with_units(micro_model("gpt2"), *units.split()).graph
+    data = data_of(render_page([jc.Circuit(graph, graph.valid, graph.valid.astype(float), {})]))["graph"]
+    assert data["kinds"] == [FORMS[re.sub(r"\d", "", name)] for name in data["receivers"]]
+    assert list(dict.fromkeys(data["kinds"]))[:-1] == kinds.split()[:-1] and data["kinds"][-1] == "logits"
+    heads = [name for name, node in data["nodes"].items() if node["kind"] == "head"]
+    assert not heads or [name for row in data["rows"] for name in row] == heads
+    assert {name: node["span"] for name, node in data["nodes"].items()} == {
+        name: name.partition("@")[2] for name in data["senders"]
+    }
+
+
+@pytest.mark.parametrize("embeddings", [("input",), ("tok", "pos")])
+def test_it_says_which_nodes_are_one_of_several(embeddings):
+    graph = jc.Graph.transformer(1, 2, embeddings=embeddings)
+    nodes = data_of(render_page([jc.Circuit(graph, graph.valid, graph.valid.astype(float), {})]))["graph"]["nodes"]
+    alone = {node["kind"]: node["isAlone"] for node in nodes.values()}
+    assert alone == {"embedding": len(embeddings) == 1, "head": False, "mlp": True}
 
 
 def spread(*values):

@@ -19,6 +19,7 @@ from ..files import plain, write_text
 from ..graph import Graph
 from ..resampling import interval_of
 from ..scores import Scores
+from ..span_names import span_text
 from .judged import judged
 
 ASSETS = Path(__file__).parent / "assets"
@@ -114,10 +115,6 @@ def _title(run: dict[str, Any]) -> str:
     return f"{run.get('method', 'A')} circuit"
 
 
-ONLY_INPUT = "mlp"
-"""What the page calls the input of a node that has no other."""
-
-
 def _graph(graph: Graph) -> dict[str, Any]:
     columns = range(len(graph.receivers))
     return {
@@ -128,7 +125,7 @@ def _graph(graph: Graph) -> dict[str, Any]:
         "senders": list(graph.senders),
         "receivers": list(graph.receivers),
         "owners": [graph.owners(column) for column in columns],
-        "kinds": [graph.input_kind(column) or ONLY_INPUT for column in columns[:-1]] + ["logits"],
+        "kinds": [_kind(graph, column) for column in columns],
         "numEdges": graph.num_edges,
         "numNodes": len(graph.nodes),
     }
@@ -136,9 +133,17 @@ def _graph(graph: Graph) -> dict[str, Any]:
 
 def _node(graph: Graph, sender: Sender) -> dict[str, Any]:
     """What a node is, for people: `span`, the positions that it is a part at; `isAlone`: its layer has one such."""
-    is_alone = sender.block < 0 or graph.blocks[sender.block].count == 1
-    span = sender.name.removeprefix(sender.node).removeprefix("@")
-    return {"kind": sender.kind, "layer": sender.layer, "index": sender.index, "span": span, "isAlone": is_alone}
+    block = graph.blocks[sender.block]  # embeddings are in the same spans as all blocks, also the last
+    count = block.count if sender.block >= 0 else len(graph.embeddings) // block.parts
+    span = next((text for text in map(span_text, block.spans) if sender.name.endswith(f"@{text}")), "")
+    place = {"layer": sender.layer, "index": sender.index, "span": span}
+    return {"kind": sender.kind, "node": sender.node, **place, "isAlone": count == 1}
+
+
+def _kind(graph: Graph, column: int) -> str:
+    """Through which of its node's inputs a column reads; where the node has one alone, what the node is."""
+    owners = graph.receiver_table[column].owners
+    return graph.input_kind(column) or (graph.sender_table[owners[0]].kind if owners else "logits")
 
 
 def _edges_and_circuits(circuits: Sequence[Circuit], inspections: Sequence[Inspection]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 "use strict";
 // The circuit by layer and head, or unit: the input below, the logits on top, only measured edges between.
 
-const PORT = { q: -1, k: 0, v: 1, mlp: 0, logits: 0 };
+const PORT = { q: -1, k: 0, v: 1 };
 const canvas = byId("graph");
 let placed = new Map(); // node -> {x, y, w, h}
 
@@ -19,15 +19,14 @@ function layOut(width) {
   const places = new Map();
   const y = (layer) => top + row * (layers - layer) + row * 0.1;
   const wide = (label) => (cell >= 40 && label.length > 5 ? Math.min(cell * 0.94, 14 + 7 * label.length) : w);
+  const put = (name, x, y) => {
+    const { span } = graph.nodes[name];
+    const label = isHead(name) ? `${headName(graph.nodes[name])}${span && `@${span}`}` : name;
+    places.set(name, { x, y, w: wide(label), h, label });
+  };
   graph.rows.forEach((names, layer) => {
-    names.forEach((name, i) => {
-      const { index, span } = graph.nodes[name];
-      const label = isHead(name) ? `${layer}.${index}${span && `@${span}`}` : name;
-      const x = left + cell * (i + 0.5 + (widest - names.length) / 2);
-      places.set(name, { x, y: y(layer), w: wide(label), h, label });
-    });
-    graph.beside[layer].forEach((name, i) =>
-      places.set(name, { x: left + cell * (widest + i + 0.5), y: y(layer) - row * 0.42, w, h, label: name }));
+    names.forEach((name, i) => put(name, left + cell * (i + 0.5 + (widest - names.length) / 2), y(layer)));
+    graph.beside[layer].forEach((name, i) => put(name, left + cell * (widest + i + 0.5), y(layer) - row * 0.42));
   });
   const middle = left + (cell * widest) / 2;
   const bottom = y(0) + row * 0.9;
@@ -82,14 +81,26 @@ function drawAxes(layout) {
     labels.push(svg("text", { class: "axis", x: 2, y: layout.y(layer), dy: "0.35em" }, text));
     labels.push(svg("line", { class: "row", x1: layout.left, x2: layout.width, y1: layout.y(layer), y2: layout.y(layer) }));
   }
-  const number = (name) => graph.nodes[name].index;
-  const heads = graph.rows[0].map((name, i, row) => (i && number(name) === number(row[i - 1]) ? "" : `${number(name)}`));
-  const columns = heads.map((head) => (hasHeads && head ? `${layout.cell >= 44 ? "head " : ""}${head}` : ""));
-  if (graph.beside.some((names) => names.length)) columns.push("MLP");
   const topLine = 14;
-  columns.forEach((text, i) =>
-    labels.push(svg("text", { class: "axis column", x: layout.left + layout.cell * (i + 0.5), y: topLine }, text)));
+  columnTitles(layout).forEach(([x, text], i, all) => {
+    if (text && text !== all[i - 1]?.[1]) labels.push(svg("text", { class: "axis column", x, y: topLine }, text));
+  });
   return svg("g", { "aria-hidden": "true" }, labels);
+}
+
+// From left to right the middle of each column, and what stands in it: "" where layers differ or names say enough.
+function columnTitles(layout) {
+  const title = (name) => {
+    const { kind, index } = graph.nodes[name];
+    if (kind === "head") return `${layout.cell >= 44 ? "head " : ""}${index}`;
+    return { attention: "attention", mlp: "MLP", neurons: "MLP" }[kind] ?? "";
+  };
+  const titles = new Map();
+  for (const name of [...graph.rows, ...graph.beside].flat()) {
+    const { x } = layout.places.get(name);
+    titles.set(x, (titles.get(x) ?? title(name)) === title(name) ? title(name) : "");
+  }
+  return [...titles].sort(([a], [b]) => a - b);
 }
 
 function drawGraph() {
@@ -129,7 +140,10 @@ function inFocus() {
   return null;
 }
 // What is typed as names are spelt: "9.6" is how the picture labels a9.h6.
-const nameOf = (text) => text.trim().toLowerCase().replace("→", "->").replace(/\s+/g, "").replace(/^(\d+)\.(\d+)$/, "a$1.h$2");
+const nameOf = (text) => {
+  const typed = text.trim().toLowerCase().replace("→", "->").replace(/\s+/g, "");
+  return Object.values(graph.nodes).find((node) => node.kind === "head" && headName(node) === typed)?.node ?? typed;
+};
 const matches = (edge, query) =>
   query.includes("->") ? edge.name.includes(query) : [edge.sender, ...edge.nodes, edge.receiver].includes(query) || edge.name.includes(query);
 

@@ -46,8 +46,8 @@ function overview() {
     ...edgeList(view.shown, arrow),
     el("h3", {}, "How to read this"),
     el("ul", { class: "notes" },
-      el("li", {}, `Everything flows upward: a node reads what nodes below it wrote.${hasHeads ? " 1.6 is head 6 of layer 1 (a1.h6), m1 the MLP of layer 1." : ""}`),
-      el("li", {}, `A line is an edge: what one node writes, as another reads it${hasHeads ? " through its query (q), key (k) or value (v)" : ""}.`),
+      el("li", {}, `Everything flows upward: a node reads what nodes below it wrote.${hasHeads ? ` 1.6 is head 6 of layer 1 (a1.h6)${has("mlp") ? ", m1 the MLP of layer 1" : ""}.` : ""}`),
+      el("li", {}, `A line is an edge: what one node writes, as another reads it${graph.kinds.includes("q") ? " through its query (q), key (k) or value (v)" : ""}.`),
       el("li", {}, "Blue and thick: without it the loss rises much. Orange: without it the loss falls.")),
   ];
 }

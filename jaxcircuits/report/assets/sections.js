@@ -118,8 +118,8 @@ function rankingControls() {
 }
 
 function drawLegend() {
-  const words = { q: "into queries", k: "into keys", v: "into values", mlp: hasHeads ? "into MLPs" : "into units", logits: "into logits" };
-  const shown = [...new Set(graph.kinds)].map((kind) => [kind, words[kind] ?? `into ${kind}`]);
+  const words = { q: "queries", k: "keys", v: "values", head: "heads", mlp: "MLPs", block: "layers", unit: "units" };
+  const shown = [...new Set(graph.kinds)].map((kind) => [kind, `into ${words[kind] ?? kind}`]);
   const kinds = shown.map(([kind, text]) => el("label", { class: "kind" },
     el("input", { type: "checkbox", checked: state.kinds.has(kind), value: kind, onchange: (event) => {
       const chosen = new Set(state.kinds);

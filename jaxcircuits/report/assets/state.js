@@ -4,7 +4,8 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const { graph, circuits, prompts } = data;
 const isHead = (name) => graph.nodes[name]?.kind === "head";
-const hasHeads = Object.keys(graph.nodes).some(isHead); // or single units
+const has = (kind) => Object.values(graph.nodes).some((node) => node.kind === kind);
+const hasHeads = has("head");
 const MOST_DRAWN = 1000; // edges; more of them are a felt, not a picture
 
 const edges = data.edges.sender.map((sender, id) => {
@@ -86,12 +87,13 @@ const signed = (value) => (value > 0 ? "+" : "") + number(value);
 const count = (value) => value.toLocaleString("en");
 const counted = (value, word) => `${count(value)} ${word}${value === 1 ? "" : "s"}`;
 const arrow = (edge) => `${edge.sender} → ${edge.receiver}`;
+const headName = ({ layer, index }) => `${layer}.${index}`; // in the picture
 const describeNode = (name) => {
   if (name === "logits") return "the model's output";
   const { kind, layer, index, isAlone, span } = graph.nodes[name];
   const named = /^[A-Za-z]/.test(span) ? ` at the ${span}` : ` at tokens ${span.replace(":", " to before ")}`;
   const at = span === "rest" ? " at the other tokens" : span ? named : "";
-  if (kind === "embedding") return (hasHeads ? "the token and position embeddings" : "an input") + at;
+  if (kind === "embedding") return (has("unit") ? "an input" : `${isAlone ? "" : "one of "}the embeddings`) + at;
   if (kind === "block") return `layer ${layer}${at}`;
   const what = { head: "attention head", mlp: "MLP", neurons: "neurons" }[kind] ?? kind;
   return `${what}${isAlone ? "" : ` ${index}`} of layer ${layer}${at}`;
