@@ -19,8 +19,9 @@ from collections.abc import Sequence
 from ..layout import MOST_ENTRIES, counts
 from .model import AbstractModel
 from .neurons import Neurons, num_groups
-from .regrouped import Blocks, Layers, Regrouped, Ungrouped, Unsplit, forms
+from .regrouped import Regrouped, Ungrouped, Unsplit, forms
 from .spans import NamedSpans, Spanned, checked_names, checked_spans, spans_of
+from .whole_layers import Blocks, Layers
 
 SPLIT = "split"
 
