@@ -12,10 +12,11 @@ from .arguments import check_number, checked, is_count
 from .circuit_file import FORMAT, cfg_of, contents_of
 from .files import plain, read_json, write_json
 from .graph import Graph
+from .masks import edges_of
 from .run import extended
 from .scores import Scores
 from .scores import could_be_in as could_be_in
-from .types import EdgeBools, EdgeScores
+from .types import EdgeBools, EdgeScores, MaskLike
 
 if TYPE_CHECKING:
     import pandas
@@ -75,7 +76,7 @@ class Circuit:
         at_least: float | None = None,
         rank: str = "signed",
         greedy: bool = False,
-        within: EdgeBools | None = None,
+        within: MaskLike | None = None,
     ) -> "Circuit":
         """The circuit of the best edges, without dead ends.
 
@@ -106,7 +107,7 @@ class Circuit:
             strength, threshold = _shares(scored, at_least), at_least
         count = graph.num_edges if edges is None else edges
         least = -np.inf if threshold is None else threshold
-        offered = graph.valid if within is None else graph.valid & within
+        offered = graph.valid if within is None else graph.valid & edges_of(within, graph, "within")
         mask = (_greedy if greedy else _best)(graph, offered, strength, count, least)
         if at_least is None:
             chosen = {"rank": rank, "greedy": greedy, "edges": edges, "threshold": threshold}

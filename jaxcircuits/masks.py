@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Bool, Float
 
 from .arguments import check_count
 from .batching import CANDIDATES, place
 from .finite import check_finite
 from .graph import Graph
-from .types import MaskLike, PositionedMask
+from .types import EdgeBools, MaskLike, PositionedMask
 
 BEYOND = 1e-3
 """How far a mask's numbers may lie beyond 0 and 1: slopes there are also taken by a small step to either side."""
@@ -40,6 +40,34 @@ def mask_of(mask: Any, graph: Graph) -> ArrayLike:
     if array.dtype != bool and array.size and not -BEYOND <= array.min() <= array.max() <= 1 + BEYOND:
         raise ValueError(f"mask: expected numbers from 0 to 1, got {array.min()} to {array.max()}")
     return mask if hasattr(mask, "dtype") else array
+
+
+def edges_of(mask: Any, graph: Graph, name: str = "mask") -> EdgeBools:
+    """`masks_of` of one circuit or mask."""
+    found = masks_of(mask, graph, name)
+    if len(found) != 1:
+        raise ValueError(f"{name}: expected one circuit, got {len(found)}")
+    return found[0]
+
+
+def masks_of(masks: Any, graph: Graph, name: str = "circuits") -> Bool[np.ndarray, "circuit sender receiver"]:
+    """Which edges are in a circuit, or in a mask that says yes or no of each; or in several, in a list or an array.
+
+    - `name`: the argument that it is.
+
+    Raises ValueError for none, another shape, other numbers than 0 and 1, and as `mask_of` does.
+    """
+    each = [np.asarray(mask_of(mask, graph)) for mask in (masks if isinstance(masks, list | tuple) else [masks])]
+    if not each:
+        raise ValueError(f"{name}: expected at least one circuit, got none")
+    for array in each:
+        if array.shape[-2:] != graph.shape or array.ndim > 3:
+            raise ValueError(
+                f"{name}: expected shape {graph.shape} (senders, receivers), or several, got {array.shape}"
+            )
+        if not ((array == 0) | (array == 1)).all():
+            raise ValueError(f"{name}: expected True or False, or 1 or 0, for each edge, got other numbers")
+    return np.concatenate([array.reshape(-1, *graph.shape) for array in each]).astype(bool)
 
 
 def cast(objective: Any, mask: MaskLike, *, positioned: bool = False) -> PositionedMask:

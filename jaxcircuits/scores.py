@@ -32,8 +32,9 @@ def spans_within(positions: Positions, width: int) -> tuple[Span, ...]:
         raise ValueError(f"positions: expected a list of positions or spans, got {positions!r:.60}")
     spans = []
     for span in positions:
-        ends = (span, span + 1) if isinstance(span, int | np.integer) else tuple(span)
-        if len(ends) != 2 or not 0 <= ends[0] < ends[1] <= width:
+        ends: Any = (span, span + 1) if is_count(span) else span  # type: ignore[operator]
+        is_pair = isinstance(ends, tuple | list | np.ndarray) and len(ends) == 2 and all(map(is_count, ends))
+        if not is_pair or not ends[0] < ends[1] <= width:
             raise ValueError(f"positions: expected positions 0 to {width - 1} or spans (first, end), got {span!r}")
         spans.append((int(ends[0]), int(ends[1])))
     if not spans:

@@ -27,6 +27,7 @@ def test_edge_by_edge_agreement_with_the_original(name, x64_reference):
     assert sorted(result.kept_groups) == sorted(run["kept_groups"])
     assert result.evaluations == run["evaluations"]
     assert [(d.name, d.removed) for d in result.decisions] == [(name, gone) for name, _, _, gone in run["trace"]]
+    assert result.run["signed"] is True and result.run["method"] == "acdc"
     np.testing.assert_allclose([d.after for d in result.decisions], [t[2] for t in run["trace"]], atol=1e-9)
     assert abs(result.metric_final - run["metric_final"]) <= 1e-9
     assert abs(result.metric_full - run["metric_full"]) <= 1e-9

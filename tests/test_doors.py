@@ -229,3 +229,40 @@ check(lambda: jc.rank_correlation(zeros, circuit), "first: expected a Scores or 
 check(lambda: jc.top_overlap(circuit, circuit, 2.5), "size: expected a whole number")
 assert jc.similarity(circuit, circuit).jaccard_edges == 1
 """)
+
+
+def test_a_circuit_or_a_mask_of_yes_and_no_is_taken_wherever_one_is_asked_for(check):
+    check(
+        """
+half, kept = np.full(graph.shape, 0.5), circuit.mask
+for bad, said in ((half, "True or False"), (7 * half, "mask: expected numbers from 0 to 1"), (np.nan * half, "mask"),
+                  (kept[1:], "expected shape"), (scores, "scores choose no edges"), ("kept", "mask")):
+    check(lambda: jc.faithfulness(objective, bad), said)
+    check(lambda: jc.faithfulness_many(objective, [circuit, bad]), said)
+    check(lambda: jc.acdc(objective, 0.1, within=bad), said)
+    check(lambda: jc.Circuit.select(scores, edges=2, within=bad), said)
+    check(lambda: jc.optimal_ablation(objective, bad), said)
+    check(lambda: jc.roc([circuit], bad), said)
+check(lambda: jc.faithfulness_many(objective, []), "expected at least one circuit, got none")
+check(lambda: jc.acdc(objective, 0.1, within=[circuit, circuit]), "within: expected one circuit, got 2")
+for same in (kept.astype(int), kept.astype(float), jnp.asarray(kept), [circuit], kept[None]):
+    assert jc.faithfulness(objective, same).value == jc.faithfulness(objective, circuit).value
+    assert (jc.Circuit.select(scores, edges=2, within=same).mask <= kept).all()
+    assert jc.roc([circuit], same).trapezoid == 1
+assert not (jc.acdc(objective, 0.001, within=circuit).mask & ~circuit.mask).any()
+""",
+        OBJECTIVE,
+    )
+
+
+def test_positions_are_whole_numbers_and_pairs(check):
+    check(
+        """
+for bad in (None, 2.5, True, "ab", [0, 1, 2], [0.5, 2], ["a", "b"], [3, 3], [2, 99], -1, [None, 2]):
+    check(lambda: jc.eap(objective, positions=[bad]), "positions: expected positions 0 to 5 or spans")
+check(lambda: jc.eap(objective, positions=[]), "positions: expected at least one")
+one, pair = jc.eap(objective, positions=[1, 3]), jc.eap(objective, positions=np.array([[1, 2], [3, 4]]))
+assert one.positions == pair.positions == ((1, 2), (3, 4)) and (one.values == pair.values).all()
+""",
+        OBJECTIVE,
+    )

@@ -111,6 +111,18 @@ def test_the_gradient_of_the_lagrangian(x64):
 
 
 @pytest.mark.mission
+def test_the_lagrangian_has_each_multiplier_times_its_gap(x64):
+    objective = jc.Objective(micro_model("gpt2", dtype=jnp.float64), micro_pairs(), "logit_diff")
+    learner = jax.tree.map(jnp.asarray, EdgePruning(0.9, None, 100, 80, 5, 0.8, 0.1, 0.01))
+    start = learner.start(objective, jax.random.key(0))
+    parameters = {**start, "multipliers": {"edges": jnp.array([2.0, 3.0])}}
+    loss, seen = eqx.filter_jit(learner.loss)(parameters, objective, jax.random.key(1), jnp.asarray(30))
+    gap = seen["sparsity"] - seen["target"]
+    assert abs(gap) > 0.01
+    np.testing.assert_allclose(loss, seen["metric"] + 2 * gap + 3 * gap**2, rtol=1e-12)
+
+
+@pytest.mark.mission
 def test_saturated_parameters_give_f_at_the_rounded_mask(x64):
     objective = jc.Objective(micro_model("gpt2", dtype=jnp.float64), micro_pairs(), "kl")
     mask = np.random.default_rng(0).random(objective.graph.shape) < 0.6

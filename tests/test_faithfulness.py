@@ -230,7 +230,7 @@ def test_what_is_refused(objective, tmp_path):
     other = jc.Circuit(
         jc.Graph.transformer(1, 2), jc.Graph.transformer(1, 2).valid, np.zeros(jc.Graph.transformer(1, 2).shape), {}
     )
-    with pytest.raises(ValueError, match="another graph"):
+    with pytest.raises(ValueError, match="of the model.s graph"):
         jc.faithfulness(objective, other)
     with pytest.raises(ValueError, match="expected shape"):
         jc.faithfulness(objective, np.ones((2, 3), bool))
@@ -240,7 +240,7 @@ def test_what_is_refused(objective, tmp_path):
     for shares in ((), (0.0, 1.0), (0.5, 0.1), (0.5, 2.0)):
         with pytest.raises(ValueError, match="shares"):
             jc.faithfulness_curve(objective, scores, shares=shares)
-    with pytest.raises(ValueError, match="another graph's"):
+    with pytest.raises(ValueError, match="scores: expected those of the objective's graph"):
         jc.faithfulness_curve(objective, other)
     with pytest.raises(ValueError, match="masks: expected shape"):
         objective.per_example_many(np.ones((2, 3)))

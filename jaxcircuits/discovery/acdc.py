@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import numpy as np
 from jaxtyping import ArrayLike
 
 from ..arguments import check_number, checked
@@ -21,9 +20,10 @@ from ..conditional import Conditional, kept_edges
 from ..identity import digest_of, identity_of
 from ..live import LiveEvaluator
 from ..lockstep import COUNTS
+from ..masks import edges_of
 from ..objective import Objective
 from ..savepoint import Savepoint
-from ..types import EdgeBools, EdgeScores
+from ..types import EdgeBools, EdgeScores, MaskLike
 from .acdc_result import ACDCResult, Progress
 from .evaluators import Evaluator
 from .judges import Judges
@@ -59,7 +59,7 @@ def acdc_sweep(
     together: int | None = None,
     predictor: str | EdgeScores | ACDCResult = "history",
     evaluator: Callable[[Objective, EdgeBools | None], Evaluator] | None = None,
-    within: ArrayLike | None = None,
+    within: MaskLike | None = None,
     prompt_weights: ArrayLike | Sequence | None = None,
     seed: int = 0,
     on_progress: Callable[[Progress], None] | None = None,
@@ -99,7 +99,7 @@ def acdc_sweep(
         check_number("threshold", threshold)
     if isinstance(objective, Conditional):
         objective, kept = objective.objective, kept_edges(objective)
-        within = kept if within is None else _within(objective, within) & kept
+        within = kept if within is None else edges_of(within, objective.graph, "within") & kept
     judges = Judges.of(objective, sorted(set(thresholds)), prompt_weights, absolute=absolute)
     results = searched(
         objective,
@@ -135,7 +135,7 @@ def searched(
     together: int | None = None,
     predictor: str | EdgeScores | ACDCResult = "history",
     evaluator: Callable[[Objective, EdgeBools | None], Evaluator] | None = None,
-    within: ArrayLike | None = None,
+    within: MaskLike | None = None,
     seed: int = 0,
     on_progress: Callable[[Progress], None] | None = None,
     on_result: Callable[[ACDCResult], None] | None = None,
@@ -150,7 +150,7 @@ def searched(
     if together is not None and not 1 <= together <= COUNTS[-1]:
         raise ValueError(f"together: expected 1 to {COUNTS[-1]}, got {together}")
     graph = objective.graph
-    within = None if within is None else _within(objective, within)
+    within = None if within is None else edges_of(within, objective.graph, "within") & objective.graph.valid
     evaluator = LiveEvaluator if evaluator is None else evaluator
     if not isinstance(evaluator, type):
         raise ValueError(f"evaluator: expected LiveEvaluator or DenseEvaluator, got {evaluator!r:.60}")
@@ -194,12 +194,6 @@ def searched(
             sweep.reached(milestone=milestone)
         sweep.save()
     return [results[number] for number in range(len(judges))]
-
-
-def _within(objective: Objective, mask: ArrayLike) -> EdgeBools:
-    if np.shape(mask) != objective.graph.shape:
-        raise ValueError(f"within: expected a mask of shape {objective.graph.shape}, got {np.shape(mask)}")
-    return np.asarray(mask, bool) & objective.graph.valid
 
 
 def _warn_of_noise(result: ACDCResult) -> None:

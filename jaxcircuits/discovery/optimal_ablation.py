@@ -23,6 +23,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray
 from ..arguments import checked
 from ..finite import check_finite
 from ..graph import Graph
+from ..masks import masks_of
 from ..objective import Objective
 from ..references import mean_inside, within_spans, written_at
 from .learning import State, first_order, learn
@@ -121,9 +122,7 @@ def optimal_ablation(
     graph, kind = objective.graph, "given" if masks is not None else "one a sender"
     if masks is None:
         masks = graph.valid[None] & ~np.eye(graph.shape[0], dtype=bool)[:, :, None]
-    masks = np.asarray(masks).astype(bool).reshape(-1, *np.shape(masks)[-2:])
-    if masks.shape[1:] != graph.shape:
-        raise ValueError(f"masks: expected shape (circuits, *{graph.shape}) or {graph.shape}, got {masks.shape}")
+    masks = masks_of(masks, graph, "masks")
     if rate <= 0 or samples < 1:
         raise ValueError(f"expected rate > 0 and samples >= 1; got {rate}, {samples}")
     batch = objective.num_prompts if batch is None else batch

@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any
 
@@ -252,17 +252,3 @@ def kept(judged: Ablated, circuit: Circuit, checkpoint: str | os.PathLike | None
 
     with journal_of(checkpoint, identity) as journal:
         yield dataclasses.replace(judged, journal=journal)
-
-
-def masks_of(graph: Graph, circuits: Circuit | np.ndarray | Sequence[Circuit]) -> Masks:
-    """[circuit, sender, receiver] of one circuit, several, or masks. Raises ValueError for those of another graph."""
-    if isinstance(circuits, Circuit):
-        circuits = [circuits]
-    if not isinstance(circuits, np.ndarray):
-        if any(circuit.graph != graph for circuit in circuits):
-            raise ValueError("circuits: expected those of the objective's graph, got another graph's")
-        circuits = np.stack([circuit.mask for circuit in circuits])
-    masks = circuits[None] if circuits.ndim == 2 else circuits
-    if masks.shape[1:] != graph.shape:
-        raise ValueError(f"circuits: expected shape (circuits, *{graph.shape}), got {circuits.shape}")
-    return masks.astype(bool)

@@ -12,8 +12,9 @@ import numpy as np
 
 from ..arguments import checked
 from ..circuit import Circuit
+from ..masks import masks_of
 from ..objective import Objective
-from .ablation import Ablated, Masks, ablated, masks_of
+from .ablation import Ablated, Masks, ablated
 from .records import Record, Spread
 
 
@@ -62,7 +63,7 @@ def completeness(
     """
     judged, graph = ablated(objective), circuit.graph
     ablation = judged.ablation
-    mask = masks_of(judged.graph, circuit)
+    mask = masks_of(circuit, judged.graph)
     if not mask.any():
         raise ValueError("completeness: expected a circuit with edges, got an empty one")
     if random < 0 or not 0 < share <= 1:

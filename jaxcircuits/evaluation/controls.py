@@ -12,9 +12,10 @@ import numpy as np
 
 from ..arguments import checked
 from ..circuit import Circuit
+from ..masks import masks_of
 from ..objective import Objective
 from ..scores import Scores
-from .ablation import Ablated, ablated, masks_of
+from .ablation import Ablated, ablated
 from .faithfulness import Faithfulness, FaithfulnessCurve, faithfulness, faithfulness_curve, faithfulness_many
 from .random_circuits import random_circuits
 from .records import Record, Spread
@@ -85,7 +86,7 @@ def random_control(
     Raises ValueError for a circuit of another graph or without edges, and as `random_circuits` does.
     """
     judged = ablated(objective)
-    mask = masks_of(judged.graph, circuit)
+    mask = masks_of(circuit, judged.graph)
     drawn = random_circuits(judged.graph, int(mask.sum()), count, seed=seed, kind=kind)
     own, *others = faithfulness_many(judged, np.concatenate([mask, drawn]))
     losses = Spread.of(np.array([other.loss.mean for other in others]))
@@ -133,7 +134,7 @@ def reset_control(
     Raises ValueError for a circuit of another graph.
     """
     judged, control = ablated(objective), ablated(reset)
-    masks_of(judged.graph, circuit)
+    masks_of(circuit, judged.graph)
     result = method(control.objective)
     name = str(result.run.get("method", circuit.run.get("method", "")))
     curve = faithfulness_curve(control, result) if isinstance(result, Scores) else None

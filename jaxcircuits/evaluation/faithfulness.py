@@ -17,10 +17,11 @@ from jaxtyping import Float
 from ..arguments import checked
 from ..circuit import RANKS, Circuit
 from ..graph import Graph
+from ..masks import masks_of
 from ..objective import Objective
 from ..resampling import draws
 from ..scores import Scores
-from .ablation import Ablated, ablated, masks_of
+from .ablation import Ablated, ablated
 from .records import Record, Spread
 
 MIB_SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -100,7 +101,7 @@ def faithfulness(objective: Objective | Ablated, circuit: Circuit | np.ndarray) 
     Raises ValueError for a circuit of another graph. A denominator that is noise is refused in the result.
     """
     judged = ablated(objective)
-    masks = masks_of(judged.graph, circuit)
+    masks = masks_of(circuit, judged.graph)
     if len(masks) != 1:
         raise ValueError(f"faithfulness: expected one circuit, got {len(masks)}; for several: faithfulness_many")
     [result] = faithfulness_many(judged, masks)
@@ -113,7 +114,7 @@ def faithfulness_many(
 ) -> tuple[Faithfulness, ...]:
     """F of many circuits, in batches; those of few edges by their live nodes. Raises ValueError for another graph's."""
     judged = ablated(objective)
-    masks = masks_of(judged.graph, circuits)
+    masks = masks_of(circuits, judged.graph)
     baselines = judged.baselines()
     return _judged(judged, masks, judged.losses(masks, exchangeable=False), baselines)
 
@@ -157,7 +158,7 @@ def faithfulness_curve(
     check_shares(judged.graph, graph, shares)
     chosen = tuple(int(share * graph.num_edges) for share in shares)
     circuits = [Circuit.select(scores, edges=count, rank=rank) for rank in RANKS for count in chosen]
-    masks = masks_of(judged.graph, circuits)
+    masks = masks_of(circuits, judged.graph)
     baselines, each = judged.baselines(), judged.losses(masks, exchangeable=False)
     points = _judged(judged, masks, each, baselines)
     signed, absolute = points[: len(shares)], points[len(shares) :]

@@ -6,9 +6,10 @@ from typing import Any, ClassVar
 
 from ..arguments import checked
 from ..circuit import Circuit
+from ..masks import masks_of
 from ..objective import Objective
 from ..scores import Scores
-from .ablation import Ablated, ablated, masks_of
+from .ablation import Ablated, ablated
 from .faithfulness import MIB_SHARES, Faithfulness, area_under, check_shares, judged_running
 from .records import Record
 
@@ -40,7 +41,7 @@ def necessity_curve(
     judged, graph = ablated(objective), scores.graph
     check_shares(judged.graph, graph, shares)
     chosen = tuple(int(share * graph.num_edges) for share in shares)
-    circuits = masks_of(graph, [Circuit.select(scores, edges=count) for count in chosen])
+    circuits = masks_of([Circuit.select(scores, edges=count) for count in chosen], graph)
     running = judged.ablation.running(graph, judged.ablation.parts(graph, circuits))
     points = judged_running(judged, graph.valid & ~running)
     run = {**judged.describe(), "scores": scores.run}

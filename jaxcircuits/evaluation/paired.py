@@ -9,9 +9,10 @@ from scipy import stats
 
 from ..arguments import check_count, checked
 from ..circuit import Circuit
+from ..masks import masks_of
 from ..objective import Objective
 from ..resampling import draws
-from .ablation import Ablated, ablated, masks_of
+from .ablation import Ablated, ablated
 from .faithfulness import faithfulness_many
 from .records import Record, Spread
 
@@ -47,7 +48,7 @@ def paired(
     """
     check_count("count", count, 1)
     judged = ablated(objective)
-    masks = np.concatenate([masks_of(judged.graph, circuit) for circuit in (first, second)])
+    masks = np.concatenate([masks_of(circuit, judged.graph) for circuit in (first, second)])
     losses = judged.losses(masks, exchangeable=False)
     if losses.shape[1] < 2:
         raise ValueError(f"paired: expected at least 2 prompts, got {losses.shape[1]}")

@@ -12,9 +12,10 @@ import numpy as np
 from ..arguments import checked
 from ..circuit import Circuit
 from ..conditional import Conditional, kept_edges, without
+from ..masks import masks_of
 from ..objective import Objective
 from ..scores import Scores
-from .ablation import Ablated, ablated, masks_of
+from .ablation import Ablated, ablated
 from .faithfulness import Faithfulness, faithfulness_many
 from .records import Record
 
@@ -51,7 +52,7 @@ def rediscover(
     """
     judged = ablated(objective)
     graph = judged.graph
-    masks_of(graph, circuit)
+    masks_of(circuit, graph)
     if not 0 < circuit.num_edges < graph.num_edges:
         total = f"{circuit.num_edges} of {graph.num_edges}"
         raise ValueError(

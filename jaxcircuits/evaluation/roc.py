@@ -17,8 +17,9 @@ from jaxtyping import Bool, Float
 
 from ..circuit import Circuit
 from ..graph import Graph
+from ..masks import edges_of
 from ..scores import Scores
-from ..types import EdgeBools
+from ..types import EdgeBools, MaskLike
 from .records import Record
 
 LEVELS = ("edge", "node")
@@ -49,8 +50,8 @@ class ROC(Record):
     run: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def roc(circuits: Sequence[Circuit], truth: EdgeBools, *, level: str = "edge", convention: str = "library") -> ROC:
-    """The ROC of a sweep's circuits against the known circuit `truth`, bool [sender, receiver].
+def roc(circuits: Sequence[Circuit], truth: MaskLike, *, level: str = "edge", convention: str = "library") -> ROC:
+    """The ROC of a sweep's circuits against the known circuit `truth`, or its mask, bool [sender, receiver].
 
     - `level`: "edge" or "node".
     - `convention`: "library" counts the graph's edges, or its nodes. "original" counts as the ACDC paper does: an
@@ -63,9 +64,7 @@ def roc(circuits: Sequence[Circuit], truth: EdgeBools, *, level: str = "edge", c
     if not circuits or any(circuit.graph != circuits[0].graph for circuit in circuits):
         raise ValueError("roc: expected at least one circuit, all of one graph")
     graph = circuits[0].graph
-    if truth.shape != graph.shape:
-        raise ValueError(f"truth: expected shape {graph.shape}, got {truth.shape}")
-    real = members(graph, truth, level=level, convention=convention)
+    real = members(graph, edges_of(truth, graph, "truth"), level=level, convention=convention)
     if real.all() or not real.any():
         raise ValueError(f"truth: expected some of the {real.size} {level}s, got {real.sum()}")
     found = np.array([members(graph, circuit.mask, level=level, convention=convention) for circuit in circuits])
@@ -85,7 +84,7 @@ def roc(circuits: Sequence[Circuit], truth: EdgeBools, *, level: str = "edge", c
 
 def roc_of_scores(
     scores: Scores | Circuit,
-    truth: EdgeBools,
+    truth: MaskLike,
     *,
     sizes: Sequence[int] | None = None,
     rank: str = "signed",

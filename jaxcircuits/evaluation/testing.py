@@ -8,9 +8,10 @@ import numpy as np
 
 from ..arguments import checked
 from ..circuit import Circuit
+from ..masks import masks_of
 from ..objective import Objective
 from ..types import EdgeBools
-from .ablation import Ablated, Masks, ablated, kept, masks_of
+from .ablation import Ablated, Masks, ablated, kept
 from .hypotheses import Outcome, distance, equivalence, independence, minimality, partial_necessity, sufficiency
 from .random_circuits import random_circuits, random_walks
 from .records import Record
@@ -65,7 +66,7 @@ def hypothesis_tests(
     or another run's.
     """
     judged = ablated(objective)
-    mask = masks_of(judged.graph, circuit)[0]
+    mask = masks_of(circuit, judged.graph)[0]
     if not mask.any():
         raise ValueError("hypothesis tests: expected a circuit with edges, got an empty one")
     if random < 1 or not 0 < level < 1 or not 0 < share < 1:
