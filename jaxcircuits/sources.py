@@ -58,7 +58,7 @@ def _download(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
-    patterns, folder = ["*.json", "merges.txt", "vocab.txt", "*.model"], ""
+    patterns, folder = ["*.json", "merges.txt", "vocab.txt", "*.model", "*.jinja"], ""
     try:
         for weights in ("*.safetensors", "flax_model.msgpack"):
             folder = snapshot_download(

@@ -1,5 +1,6 @@
 """Checkpoints in every format that is read, what comes back, and what is refused by file and tensor."""
 
+import fnmatch
 import json
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from conftest import GOLDEN, MICRO, gpt2_tokenizer, letters_tokenizer, micro_mod
 from safetensors.numpy import load_file, save_file
 
 import jaxcircuits as jc
-from jaxcircuits import checkpoints
+from jaxcircuits import checkpoints, tokenizer
 from jaxcircuits.tensors import PICKLES, WEIGHT_FILES
 
 WEIGHTS, INDEX, FLAX = WEIGHT_FILES
@@ -467,6 +468,19 @@ def test_a_model_of_the_hub_is_downloaded_without_pickles(monkeypatch, saved):
     with pytest.raises(ValueError, match="neither safetensors nor flax weights; convert its pickle once"):
         jc.load("someone/model")
     assert not any(pattern.endswith((".bin", ".pt")) for call in calls for pattern in call[2])
+
+
+def test_all_of_a_tokenizer_is_downloaded_from_the_hub(monkeypatch, saved):
+    allowed = []
+
+    def download(name, *, allow_patterns, **options):
+        allowed.append(allow_patterns)
+        return str(saved[1])
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    jc.load("someone/model")
+    for file in (*tokenizer.FILES, *tokenizer.BYTE_PAIRS, *tokenizer.OTHERS):
+        assert any(fnmatch.fnmatch(file, pattern) for pattern in allowed[0]), file
 
 
 # --- memory ----------------------------------------------------------------------------------------
