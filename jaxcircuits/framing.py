@@ -1,6 +1,7 @@
 """What stands around every prompt: the BOS token, and the turns of a chat."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,13 +19,13 @@ def framed(pairs: Pairs, tokenizer: Any, *, bos: bool | None = None, template: s
     """`PromptPairs` with token ids put in front of every prompt and behind it; answers and positions move along.
 
     - `bos`: whether prompts begin with the tokenizer's BOS token; None: as the tokenizer itself, or the chat template,
-      begins a text. Prompts that begin with it already get no second one.
+      begins a text. A prompt that begins with it already gets no second one.
     - `template`: what the user says in the tokenizer's chat template. With `{prompt}` in it the prompt is part of that
       turn, and the answer is read where the assistant's turn begins; without, the prompt begins the assistant's turn,
       and the answer is read at its end.
 
-    Raises ValueError for a tokenizer without BOS token or chat template, and for prompts whose tokens are not the same
-    inside the template.
+    Raises ValueError for a tokenizer without BOS token or chat template, for a clean prompt with BOS and a corrupt one
+    without, and for prompts whose tokens are not the same inside the template.
     """
     head, tail = ([], []) if template is None else _turns(pairs, tokenizer, template)
     first = getattr(tokenizer, "bos_token_id", None)
@@ -34,9 +35,11 @@ def framed(pairs: Pairs, tokenizer: Any, *, bos: bool | None = None, template: s
     if bos is False and begins:
         head = head[1:]
     wanted = (template is None and begins_texts_with_bos(tokenizer)) if bos is None else bos
-    if wanted and first is not None and not begins and (head or not _all_begin_with(pairs, first)):
-        head = [first, *head]
-    return _around(pairs, head, tail) if head or tail else pairs
+    heads = [head] * len(pairs)
+    if wanted and first is not None and not begins:
+        has_own = np.zeros(len(pairs), bool) if head else _begin_with(pairs, first)
+        heads = [head if own else [first, *head] for own in has_own]
+    return _around(pairs, heads, tail) if tail or any(heads) else pairs
 
 
 def begins_texts_with_bos(tokenizer: Any) -> bool:
@@ -45,8 +48,16 @@ def begins_texts_with_bos(tokenizer: Any) -> bool:
     return first is not None and list(tokenizer.encode("a"))[:1] == [first]
 
 
-def _all_begin_with(pairs: Any, token: int) -> bool:
-    return bool((pairs.clean[:, 0] == token).all() and (pairs.corrupt[:, 0] == token).all())
+def _begin_with(pairs: Any, token: int) -> np.ndarray:
+    """Which prompts begin with BOS. Raises ValueError where only one of a clean and its corrupt prompt does."""
+    clean, corrupt = pairs.clean[:, 0] == token, pairs.corrupt[:, 0] == token
+    if (clean != corrupt).any():
+        row = int(np.flatnonzero(clean != corrupt)[0])
+        raise ValueError(
+            f"bos: of prompt {row} only the {'clean' if clean[row] else 'corrupt'} version begins with BOS: expected "
+            "both or neither; change one, or pass bos=False to take the prompts as they are"
+        )
+    return clean
 
 
 def _turns(pairs: Any, tokenizer: Any, template: str) -> tuple[list[int], list[int]]:
@@ -83,27 +94,28 @@ def _ids(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer.encode(text, add_special_tokens=False)) if text else []
 
 
-def _around(pairs: Any, head: list[int], tail: list[int]) -> Any:
+def _around(pairs: Any, heads: Sequence[list[int]], tail: list[int]) -> Any:
     """Prompts between tokens; what is said of positions moves by as many as there are in front."""
-    batch, width = pairs.clean.shape
-    start, wider = len(head), len(head) + width + len(tail)
+    starts = np.array([len(head) for head in heads], np.int32)
+    ends = starts + pairs.length
+    wider = int(ends.max()) + len(tail)
 
     def moved(values: np.ndarray, fill: Any) -> np.ndarray:
-        result = np.full((batch, wider, *values.shape[2:]), fill, values.dtype)
-        result[:, start : start + width] = values
+        result = np.full((len(values), wider, *values.shape[2:]), fill, values.dtype)
+        for row, own, start, end in zip(result, values, starts, ends, strict=True):
+            row[start:end] = own[: end - start]
         return result
 
-    changed: dict[str, Any] = {"length": pairs.length + start + len(tail)}
+    changed: dict[str, Any] = {"length": ends + len(tail)}
     if pairs.positions is not None:
         changed["positions"] = moved(pairs.positions, False)
     if pairs.spans is not None:
-        changed["spans"] = {name: ends + start for name, ends in pairs.spans.items()}
+        changed["spans"] = {name: places + starts[:, None] for name, places in pairs.spans.items()}
     for name in ("clean", "corrupt"):
-        tokens = moved(getattr(pairs, name), 0)
-        tokens[:, :start] = head
-        for row, length in zip(tokens, pairs.length, strict=True):
-            row[start + length : start + length + len(tail)] = tail
-        changed[name] = tokens
+        changed[name] = moved(getattr(pairs, name), 0)
+        for row, head, end in zip(changed[name], heads, ends, strict=True):
+            row[: len(head)] = head
+            row[end : end + len(tail)] = tail
     for name, fill in (("answer", -1), ("wrong", -1), ("target", 0)):
         values = getattr(pairs, name)
         if values is not None and values.ndim == 3:

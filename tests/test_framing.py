@@ -87,6 +87,21 @@ def test_what_begins_with_bos_gets_no_second_one():
     np.testing.assert_array_equal(bare.clean, once.clean[:, 1:])
 
 
+def test_where_some_prompts_begin_with_bos_the_others_get_it():
+    end, rows = "<|endoftext|>", [dict(row, name="Mary") for row in ROWS]
+    rows[1] = rows[1] | {name: end + rows[1][name] for name in ("clean", "corrupt")}
+    bare = from_text(rows, gpt2_tokenizer())
+    pairs = jc.framed(bare, gpt2_tokenizer(), bos=True)
+    assert ((pairs.clean == 50256).sum(1) == 1).all() and (pairs.clean[:, 0] == 50256).all()
+    np.testing.assert_array_equal(pairs.corrupt[0, :4], [50256, *bare.corrupt[0, :3]])
+    np.testing.assert_array_equal(pairs.clean[1], bare.clean[1])
+    np.testing.assert_array_equal(pairs.length, bare.length + [1, 0])
+    np.testing.assert_array_equal(pairs.spans["name"], bare.spans["name"] + [[1], [0]])
+    only_clean = dict(ROWS[0], clean=end + " Mary met", corrupt=" Then Paul met")
+    with pytest.raises(ValueError, match="bos: of prompt 0 only the clean version begins with BOS: expected both or"):
+        jc.framed(from_text([only_clean], gpt2_tokenizer()), gpt2_tokenizer(), bos=True)
+
+
 @pytest.mark.parametrize("kind", ["positions", "lengths"])
 def test_labels_at_positions_move_along(kind):
     pairs = micro_pairs(kind=kind, vocab=50256)

@@ -292,7 +292,7 @@ def test_spans_are_saved_framed_and_chosen_with_their_prompts(tmp_path):
     for name in NAMES:
         np.testing.assert_array_equal(read.spans[name], APART[name])
         np.testing.assert_array_equal(pairs[1:].spans[name], APART[name][1:])
-    framed = jc.data.framed(pairs, type("T", (), {"bos_token_id": 9})(), bos=True)
+    framed = jc.data.framed(pairs, type("T", (), {"bos_token_id": 11})(), bos=True)
     np.testing.assert_array_equal(framed.spans["verb"], np.array(APART["verb"]) + 1)
     np.testing.assert_array_equal(framed.span_at(NAMES)[:, 1:], pairs.span_at(NAMES))
 
