@@ -1,6 +1,7 @@
 """What stands around every prompt: the BOS token, and the turns of a chat."""
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -25,9 +26,11 @@ def framed(pairs: Pairs, tokenizer: Any, *, bos: bool | None = None, template: s
       and the answer is read at its end.
 
     Raises ValueError for a tokenizer without BOS token or chat template, for a clean prompt with BOS and a corrupt one
-    without, and for prompts whose tokens are not the same inside the template.
+    without, and for prompts that have other tokens inside the template, but for a space that begins the first.
     """
-    head, tail = ([], []) if template is None else _turns(pairs, tokenizer, template)
+    head, tail = [], []
+    if template is not None:
+        pairs, head, tail = _in_turns(pairs, tokenizer, *_turns(tokenizer, template))
     first = getattr(tokenizer, "bos_token_id", None)
     if bos and first is None:
         raise ValueError("bos: the model's tokenizer has no BOS token")
@@ -60,15 +63,18 @@ def _begin_with(pairs: Any, token: int) -> np.ndarray:
     return clean
 
 
-def _turns(pairs: Any, tokenizer: Any, template: str) -> tuple[list[int], list[int]]:
-    """Token ids before and after the prompt in the chat template."""
+def _turns(tokenizer: Any, template: str) -> tuple[str, str]:
+    """The text before and after the prompt in the chat template."""
     if getattr(tokenizer, "chat_template", None) is None:
         raise ValueError("template: the model's tokenizer has no chat template")
-    in_user_turn = PROMPT in template
     messages = [{"role": "user", "content": template.replace(PROMPT, MARK)}]
-    if not in_user_turn:
-        messages.append({"role": "assistant", "content": MARK})
-    ends = {"add_generation_prompt": True} if in_user_turn else {"continue_final_message": True}
+    if PROMPT in template:
+        return _filled(tokenizer, messages, add_generation_prompt=True)
+    return _filled(tokenizer, [*messages, {"role": "assistant", "content": MARK}], continue_final_message=True)
+
+
+def _filled(tokenizer: Any, messages: list[dict[str, str]], **ends: bool) -> tuple[str, str]:
+    """What the chat template makes of messages, before and after the mark in one of them."""
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False, **ends)
     except Exception as error:  # a template is a program of the checkpoint's, which may raise anything
@@ -78,16 +84,49 @@ def _turns(pairs: Any, tokenizer: Any, template: str) -> tuple[list[int], list[i
             f"template: the tokenizer's chat template has the prompt {text.count(MARK)} times, expected one"
         )
     before, after = text.split(MARK)
-    head, tail = (_ids(tokenizer, part) for part in (before, after))
-    for name in ("clean", "corrupt"):
-        for row, (ids, length) in enumerate(zip(getattr(pairs, name).tolist(), pairs.length, strict=True)):
+    return before, after
+
+
+def _in_turns(pairs: Any, tokenizer: Any, before: str, after: str) -> tuple[Any, list[int], list[int]]:
+    """The prompts with the tokens that they have between these texts, and the tokens before and after all of them.
+
+    Each whole text is cut into tokens at once: alone, its parts would begin with a space for some tokenizers, and a
+    space before the prompt belongs to its first token. Only that token may differ, by such a space: positions stay.
+    """
+    alone, around = _ids(tokenizer, before), None
+    changed = {name: getattr(pairs, name).copy() for name in ("clean", "corrupt")}
+    for name, tokens in changed.items():
+        for row, (ids, length) in enumerate(zip(tokens.tolist(), pairs.length.tolist(), strict=True)):
             prompt = tokenizer.decode(ids[:length])
-            if _ids(tokenizer, before + prompt + after) != [*head, *ids[:length], *tail]:
+            whole = _ids(tokenizer, before + prompt + after)
+            start = _place(whole, ids[:length], alone, tokenizer)
+            here = None if start is None else (whole[:start], whole[start + length :])
+            around = around or here
+            if start is None or here != around:
                 raise ValueError(
-                    f"template: the {name} prompt {row}, {prompt!r}, has other tokens in the chat template than alone; "
-                    "is there a space before or after {prompt}, where a line break would do?"
+                    f"template: the {name} prompt {row}, {prompt!r}, is cut into other tokens in the chat template "
+                    "than alone, so that positions in it would be others: put a line break before and after {prompt}, "
+                    "or a space where the tokenizer begins every text with one"
                 )
-    return head, tail
+            tokens[row, :length] = whole[start : start + length]
+    assert around is not None
+    return dataclasses.replace(pairs, **changed), *around
+
+
+def _place(whole: list[int], ids: list[int], alone: list[int], tokenizer: Any) -> int | None:
+    """Where a text has the tokens of a prompt, which stands behind tokens that alone are others at most at the end."""
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(whole, alone, strict=False))
+    common = len(list(same))
+    for start in (common, common - 1):
+        own = whole[max(start, 0) :][: len(ids)]
+        if len(own) == len(ids) and own[1:] == ids[1:] and _word(tokenizer, own[0]) == _word(tokenizer, ids[0]):
+            return max(start, 0)
+    return None
+
+
+def _word(tokenizer: Any, token: int) -> str:
+    """A token's text without spaces around it."""
+    return tokenizer.decode([token]).strip()
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:

@@ -139,6 +139,7 @@ def chat(template=CHAT):
 @pytest.mark.parametrize("template, expected", [
     ("Go on.", "<|user|>\nGo on.<|endoftext|>\n<|assistant|>\n{}"),
     ("Go on:\n{prompt}", "<|user|>\nGo on:\n{}<|endoftext|>\n<|assistant|>\n"),
+    ("Go on: {prompt}", "<|user|>\nGo on: {}<|endoftext|>\n<|assistant|>\n"),
 ])  # fmt: skip
 def test_the_answer_is_read_at_the_end_of_the_chat(template, expected):
     tokenizer = chat()
@@ -166,12 +167,58 @@ def test_every_task_of_text_can_stand_in_a_chat():
     (None, "Go on.", "has no chat template"),
     ("{{ raise_exception('no system') }}", "{prompt}", "cannot be filled in: no system"),
     ("{{ messages }}{{ messages }}", "{prompt}", "has the prompt 2 times, expected one"),
-    (CHAT, "Go on: {prompt}", r"the clean prompt 0, 'Mary met', has other tokens .* is there a space"),
+    (CHAT, "Go on:{prompt}s", r"the clean prompt 0, 'Mary met', is cut into other tokens .* put a line break before"),
 ])  # fmt: skip
 def test_a_chat_that_cannot_be_is_refused(chat_template, template, message):
     tokenizer = chat(chat_template)
     with pytest.raises(ValueError, match=f"template: .*{message}"):
         jc.framed(from_text(ROWS, tokenizer), tokenizer, template=template)
+
+
+LLAMA_2 = "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+LLAMA_2 += "{% else %} {{ m.content }}{% endif %}{% endfor %}"
+
+
+@pytest.mark.parametrize("template, expected", [
+    ("Went to:\n{prompt}", None),
+    ("{prompt}", "<s>[INST] {} [/INST]"),
+    ("Went to {prompt}.", "<s>[INST] Went to {}. [/INST]"),
+    ("Went to", "<s>[INST] Went to [/INST] {}"),
+])  # fmt: skip
+def test_a_tokenizer_that_begins_with_a_space_reads_a_chat_as_one_text(template, expected):
+    tokenizer = sentencepiece()
+    tokenizer.chat_template = LLAMA_2
+    rows = [{"clean": f"{word} {name}", "corrupt": f"{word} Paul", "who": name} for word, name in
+            [("Mary and", "John"), ("Then Mary went to", "Tom")]]  # fmt: skip
+    bare = from_text(rows, tokenizer)
+    if expected is None:  # "Mary" is four tokens without a space
+        with pytest.raises(ValueError, match="a space where the tokenizer begins every text with one"):
+            jc.framed(bare, tokenizer, template=template)
+        return
+    pairs = jc.framed(bare, tokenizer, template=template)
+    for row, clean, corrupt, length, who in zip(
+        rows, pairs.clean, pairs.corrupt, pairs.length, pairs.spans["who"], strict=True
+    ):
+        for name, ids in (("clean", clean), ("corrupt", corrupt)):
+            assert ids[:length].tolist() == tokenizer.encode(expected.format(row[name]), add_special_tokens=False)
+        assert tokenizer.decode(clean[slice(*who)]).strip() == row["who"]
+
+
+def test_a_first_token_without_its_space_is_the_one_in_the_chat():
+    import tokenizers
+    import transformers
+
+    pieces = ["<s>", "<unk>", "\n", *(f"{SPACE}{word}" for word in "Mary Paul met".split()), "Mary", "Paul", "."]
+    built = tokenizers.Tokenizer(tokenizers.models.Unigram([(piece, -1.0) for piece in pieces], 1))
+    built.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(SPACE, prepend_scheme="first")
+    built.decoder = tokenizers.decoders.Metaspace(SPACE, prepend_scheme="first")
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=built, unk_token="<unk>", bos_token="<s>")
+    tokenizer.chat_template = "{{ bos_token }}\n{{ messages[0].content }}\n."
+    bare = from_text([{"clean": "Mary met", "corrupt": "Paul met"}], tokenizer)
+    pairs = jc.framed(bare, tokenizer, template="{prompt}")
+    assert tokenizer.convert_ids_to_tokens(bare.clean[0]) == [f"{SPACE}Mary", f"{SPACE}met"]
+    for ids, name in ((pairs.clean, "Mary"), (pairs.corrupt, "Paul")):
+        assert tokenizer.convert_ids_to_tokens(ids[0]) == ["<s>", "\n", name, f"{SPACE}met", "\n", "."]
 
 
 # --- other tokenizers ------------------------------------------------------------------------------
