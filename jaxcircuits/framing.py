@@ -2,12 +2,14 @@
 
 import dataclasses
 import itertools
+import warnings
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 
 from .arguments import checked
+from .texts import encode_after
 
 Pairs = TypeVar("Pairs")
 PROMPT = "{prompt}"
@@ -23,14 +25,20 @@ def framed(pairs: Pairs, tokenizer: Any, *, bos: bool | None = None, template: s
       begins a text. A prompt that begins with it already gets no second one.
     - `template`: what the user says in the tokenizer's chat template. With `{prompt}` in it the prompt is part of that
       turn, and the answer is read where the assistant's turn begins; without, the prompt begins the assistant's turn,
-      and the answer is read at its end.
+      and the answer is read at its end. Answers that begin the assistant's turn lose their leading space, unless the
+      chat template has one there.
 
     Raises ValueError for a tokenizer without BOS token or chat template, for a clean prompt with BOS and a corrupt one
     without, and for prompts that have other tokens inside the template, but for a space that begins the first.
+    Warns where answers keep their space, since without it they are not one token each.
     """
+    prompts: Any = pairs
     head, tail = [], []
     if template is not None:
-        pairs, head, tail = _in_turns(pairs, tokenizer, *_turns(tokenizer, template))
+        before, after = _turns(tokenizer, template)
+        prompts, head, tail = _in_turns(prompts, tokenizer, before, after)
+        if PROMPT in template and prompts.positions is None and not _goes_on_with_space(tokenizer, template, after):
+            prompts = _without_space(prompts, tokenizer)
     first = getattr(tokenizer, "bos_token_id", None)
     if bos and first is None:
         raise ValueError("bos: the model's tokenizer has no BOS token")
@@ -38,11 +46,11 @@ def framed(pairs: Pairs, tokenizer: Any, *, bos: bool | None = None, template: s
     if bos is False and begins:
         head = head[1:]
     wanted = (template is None and begins_texts_with_bos(tokenizer)) if bos is None else bos
-    heads = [head] * len(pairs)
+    heads = [head] * len(prompts)
     if wanted and first is not None and not begins:
-        has_own = np.zeros(len(pairs), bool) if head else _begin_with(pairs, first)
+        has_own = np.zeros(len(prompts), bool) if head else _begin_with(prompts, first)
         heads = [head if own else [first, *head] for own in has_own]
-    return _around(pairs, heads, tail) if tail or any(heads) else pairs
+    return _around(prompts, heads, tail) if tail or any(heads) else prompts
 
 
 def begins_texts_with_bos(tokenizer: Any) -> bool:
@@ -127,6 +135,41 @@ def _place(whole: list[int], ids: list[int], alone: list[int], tokenizer: Any) -
 def _word(tokenizer: Any, token: int) -> str:
     """A token's text without spaces around it."""
     return tokenizer.decode([token]).strip()
+
+
+def _goes_on_with_space(tokenizer: Any, template: str, after: str) -> bool:
+    """Whether the chat template has a space between `after`, where the assistant's turn begins, and what it says."""
+    messages = [{"role": "user", "content": template}, {"role": "assistant", "content": MARK}]
+    try:
+        before, _ = _filled(tokenizer, messages, continue_final_message=True)
+    except ValueError:  # it knows the user's turns alone
+        return not after[-1:].isspace()
+    return before.endswith(" ") and not after.endswith(" ")
+
+
+def _without_space(pairs: Any, tokenizer: Any) -> Any:
+    """Prompts whose answers are the tokens of the same words without a space; unchanged where one is several tokens."""
+    found = {name: getattr(pairs, name) for name in ("answer", "wrong")}
+    answers = {name: ids for name, ids in found.items() if ids is not None and ids.ndim == 2}
+    changed = {name: ids.copy() for name, ids in answers.items()}
+    longer = []
+    for token in np.unique([one for ids in answers.values() for one in ids[ids >= 0]]).tolist():
+        word = _word(tokenizer, token)
+        if not word or encode_after(tokenizer, f" {word}") != [token]:
+            continue
+        alone = encode_after(tokenizer, word)
+        if len(alone) != 1:
+            longer.append(word)
+        for name, ids in answers.items():
+            changed[name][ids == token] = alone[0]
+    if longer:
+        warnings.warn(
+            f"template: the assistant's turn begins without a space, but {len(longer)} of the answers, such as "
+            f"{longer[0]!r}, are not one token without theirs: all keep it, which the model hardly writes there",
+            stacklevel=4,
+        )
+        return pairs
+    return dataclasses.replace(pairs, **changed)
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:

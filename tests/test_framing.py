@@ -88,10 +88,11 @@ def test_what_begins_with_bos_gets_no_second_one():
 
 
 def test_where_some_prompts_begin_with_bos_the_others_get_it():
-    end, rows = "<|endoftext|>", [dict(row, name="Mary") for row in ROWS]
+    tokenizer, end = gpt2_tokenizer(), "<|endoftext|>"
+    rows = [dict(row, name="Mary") for row in ROWS]
     rows[1] = rows[1] | {name: end + rows[1][name] for name in ("clean", "corrupt")}
-    bare = from_text(rows, gpt2_tokenizer())
-    pairs = jc.framed(bare, gpt2_tokenizer(), bos=True)
+    bare = from_text(rows, tokenizer)
+    pairs = jc.framed(bare, tokenizer, bos=True)
     assert ((pairs.clean == 50256).sum(1) == 1).all() and (pairs.clean[:, 0] == 50256).all()
     np.testing.assert_array_equal(pairs.corrupt[0, :4], [50256, *bare.corrupt[0, :3]])
     np.testing.assert_array_equal(pairs.clean[1], bare.clean[1])
@@ -99,7 +100,7 @@ def test_where_some_prompts_begin_with_bos_the_others_get_it():
     np.testing.assert_array_equal(pairs.spans["name"], bare.spans["name"] + [[1], [0]])
     only_clean = dict(ROWS[0], clean=end + " Mary met", corrupt=" Then Paul met")
     with pytest.raises(ValueError, match="bos: of prompt 0 only the clean version begins with BOS: expected both or"):
-        jc.framed(from_text([only_clean], gpt2_tokenizer()), gpt2_tokenizer(), bos=True)
+        jc.framed(from_text([only_clean], tokenizer), tokenizer, bos=True)
 
 
 @pytest.mark.parametrize("kind", ["positions", "lengths"])
@@ -148,7 +149,30 @@ def test_the_answer_is_read_at_the_end_of_the_chat(template, expected):
         assert ids[:length].tolist() == tokenizer.encode(expected.format(row["clean"]))
         assert corrupt[:length].tolist() == tokenizer.encode(expected.format(row["corrupt"]))
     assert pairs.scored()[0][:, 0].tolist() == (pairs.length - 1).tolist()
-    assert [tokenizer.decode(one) for one in pairs.answer] == [" John", " Tom"]
+    space = "" if "{prompt}" in template else " "  # the assistant's turn, which the answer begins or goes on with
+    assert [tokenizer.decode(one) for one in pairs.answer] == [f"{space}John", f"{space}Tom"]
+    assert [tokenizer.decode(one) for one in pairs.wrong] == [f"{space}Anna", f"{space}Kate"]
+
+
+def test_an_answer_begins_the_turn_as_the_chat_template_has_it():
+    tokenizer, rows = gpt2_tokenizer(), [dict(ROWS[0], wrong=[" Anna", " him"])]
+    for space in ("", " "):
+        tokenizer.chat_template = (
+            f"{{% for m in messages %}}{{{{ '<user>' if m.role == 'user' else '<bot>{space}' }}}}{{{{ m.content }}}}"
+            "{% endfor %}{% if add_generation_prompt %}<bot>{% endif %}"
+        )
+        pairs = jc.framed(from_text(rows, tokenizer), tokenizer, template="{prompt}\n")
+        assert [tokenizer.decode(one) for one in pairs.answer] == [f"{space}John"]
+        assert [tokenizer.decode([one]) for one in pairs.wrong[0]] == [f"{space}Anna", f"{space}him"]
+
+
+def test_answers_that_are_not_one_token_without_their_space_are_said():
+    tokenizer = chat()
+    bare = from_text([dict(ROWS[0], wrong=" Clara")], tokenizer)
+    with pytest.warns(UserWarning, match="1 of the answers, such as 'Clara', are not one token without theirs"):
+        pairs = jc.framed(bare, tokenizer, template="{prompt}")
+    np.testing.assert_array_equal(pairs.answer, bare.answer)
+    np.testing.assert_array_equal(pairs.wrong, bare.wrong)
 
 
 def test_every_task_of_text_can_stand_in_a_chat():
