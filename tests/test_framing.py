@@ -275,7 +275,7 @@ def test_a_tokenizer_that_begins_with_a_space_is_asked_for_words_after_others():
 
 
 @pytest.mark.mission
-def test_words_that_are_left_out_are_said(run):
+def test_words_that_are_left_out_are_said(run, monkeypatch):
     task = jc.tasks.TASKS["ioi"]
     assert task.left_out(gpt2_tokenizer()) == {}
     left_out = task.left_out(letters_tokenizer(("Mary", "John", *words.PLACES)))
@@ -283,7 +283,10 @@ def test_words_that_are_left_out_are_said(run):
     assert left_out["objects"] == tuple(words.OBJECTS) and "places" not in left_out
     code, printed, _ = run("tasks", "check", "docstring", "--no-bos", "--size", 4)
     assert code == 0 and "\n35 tokens" in printed
-    assert "78 of 112 arguments are not one token and left out: file, width" in printed
+    assert "78 of 112 arguments are not one token and are left out: file, width" in printed
+    monkeypatch.setattr(type(task), "left_out", lambda *_: {"years": ("1102", "1107")})
+    code, printed, _ = run("tasks", "check", "greater_than", "--size", 4)
+    assert code == 0 and "2 years do not split as the task needs and are left out: 1102, 1107" in printed
 
 
 @pytest.mark.mission

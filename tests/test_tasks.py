@@ -216,6 +216,14 @@ def test_start_years_split_in_two_and_are_neither_first_nor_last():
         assert drawn and drawn <= set(split[1:-1])
 
 
+def test_years_that_do_not_split_are_said():
+    left_out = jc.tasks.TASKS["greater_than"].left_out(gpt2())
+    assert left_out.keys() == {"years"} and "1200" not in left_out["years"]  # no start year anyway
+    for year in (f"{century}{year:02d}" for century in range(11, 18) for year in range(2, 99)):
+        splits = word(gpt2().encode(f" {year}")) == [year[:2], year[2:]]
+        assert splits != (year in left_out["years"])
+
+
 # --- docstring ------------------------------------------------------------------------------------
 
 

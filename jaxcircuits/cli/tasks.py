@@ -115,8 +115,9 @@ def _check(pairs: PromptPairs, named: str, loaded: checkpoints.Checkpoint) -> No
     out.print(f"{named} on {loaded.source}: {len(pairs)} prompts, {distinct} of them different", markup=False)
     out.print(f"{_range(lengths)} tokens, {_range(different)} of them corrupted; {scored} scored positions in all")
     for name, words in left_out.items():
-        of = len(tasks.TASKS[named].words[name])
-        out.print(f"{len(words)} of {of} {name} are not one token and left out: {', '.join(words[:FEW])}", markup=False)
+        of = len(tasks.TASKS[named].words.get(name, ()))
+        why = f"of {of} {name} are not one token" if of else f"{name} do not split as the task needs"
+        out.print(f"{len(words)} {why} and are left out: {', '.join(words[:FEW])}", markup=False)
     metric = _metric_of(pairs, named)
     if metric is None:
         out.print("no answers: nothing says what the model should do; use kl or l2 (without a target, both ask for")

@@ -33,7 +33,8 @@ def generate(tokenizer: Any, *, seed: int = 0, size: int = 32, repeats: bool = F
     random = np.random.default_rng(seed)
     nouns = list(known_words(tokenizer, EVENTS, at_least=1))
     digits = _digits(tokenizer)
-    years = _start_years(tokenizer, digits)
+    split = _split_years(tokenizer, digits)
+    years = {century: own[1:-1] if len(digits) == 100 else own for century, own in split.items()}
 
     def draw() -> tuple[str, int]:
         noun, century = random.choice(nouns), random.choice(list(years))
@@ -73,24 +74,35 @@ def _year_ids(digits: np.ndarray, year: int) -> list[int]:
     return digits[[year] if len(digits) == 100 else [year // 10, year % 10]].tolist()
 
 
-def _start_years(tokenizer: Any, digits: np.ndarray) -> dict[int, list[int]]:
-    """Of each century the years YY for which XXYY ends in the tokens of YY, after those of XX alone.
+def _candidates(digits: np.ndarray) -> range:
+    """The years YY of a century that may be start years; where years split into digits those that end in 9."""
+    return range(2, 99) if len(digits) == 100 else range(9, 90, 10)
 
-    Without the first and last; where years split into digits those that end in 9.
-    """
+
+def _split_years(tokenizer: Any, digits: np.ndarray) -> dict[int, list[int]]:
+    """Of each century the years YY for which XXYY ends in the tokens of YY, after those of XX alone; at least three."""
     years = {}
     for century in CENTURIES:
         alone = encode_after(tokenizer, f" {century}")
         split = [
             year
-            for year in (range(2, 99) if len(digits) == 100 else range(9, 90, 10))
+            for year in _candidates(digits)
             if encode_after(tokenizer, f" {century}{year:02d}") == [*alone, *_year_ids(digits, year)]
         ]
         if len(split) > 2:
-            years[century] = split[1:-1] if len(digits) == 100 else split
+            years[century] = split
     if not years:
         raise ValueError("greater_than needs a tokenizer that splits years such as 1732 into '17' and '32', or digits")
     return years
+
+
+def unsplit_years(tokenizer: Any) -> dict[str, tuple[str, ...]]:
+    """Years that are no start years, since the tokenizer does not split them, or hardly any of their century."""
+    digits = _digits(tokenizer)
+    split = _split_years(tokenizer, digits)
+    every = [(century, year) for century in CENTURIES for year in _candidates(digits)]
+    left_out = tuple(f"{century}{year:02d}" for century, year in every if year not in split.get(century, ()))
+    return {"years": left_out} if left_out else {}
 
 
 EARLY_HEADS = circuits.heads("0.3 0.5")
@@ -129,4 +141,5 @@ TASK = Task(
     source="Hanna et al. 2023 (2305.00586)",
     circuit=circuit,
     words={"events": EVENTS},
+    unsplit=unsplit_years,
 )

@@ -22,7 +22,8 @@ class Task:
     - `metric`, `reference`: the paper's, by the names that `Objective` takes.
     - `circuit(graph)`: the edges of the known circuit, in edge order; ValueError for another model's graph.
     - `bos`: whether the task's prompts begin with BOS where nobody says; None: as the tokenizer begins a text.
-    - `words`: the lists from which those are drawn that are one token.
+    - `words`: the lists from which those are drawn that are one token. `unsplit(tokenizer)`: what else is not drawn, by
+      name, since the tokenizer does not split it as the task needs.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Task:
     circuit: Callable[[Graph], tuple[str, ...]] | None = None
     bos: bool | None = None
     words: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    unsplit: Callable[[Any], Mapping[str, tuple[str, ...]]] | None = None
 
     @checked
     def generate(
@@ -53,10 +55,14 @@ class Task:
         return pairs if tokenizer is None else framed(pairs, tokenizer, bos=bos, template=template)
 
     def left_out(self, tokenizer: Any) -> dict[str, tuple[str, ...]]:
-        """Of each list of the task's words those that are not used, since they are not one token."""
+        """Of each list of the task's words those that are not used, since they are not one token; what is `unsplit`.
+
+        Raises ValueError for a tokenizer that splits nothing as the task needs.
+        """
         missing = {name: known_words(tokenizer, words, 0) for name, words in self.words.items()}
         lists = {name: tuple(word for word in self.words[name] if word not in known) for name, known in missing.items()}
-        return {name: words for name, words in lists.items() if words}
+        unsplit = {} if self.unsplit is None else self.unsplit(tokenizer)
+        return {name: words for name, words in lists.items() if words} | {**unsplit}
 
     def train_and_test(
         self, tokenizer: Any, *, seed: int = 0, size: int = 32, **options: Any
