@@ -264,6 +264,44 @@ def test_years_in_digits_are_later_exactly_if_their_next_digit_is():
         assert tokenizer.decode(corrupt) == text.replace(str(start), f"{century}01")
 
 
+def years_tokenizer(pattern, numbers):
+    """One token a word and a space; numbers are cut by the pattern."""
+    import tokenizers
+    import transformers
+
+    words = "The war lasted from the year to".split()
+    vocab = dict.fromkeys(["[UNK]", *words, *(f" {word}" for word in words), " ", *numbers])
+    model = tokenizers.models.WordLevel({text: number for number, text in enumerate(vocab)}, unk_token="[UNK]")
+    built = tokenizers.Tokenizer(model)
+    cut = tokenizers.Regex(rf" ?\p{{L}}+|{pattern}|\s")
+    built.pre_tokenizer = tokenizers.pre_tokenizers.Split(cut, behavior="isolated")
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=built, unk_token="[UNK]")
+
+
+THREES = [f"{number:0{width}d}" for width in (1, 2, 3) for number in range(10**width)]
+
+
+def test_years_of_three_digits_and_one_are_later_within_their_decade():
+    tokenizer = years_tokenizer(r"\p{N}{1,3}", THREES)  # as Llama 3 and OLMo 2
+    pairs = jc.tasks.TASKS["greater_than"].generate(tokenizer, size=40)
+    assert jc.tasks.TASKS["greater_than"].left_out(tokenizer).keys() == {"events"}
+    tokens = [tokenizer.convert_ids_to_tokens(ids) for ids in (*pairs.clean, *pairs.corrupt)]
+    for clean, corrupt, year, answer, wrong in zip(
+        tokens[:40], tokens[40:], pairs.year, pairs.answer, pairs.wrong, strict=True
+    ):
+        assert clean[-5:-3] == [clean[-1], f"{year}"] and clean[-3:-1] == [" to", " "] and 110 <= int(clean[-1]) < 180
+        assert tokenizer.encode("".join(clean)) == tokenizer.convert_tokens_to_ids(clean)
+        assert corrupt == [*clean[:-4], "0", *clean[-3:]]
+        assert tokenizer.convert_ids_to_tokens(answer[answer >= 0]) == list("0123456789")[year + 1 :]
+        assert tokenizer.convert_ids_to_tokens(wrong[wrong >= 0]) == list("0123456789")[: year + 1]
+
+
+def test_years_that_split_otherwise_are_refused_by_their_pieces():
+    tokenizer = years_tokenizer(r"\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))", THREES)  # threes from the right
+    with pytest.raises(ValueError, match=r"the model's makes \[' ', '1', '732'\] of it"):
+        jc.tasks.TASKS["greater_than"].generate(tokenizer)
+
+
 def test_a_tokenizer_that_begins_with_a_space_is_asked_for_words_after_others():
     tokenizer = sentencepiece()
     assert tokenizer.tokenize(" Mary") == [SPACE, f"{SPACE}Mary"]

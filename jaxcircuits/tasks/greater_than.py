@@ -1,13 +1,16 @@
 """Greater-Than: "The war lasted from the year 1732 to 17" -> a two-digit year above 32.
 
-The corrupt prompt starts in year "01", after which nearly every year is right.
-Where years split into single digits, start years end in 9: then a year is later exactly if its third digit is, and the
-digits "0" to "9" are scored in place of "00" to "99".
+The corrupt prompt starts in year "01", after which nearly every year is right. Tokenizers that split years otherwise
+are asked for one digit, "0" to "9" in place of "00" to "99":
+
+- into single digits (Qwen, Gemma, Llama 2): start years end in 9; then a year is later exactly if its third digit is;
+- into three digits and one (Llama 3, OLMo 2): "1732 to 173" -> 3 or above, within a decade; the corrupt year ends in 0.
+
 Source: Hanna et al. 2023, 2305.00586; data as in ACDC: no BOS, start years 11YY..17YY that split into two tokens,
 the first and last of each century dropped.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -19,11 +22,37 @@ from . import circuits
 from .task import Task, check_size, draw_rows, known_words
 from .words import EVENTS
 
-CENTURIES = range(11, 18)
+
+class Cut(NamedTuple):
+    """A way to split years: the digits before what is asked for, the digits of a token of the rest, and which rests.
+
+    `first` is that of the corrupt prompt; of the `starts` of a century or decade the first and last are not `used`.
+    """
+
+    prefix: int
+    width: int
+    first: str
+    starts: tuple[str, ...]
+    used: slice = slice(None)
+
+    def prefixes(self) -> list[str]:
+        """The centuries, or decades."""
+        return [f"{number}" for number in range(11 * 10 ** (self.prefix - 2), 18 * 10 ** (self.prefix - 2))]
+
+    def parts(self, rest: str) -> list[int]:
+        """The numbers that are one token each in the rest of a year."""
+        return [int(rest[place : place + self.width]) for place in range(0, len(rest), self.width)]
+
+
+CUTS = (
+    Cut(2, 2, "01", tuple(f"{year:02d}" for year in range(2, 99)), slice(1, -1)),
+    Cut(2, 1, "01", tuple(f"{tens}9" for tens in range(9))),
+    Cut(3, 1, "0", tuple("12345678")),
+)
 
 
 def generate(tokenizer: Any, *, seed: int = 0, size: int = 32, repeats: bool = False) -> PromptPairs:
-    """Greater-Than prompts; answers: the later years of the century, wrong: the start year and all before.
+    """Greater-Than prompts; answers: the later years of the century (or decade), wrong: the start year and all before.
 
     Both by their next token, two digits or one; `year` and `digits` count in it.
 
@@ -32,24 +61,23 @@ def generate(tokenizer: Any, *, seed: int = 0, size: int = 32, repeats: bool = F
     check_size(size)
     random = np.random.default_rng(seed)
     nouns = list(known_words(tokenizer, EVENTS, at_least=1))
-    digits = _digits(tokenizer)
-    split = _split_years(tokenizer, digits)
-    years = {century: own[1:-1] if len(digits) == 100 else own for century, own in split.items()}
+    cut, digits, split = _cut_years(tokenizer)
+    years = {prefix: rests[cut.used] for prefix, rests in split.items()}
 
-    def draw() -> tuple[str, int]:
-        noun, century = random.choice(nouns), random.choice(list(years))
-        year = int(random.choice(years[century]))
-        return f"The {noun} lasted from the year {century}{year:02d} to {century}", year
+    def draw() -> tuple[str, str]:
+        noun, prefix = random.choice(nouns), str(random.choice(list(years)))
+        rest = str(random.choice(years[prefix]))
+        return f"The {noun} lasted from the year {prefix}{rest} to {prefix}", rest
 
     clean, corrupt, start_years = [], [], []
-    for text, year in draw_rows(draw, size, repeats=repeats):
-        ids = encode(tokenizer, text)
-        own, first = _year_ids(digits, year), _year_ids(digits, 1)
+    first = digits[cut.parts(cut.first)].tolist()
+    for text, rest in draw_rows(draw, size, repeats=repeats):
+        ids, own = encode(tokenizer, text), digits[cut.parts(rest)].tolist()
         place = len(ids) - len(encode_after(tokenizer, text[text.index(" to ") :])) - len(own)
         assert ids[place : place + len(own)] == own
         clean.append(ids)
         corrupt.append([*ids[:place], *first, *ids[place + len(own) :]])
-        start_years.append(year if len(digits) == 100 else year // 10)
+        start_years.append(cut.parts(rest)[0])
     return PromptPairs(
         clean=pad(clean, 0),
         corrupt=pad(corrupt, 0),
@@ -60,48 +88,46 @@ def generate(tokenizer: Any, *, seed: int = 0, size: int = 32, repeats: bool = F
     )
 
 
-def _digits(tokenizer: Any) -> Int[np.ndarray, " digits"]:
-    """Ids of "00" to "99" where each is one token, else of "0" to "9"."""
-    for texts in ([f"{year:02d}" for year in range(100)], [str(digit) for digit in range(10)]):
-        ids = [encode_after(tokenizer, text) for text in texts]
-        if all(len(own) == 1 for own in ids) and len({own[0] for own in ids}) == len(texts):
-            return np.array([own[0] for own in ids], np.int32)
-    raise ValueError("greater_than needs a tokenizer in which numbers of two digits, or single digits, are one token")
+def _cut_years(tokenizer: Any) -> tuple[Cut, Int[np.ndarray, " digits"], dict[str, list[str]]]:
+    """How the tokenizer splits years, ids of "00" to "99" or "0" to "9", and by prefix the years that split so."""
+    for cut in CUTS:
+        digits = _digits(tokenizer, cut.width)
+        if digits is not None and (years := _split_years(tokenizer, cut, digits)):
+            return cut, digits, years
+    pieces = [tokenizer.decode([one]) for one in encode_after(tokenizer, " 1732")]
+    raise ValueError(
+        "greater_than needs a tokenizer that splits years such as 1732 into '17' and '32', '173' and '2', or digits, "
+        f"where all such numbers are one token; the model's makes {pieces} of it"
+    )
 
 
-def _year_ids(digits: np.ndarray, year: int) -> list[int]:
-    """The tokens of a year's last two digits."""
-    return digits[[year] if len(digits) == 100 else [year // 10, year % 10]].tolist()
+def _digits(tokenizer: Any, width: int) -> Int[np.ndarray, " digits"] | None:
+    """Ids of all numbers of so many digits; None where one is several tokens."""
+    ids = [encode_after(tokenizer, f"{number:0{width}d}") for number in range(10**width)]
+    are_known = all(len(own) == 1 for own in ids) and len({own[0] for own in ids}) == len(ids)
+    return np.array([own[0] for own in ids], np.int32) if are_known else None
 
 
-def _candidates(digits: np.ndarray) -> range:
-    """The years YY of a century that may be start years; where years split into digits those that end in 9."""
-    return range(2, 99) if len(digits) == 100 else range(9, 90, 10)
-
-
-def _split_years(tokenizer: Any, digits: np.ndarray) -> dict[int, list[int]]:
-    """Of each century the years YY for which XXYY ends in the tokens of YY, after those of XX alone; at least three."""
+def _split_years(tokenizer: Any, cut: Cut, digits: np.ndarray) -> dict[str, list[str]]:
+    """By prefix the years that end in the tokens of the rest, after those of the prefix; three or more of each."""
     years = {}
-    for century in CENTURIES:
-        alone = encode_after(tokenizer, f" {century}")
+    for prefix in cut.prefixes():
+        alone = encode_after(tokenizer, f" {prefix}")
         split = [
-            year
-            for year in _candidates(digits)
-            if encode_after(tokenizer, f" {century}{year:02d}") == [*alone, *_year_ids(digits, year)]
+            rest
+            for rest in cut.starts
+            if encode_after(tokenizer, f" {prefix}{rest}") == [*alone, *digits[cut.parts(rest)].tolist()]
         ]
         if len(split) > 2:
-            years[century] = split
-    if not years:
-        raise ValueError("greater_than needs a tokenizer that splits years such as 1732 into '17' and '32', or digits")
+            years[prefix] = split
     return years
 
 
 def unsplit_years(tokenizer: Any) -> dict[str, tuple[str, ...]]:
     """Years that are no start years, since the tokenizer does not split them, or hardly any of their century."""
-    digits = _digits(tokenizer)
-    split = _split_years(tokenizer, digits)
-    every = [(century, year) for century in CENTURIES for year in _candidates(digits)]
-    left_out = tuple(f"{century}{year:02d}" for century, year in every if year not in split.get(century, ()))
+    cut, _, split = _cut_years(tokenizer)
+    every = [(prefix, rest) for prefix in cut.prefixes() for rest in cut.starts]
+    left_out = tuple(prefix + rest for prefix, rest in every if rest not in split.get(prefix, ()))
     return {"years": left_out} if left_out else {}
 
 
