@@ -72,8 +72,8 @@ def written_at(
     model: Model, inside: Bool[Array, "batch position"], span_at: SpanAt
 ) -> Bool[Array, "sender batch position"]:
     """Where each sender is a node: in its prompt, and of a model that is divided at spans in its own."""
-    everywhere = jnp.broadcast_to(inside[None, ..., None], (model.graph.shape[0], *inside.shape, 1))
-    return within_spans(model, everywhere, span_at)[..., 0].astype(bool)
+    ones = jnp.broadcast_to(inside[None, ..., None].astype(model.dtype), (model.graph.shape[0], *inside.shape, 1))
+    return within_spans(model, ones, span_at)[..., 0] > 0
 
 
 def divided(

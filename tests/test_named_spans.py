@@ -256,7 +256,7 @@ def test_learnt_constants_begin_at_the_means_inside_of_a_span(own_positions, x64
     for row, name in enumerate(apart.graph.senders):
         span = [*NAMES, "rest"].index(name.partition("@")[2])
         for position in range(6):
-            inside = at == span
+            inside = (at == span) & make_pairs().inside()
             inside = inside & (np.arange(6) == position) if own_positions else inside
             if inside[:, position].any():
                 np.testing.assert_allclose(learnt.values[row, position * own_positions], values[row][inside].mean(0))
