@@ -183,6 +183,10 @@ class _Config:
     def values(self) -> dict[str, Any]:
         sizes = {theirs: self.number(ours) for ours, theirs in SIZES.items()}
         width, heads, layers = (sizes[key] for key in ("hidden_size", "num_attention_heads", "num_hidden_layers"))
+        if layers >= len(self.stored):
+            raise ValueError(
+                f"block_count is {layers}: expected fewer blocks than the file's {len(self.stored)} tensors"
+            )
         head_dim = self.number("attention.key_length", width // heads)
         for key in ("attention.value_length", "rope.dimension_count"):
             if self.number(key, head_dim) != head_dim:
@@ -246,12 +250,16 @@ def llama3_scaling(factors: np.ndarray, theta: float, head_dim: int) -> dict[str
 
     Raises ValueError for divisors that no `factor` gives.
     """
+    if factors.shape != ((head_dim + 1) // 2,):
+        raise ValueError(
+            f"{ROPE_FACTORS} has shape {factors.shape}, expected one for two of a head's {head_dim} entries"
+        )
     scaling = {"rope_type": "llama3", "factor": float(factors.max()), **LLAMA_3}
     wavelength = 2 * np.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
     low, high = LLAMA_3["low_freq_factor"], LLAMA_3["high_freq_factor"]
     smooth = (LLAMA_3["original_max_position_embeddings"] / wavelength - low) / (high - low)
     smooth = np.clip(smooth, 0, 1)
     expected = 1 / ((1 - smooth) / scaling["factor"] + smooth)
-    if factors.shape != expected.shape or not np.allclose(factors, expected, rtol=1e-5):
+    if not np.allclose(factors, expected, rtol=1e-5):
         raise ValueError(f"{ROPE_FACTORS} has a scaling of the rotary frequencies that is not Llama 3's")
     return scaling

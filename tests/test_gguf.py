@@ -146,6 +146,21 @@ def test_metadata_whose_effect_is_not_known_are_refused_by_name(values, message,
         GGUFTensors(write(tmp_path / "model.gguf", "llama", values=values))
 
 
+@pytest.mark.parametrize(
+    "arch, keys, message",
+    [
+        ("gemma2", ["block_count"], "block_count is 4294967295: expected fewer blocks than the file's 25 tensors"),
+        ("gemma3", ["block_count"], "block_count is 4294967295: expected fewer blocks than"),
+        ("llama", ["attention.key_length", "attention.value_length"], r"rope_freqs.weight has shape \(8,\), expected"),
+    ],
+)
+def test_a_size_that_no_tensor_has_is_refused_before_anything_of_it_is_made(arch, keys, message, tmp_path):
+    values, ones = {f"{arch}.{key}": 2**32 - 1 for key in keys}, {"rope_freqs.weight": np.ones(8, np.float32)}
+    path = write(tmp_path / "model.gguf", arch, values=values, tensors=lambda drawn: drawn.update(ones))
+    with pytest.raises(ValueError, match=f"model.gguf: {message}"):
+        GGUFTensors(path)
+
+
 def test_another_architecture_is_refused(tmp_path):
     writer = gguf.GGUFWriter(tmp_path / "model.gguf", "mamba")
     writer.write_header_to_file()
