@@ -56,14 +56,15 @@ def tables(layout: Layout) -> tuple[tuple[Sender, ...], tuple[Receiver, ...]]:
         for layer in range(layer, layer + stack.layers):  # noqa: B020
             for moment in stack.moments:
                 owners: dict[tuple[str, int], list[int]] = {}
-                readers: dict[tuple[str, int], list[int]] = {}
+                together: dict[str, tuple[int, ...]] = {}
                 for nodes in moment.nodes:
-                    rows = range(len(senders), len(senders) + nodes.count * nodes.parts)
+                    rows = tuple(range(len(senders), len(senders) + nodes.count * nodes.parts))
                     for port, inputs in nodes.inputs:
                         for node, index in enumerate(inputs):
                             own = rows[node * nodes.parts : (node + 1) * nodes.parts]
                             owners.setdefault((port, index), []).extend(own)
-                            readers.setdefault((port, index), []).extend(rows if nodes.is_joint else own)
+                        if nodes.is_joint:  # one tuple for all receivers: each of its own would be a mask's size
+                            together[port] = rows
                     named = _names(nodes.names, layer, nodes.count)
                     for part, name in enumerate(part_names(named, nodes.spans)):
                         node = part // nodes.parts
@@ -71,9 +72,8 @@ def tables(layout: Layout) -> tuple[tuple[Sender, ...], tuple[Receiver, ...]]:
                     block += 1
                 for port in moment.ports:
                     for i, name in enumerate(_names(port.names, layer, port.count)):
-                        own, all_of_them = owners[port.name, i], sorted(set(readers[port.name, i]))
-                        place = port.name, layer, i, now, port.is_local
-                        receivers.append(Receiver(name, *place, tuple(own), tuple(all_of_them)))
+                        own, place = tuple(owners[port.name, i]), (port.name, layer, i, now, port.is_local)
+                        receivers.append(Receiver(name, *place, own, together.get(port.name, own)))
                 now += 1
         layer += 1
     receivers.append(Receiver("logits", "logits", layout.num_layers, 0, now, True, (), ()))

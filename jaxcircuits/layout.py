@@ -238,6 +238,9 @@ MOST = 1 << 17
 MOST_ENTRIES = 1 << 27
 """Entries (senders x receivers) of the largest mask that is read from a file."""
 
+LONGEST, MOST_INPUTS = 256, 16
+"""Letters of the longest name, and inputs of a node, that a file may describe: they come once for every node."""
+
 
 def _moment(value: Any) -> Moment:
     ports = [
@@ -246,6 +249,8 @@ def _moment(value: Any) -> Moment:
     ]
     nodes = []
     for n in value["nodes"]:
+        if len(n["inputs"]) > MOST_INPUTS:
+            raise ValueError(f"layout: expected at most {MOST_INPUTS} inputs of a node, got {len(n['inputs'])}")
         inputs = tuple((_string(port), tuple(map(_index, indices))) for port, indices in n["inputs"])
         names = _names_of(n["names"], n["count"])
         spans = tuple(map(_span, n.get("spans", ())))
@@ -260,7 +265,7 @@ def _count(value: Any) -> int:
 
 
 def _span(value: Any) -> Span:
-    if value is None or is_span_name(value):
+    if value is None or (isinstance(value, str) and is_span_name(_string(value))):
         return value
     if isinstance(value, str):
         raise ValueError(f"layout: expected the name of a span, got {value!r}")
@@ -275,8 +280,8 @@ def _index(value: Any) -> int:
 
 
 def _string(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"layout: expected a name, got {value!r}")
+    if not isinstance(value, str) or len(value) > LONGEST:
+        raise ValueError(f"layout: expected a name of at most {LONGEST} letters, got {value!r:.60}")
     return value
 
 
@@ -289,6 +294,6 @@ def _strings(value: Any) -> tuple[str, ...]:
 def _names_of(value: Any, count: int) -> Names:
     if isinstance(value, list) and len(value) == count:
         return _strings(value)
-    if isinstance(value, str) and re.fullmatch(r"([^{}]|{layer}|{index})+", value):
+    if isinstance(value, str) and re.fullmatch(r"([^{}]|{layer}|{index})+", _string(value)):
         return value
-    raise ValueError(f"layout: names: expected a pattern with {{layer}} and {{index}}, or {count} names, got {value!r}")
+    raise ValueError(f"layout: names: expected {count}, or a pattern with {{layer}} and {{index}}, got {value!r:.60}")

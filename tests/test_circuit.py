@@ -270,6 +270,9 @@ def test_a_file_holds_any_layout(name, tmp_path):
         (("stacks", 0, "layers"), 2147483648, "count from 1 to"),
         (("stacks", 0, "layers"), 100000, "at most .* senders and receivers"),
         (("stacks", 0, "moments", 0, "ports", 0, "names"), "{layer.__class__}", "pattern with"),
+        (("stacks", 0, "moments", 0, "ports", 0, "names"), "{index}" * 40, "a name of at most 256 letters"),
+        (("stacks", 0, "moments", 0, "nodes", 0, "spans"), ["s" * 257], "a name of at most 256 letters"),
+        (("stacks", 0, "moments", 0, "nodes", 0, "inputs"), [["q", [0]]] * 17, "at most 16 inputs of a node"),
         (("stacks", 0, "moments", 0, "nodes", 0, "inputs", 0, 1), [0, 9, 0, 0], "one receiver of q for each node"),
         (("embeddings",), "input", "a list of names"),
         (("stacks",), None, "expected embeddings and stacks"),
@@ -287,6 +290,15 @@ def test_a_layout_that_is_none_is_refused(path, value, said, tmp_path):
     file.write_text(json.dumps(record))
     with pytest.raises(ValueError, match=f"circuit.json: layout: .*{said}"):
         jc.Circuit.load(file)
+
+
+def test_many_joint_nodes_of_a_file_share_what_reads_together():
+    """Of 11,000 nodes, which a file may have, each own list of readers would be 121 million numbers."""
+    count, inputs = 1000, (("x", tuple(range(1000))),)
+    port, nodes = layout.Port("x", count, True, "n{index}"), layout.Nodes("x", count, inputs, "n{index}", is_joint=True)
+    table = jc.Graph(layout.Layout(("input",), (layout.Stack(1, (layout.Moment((port,), (nodes,)),)),))).receiver_table
+    assert len({id(receiver.readers) for receiver in table[:-1]}) == 1
+    assert table[7].readers == tuple(range(1, 1001)) and table[7].owners == (8,)
 
 
 def test_a_failed_save_leaves_the_old_file(tmp_path):
