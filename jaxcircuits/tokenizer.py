@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,13 @@ BYTE_PAIRS = ("vocab.json", "merges.txt")
 """Which are a tokenizer without any other file in some families; elsewhere they do not say how texts are cut."""
 
 OTHERS = ("config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model", "chat_template.jinja")
+
+SETTINGS = (FILES[0], *OTHERS[:2])
+"""What gives transformers a tokenizer's arguments."""
+
+VERSIONS = "fast_tokenizer_files"
+NAMES_OF_FILES = re.compile(r"(?!special_tokens_map_file$)(.*(_file|_files|_spm|_kwargs)|vocab|merges|init_inputs)")
+"""Arguments whose texts may be opened as files, wherever these lie; the one left out is written and never read."""
 
 
 def has_tokenizer(files: Path) -> bool:
@@ -53,6 +61,7 @@ def load_tokenizer(files: Path) -> Any:
         with _quiet_about_torch():
             import transformers
 
+            _check_settings(files)
             settings = files / FILES[0]
             named = read_json(settings, "tokenizer's settings") if settings.is_file() else {}
             loader: Any = transformers.AutoTokenizer
@@ -62,6 +71,30 @@ def load_tokenizer(files: Path) -> Any:
     except Exception as error:  # transformers and tokenizers raise many unrelated types for malformed files
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"{files}: its tokenizer cannot be read: {reason}") from None
+
+
+def _check_settings(files: Path) -> None:
+    """Raises ValueError, naming the key, for settings that lead to a file: all that are read have names of their own.
+
+    Versions of tokenizer.json may be named, which lie beside it.
+    """
+    for path in (files / name for name in SETTINGS if (files / name).is_file()):
+        settings = read_json(path, "tokenizer's settings")
+        for key in filter(NAMES_OF_FILES.fullmatch, settings):
+            for text in _texts(settings[key]):
+                if key != VERSIONS or any(mark in text for mark in "/\\:"):
+                    raise ValueError(f"{path.name}: {key}: expected no file elsewhere, got {text!r:.60}")
+                if (files / text).exists():
+                    check_regular(files / text, "part of a tokenizer")
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All that are in a value."""
+    if isinstance(value, dict | list):
+        for entry in value.values() if isinstance(value, dict) else value:
+            yield from _texts(entry)
+    elif isinstance(value, str):
+        yield value
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from safetensors.numpy import load_file, save_file
 import jaxcircuits as jc
 from jaxcircuits import checkpoints, tokenizer
 from jaxcircuits.tensors import PICKLES, WEIGHT_FILES
+from jaxcircuits.tokenizer import load_tokenizer
 
 WEIGHTS, INDEX, FLAX = WEIGHT_FILES
 
@@ -415,6 +416,55 @@ def test_a_tokenizer_is_read_from_its_json_alone_and_runs_no_code(settings, save
     (saved[1] / "other.py").write_text("raise SystemExit('this ran')")
     if settings is not None:
         (saved[1] / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert jc.load(saved[1]).tokenizer.encode("c a") == [3, 1]
+
+
+LENS = {"d_model": 8, "n_layers": 2, "n_heads": 2, "n_ctx": 6, "d_vocab": 11, "attn_only": True}
+
+
+@pytest.mark.parametrize("config", [{"model_type": "tracr"}, LENS, LENS | {"auto_map": {"AutoConfig": "other.Other"}}])
+def test_a_tokenizer_of_a_class_of_its_own_is_refused_and_nothing_asks(config, tmp_path, monkeypatch):
+    """Of models that transformers does not know: it would ask on the terminal, and run what is there."""
+    asked, marker = [], tmp_path / "ran"
+    monkeypatch.setattr("builtins.input", lambda prompt="": asked.append(prompt) or "y")
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    settings = {"tokenizer_class": "Other", "auto_map": {"AutoTokenizer": ["other.Other", None]}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "other.py").write_text(f"open({str(marker)!r}, 'w').close()\nclass Other: pass\n")
+    letters_tokenizer().backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ValueError, match="its tokenizer cannot be read: .*contains custom code"):
+        load_tokenizer(tmp_path)
+    assert not asked and not marker.exists()
+
+
+@pytest.mark.parametrize(
+    "file, settings, said",
+    [
+        ("tokenizer_config.json", {"fast_tokenizer_files": ["../other/tokenizer.4.0.json"]}, "fast_tokenizer_files"),
+        ("tokenizer_config.json", {"fast_tokenizer_files": ["{other}/tokenizer.4.0.json"]}, "fast_tokenizer_files"),
+        ("tokenizer_config.json", {"tokenizer_class": "GPT2Tokenizer", "merges_file": "{other}/m"}, "merges_file"),
+        ("tokenizer_config.json", {"sp_model_kwargs": {"model_file": "../other/m"}}, "sp_model_kwargs"),
+        ("special_tokens_map.json", {"tokenizer_file": "{other}/tokenizer.4.0.json"}, "tokenizer_file"),
+        ("config.json", {"configuration_files": ["../other/config.4.0.json"]}, "configuration_files"),
+    ],
+)
+def test_settings_of_a_tokenizer_lead_to_no_file_elsewhere(file, settings, said, tmp_path):
+    model, other = tmp_path / "model", tmp_path / "other"
+    for folder in (model, other):
+        folder.mkdir()
+    letters_tokenizer().backend_tokenizer.save(str(other / "tokenizer.4.0.json"))
+    letters_tokenizer().backend_tokenizer.save(str(model / "tokenizer.json"))
+    (model / "config.json").write_text(json.dumps(LENS))
+    (model / file).write_text(json.dumps(LENS | settings).replace("{other}", str(other)))
+    with pytest.raises(ValueError, match=f"cannot be read: {file}: {said}: expected no file elsewhere, got "):
+        load_tokenizer(model)
+
+
+def test_a_version_of_a_tokenizer_may_be_named(saved):
+    letters_tokenizer().backend_tokenizer.save(str(saved[1] / "tokenizer.4.0.json"))
+    settings = {"fast_tokenizer_files": ["tokenizer.4.0.json"], "special_tokens_map_file": "/old", "vocab_file": None}
+    (saved[1] / "tokenizer_config.json").write_text(json.dumps(settings))
     assert jc.load(saved[1]).tokenizer.encode("c a") == [3, 1]
 
 
