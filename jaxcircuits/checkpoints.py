@@ -3,8 +3,6 @@
 import dataclasses
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +15,7 @@ import numpy as np
 from jaxtyping import DTypeLike
 
 from .arguments import checked
+from .files import write_folder
 from .finite import check_finite
 from .formats import Family, Format, config_json, family_of, format_of, read_format
 from .formats.table import Entry
@@ -160,20 +159,15 @@ def save(model: Model, folder: str | os.PathLike, tokenizer: Any = None) -> None
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} exists and is not empty: choose another folder to save to")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    staged = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
-        staged.chmod(0o755)
+
+    def write(staged: Path) -> None:
         (staged / "config.json").write_text(json.dumps(config_json(model.config, tokenizer), indent=1) + "\n")
         save_file(dict(_checkpoint_tensors(model, family)), staged / "model.safetensors", metadata={"format": "pt"})
         (staged / "model.safetensors").chmod(0o644)
         if tokenizer is not None:
             tokenizer.save_pretrained(staged)
-        if folder.exists():
-            folder.rmdir()
-        staged.rename(folder)
-    except BaseException:
-        shutil.rmtree(staged, ignore_errors=True)
-        raise
+
+    write_folder(folder, write)
 
 
 def _field(model: Any, path: str) -> Any:

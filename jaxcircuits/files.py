@@ -7,6 +7,7 @@ import json
 import math
 import os
 import secrets
+import shutil
 import stat
 import sys
 from collections.abc import Callable, Iterable
@@ -150,7 +151,30 @@ def write_whole(path: str | os.PathLike, write: Callable[[Path], object]) -> Non
     finally:
         os.close(handle)
     with contextlib.suppress(OSError):  # some file systems cannot
-        _sync_folder(path.parent)
+        _sync(path.parent)
+
+
+def write_folder(path: str | os.PathLike, write: Callable[[Path], object]) -> None:
+    """As `write_whole`, but of a folder: `write` fills it. An empty folder may be at `path`.
+
+    Raises ValueError where no folder can be made, OSError where something else is at `path`.
+    """
+    path = Path(os.path.realpath(path))
+    _remove_abandoned(path)
+    temporary, handle = _temporary(path, None)
+    try:
+        write(temporary)
+        for part in temporary.rglob("*"):
+            _sync(part)
+        os.fsync(handle)
+        os.replace(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    finally:
+        os.close(handle)
+    with contextlib.suppress(OSError):
+        _sync(path.parent)
 
 
 def check_can_write(path: str | os.PathLike) -> None:
@@ -189,11 +213,15 @@ def _checked(path: str | os.PathLike) -> Path:
     return path
 
 
-def _temporary(path: Path, mode: int) -> tuple[Path, int]:
-    """A new file beside `path`, open, and locked as long as that."""
+def _temporary(path: Path, mode: int | None) -> tuple[Path, int]:
+    """A new file beside `path`, or a folder (mode None), open, and locked as long as that."""
     temporary = path.parent / f".{path.name[:100]}.{secrets.token_hex(4)}.tmp"
     try:
-        handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
+        if mode is None:
+            temporary.mkdir()
+            handle = os.open(temporary, os.O_RDONLY)
+        else:
+            handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
         with contextlib.suppress(OSError):  # some file systems have no locks
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -202,19 +230,20 @@ def _temporary(path: Path, mode: int) -> tuple[Path, int]:
 
 
 def _remove_abandoned(path: Path) -> None:
-    """Removes temporary files of `path` that no writer holds."""
+    """Removes temporary files and folders of `path` that no writer holds."""
     for name in glob.glob(f".{glob.escape(path.name[:100])}.*.tmp", root_dir=path.parent, include_hidden=True):
+        left = path.parent / name
         with contextlib.suppress(OSError):  # held by its writer, or gone
-            handle = os.open(path.parent / name, os.O_RDWR)
+            handle = os.open(left, os.O_RDONLY if left.is_dir() else os.O_RDWR)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                os.unlink(path.parent / name)
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
             finally:
                 os.close(handle)
 
 
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

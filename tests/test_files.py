@@ -1,5 +1,6 @@
 """Files are read as what they say they are, and written whole or not at all."""
 
+import fcntl
 import os
 import stat
 import subprocess
@@ -16,6 +17,7 @@ from jaxcircuits.files import (
     parse_json,
     read_json,
     visible,
+    write_folder,
     write_json,
     write_whole,
 )
@@ -170,6 +172,27 @@ def test_bytes_are_on_the_disk_before_the_name_is_theirs(tmp_path, monkeypatch):
         monkeypatch.setattr(files.os, name, lambda *given, name=name, known=known: (seen.append(name), known(*given)))
     write_whole(tmp_path / "result.txt", lambda temporary: temporary.write_text("new"))
     assert seen == ["fsync", "replace", "fsync"]
+
+
+def test_a_folder_is_on_the_disk_before_the_name_is_its_and_abandoned_ones_go(tmp_path, monkeypatch):
+    abandoned, held = (tmp_path / f".model.{name}.tmp" for name in ("abandoned", "held"))
+    for folder in (abandoned, held):
+        folder.mkdir()
+        (folder / "half").write_text("half")
+    handle = os.open(held, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    seen = []
+    for name in ("fsync", "replace"):
+        known = getattr(os, name)
+        monkeypatch.setattr(files.os, name, lambda *given, name=name, known=known: (seen.append(name), known(*given)))
+    (tmp_path / "model").mkdir()
+    write_folder(tmp_path / "model", lambda folder: [(folder / name).write_text(name) for name in "ab"])
+    os.close(handle)
+    assert seen == ["fsync"] * 3 + ["replace", "fsync"]
+    assert sorted(os.listdir(tmp_path)) == [held.name, "model"] and os.listdir(tmp_path / "model")
+    with pytest.raises(OSError, match="not empty"):
+        write_folder(tmp_path / "model", lambda folder: None)
+    assert os.listdir(tmp_path) == ["model"]
 
 
 @pytest.mark.parametrize(
