@@ -1,6 +1,7 @@
 """NaN and infinity stop where they arise, by name, before anything is decided."""
 
 import dataclasses
+import importlib
 
 import equinox as eqx
 import jax
@@ -126,6 +127,28 @@ def test_scores_name_the_edge_that_has_none():
     objective = jc.Objective(micro_model("one-head"), micro_pairs(), undefined_far_away)
     with pytest.raises(ValueError, match=r"scores \(exact\): .*\(sender input, receiver a0.h0<q>\)"):
         jc.exact(objective)
+
+
+def test_scores_of_nodes_name_the_one_that_has_none(monkeypatch):
+    objective = jc.Objective(micro_model("one-head"), micro_pairs(), "logit_diff")
+    exact, atp = (importlib.import_module(f"jaxcircuits.discovery.{name}") for name in ("exact", "atp"))
+    monkeypatch.setattr(exact, "_clean_run", lambda *_: None)
+    monkeypatch.setattr(exact, "_without_nodes", lambda *_: NAN)
+    with pytest.raises(ValueError, match=r"scores of nodes \(exact\): .*\(sender input\)"):
+        jc.exact_nodes(objective)
+    monkeypatch.setattr(atp, "_nodes", lambda *_: np.array([0, NAN, 0, 0, 0]))
+    with pytest.raises(ValueError, match=r"scores of nodes \(atp-star\): .*\(receiver a0.h0<k>\)"):
+        jc.atp_nodes(objective, grad_drop=False)
+
+
+@pytest.mark.parametrize(("energy", "said"), [(NAN, r"energies: .*\(node input, base 0\)"), (0.0, "metric .*got nan")])
+def test_backups_without_a_number_are_no_rounding(energy, said, monkeypatch):
+    backups = importlib.import_module("jaxcircuits.evaluation.backups")
+    monkeypatch.setattr(backups, "_energies", lambda objective, base, places, width: np.full(len(places), energy))
+    monkeypatch.setattr(backups, "_rounding", lambda objective: 0.0)
+    objective = jc.Objective(micro_model("one-head"), micro_pairs(), undefined_far_away)
+    with pytest.raises(ValueError, match=f"backups: {said}"):
+        jc.backups(objective, ["a0.h0"])
 
 
 def test_information_flow_that_overflows_is_no_zero():

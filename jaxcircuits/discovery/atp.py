@@ -22,6 +22,7 @@ from jaxtyping import Array, Bool, Float
 
 from .. import batching
 from ..arguments import checked
+from ..finite import check_finite
 from ..graph import Graph
 from ..objective import Held, Objective
 from ..precision import products
@@ -62,10 +63,12 @@ def atp_nodes(
     """AtP* of every query, key and value of a head and of every MLP, in the order of receivers; `logits` is 0.
 
     A query or key takes the value it has where the head reads what all senders write in the reference. Raises
-    ValueError as `atp_star` does.
+    ValueError as `atp_star` does, and for NaN or infinity, naming the receiver.
     """
     drops = _drops(objective, "atp-star", grad_drop)
-    return np.asarray(_nodes(ruled(objective, backward), drops), np.float64)
+    values = np.asarray(_nodes(ruled(objective, backward), drops), np.float64)
+    check_finite("scores of nodes (atp-star)", values, receiver=objective.graph.receivers)
+    return values
 
 
 def _drops(objective: Objective, method: str, grad_drop: bool) -> Bool[Array, "run sender"]:

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 from .. import batching
 from ..arguments import check_count, checked
 from ..conditional import Conditional, kept_edges
+from ..finite import check_finite
 from ..identity import identity_of
 from ..objective import Objective
 from ..references import recorded
@@ -71,7 +72,7 @@ def exact(
 def exact_nodes(objective: Objective, *, width: int = 8) -> Float[np.ndarray, " sender"]:
     """What the loss rises by when all edges out of a node are removed, for every sender.
 
-    Raises ValueError for a bad width.
+    Raises ValueError for a bad width, and for NaN or infinity, naming the node.
     """
     check_count("width", width, 1)
     graph, times = objective.graph, objective.graph.written
@@ -81,6 +82,7 @@ def exact_nodes(objective: Objective, *, width: int = 8) -> Float[np.ndarray, " 
         for rows in _chunks(np.flatnonzero(times == time), width):
             losses = _without_nodes(objective, clean, jnp.int32(time), jnp.asarray(rows, jnp.int32))
             values[rows] = np.asarray(losses) - full
+    check_finite("scores of nodes (exact)", values, sender=graph.senders)
     return values
 
 

@@ -19,6 +19,7 @@ from .. import losses
 from ..arguments import check_count, checked
 from ..circuit import Circuit
 from ..conditional import Absent, named_edges
+from ..finite import check_finite
 from ..graph import Graph
 from ..masks import cast
 from ..metrics import Labels
@@ -83,7 +84,7 @@ def backups(objective: Objective, absent: Absent, *, units: str = "nodes", width
     - `units`: "nodes" that have an edge left, embeddings too, or "edges" that are left. `width`: masks at a time.
 
     The metric is recorded and does not enter the energies. Two masked runs a unit. Raises ValueError for unknown units,
-    names that are none of the graph's, and a model with a single output, whose energies are 0.
+    names that are none of the graph's, a model with a single output, whose energies are 0, and NaN or infinity.
     """
     graph = objective.graph
     if units not in UNITS:
@@ -99,11 +100,14 @@ def backups(objective: Objective, absent: Absent, *, units: str = "nodes", width
     names, places = _units(graph, graph.valid & ~gone, units)
     bases = graph.valid, graph.valid & ~gone
     columns = [_energies(objective, base, places, width) for base in bases]
+    check_finite("backups: energies", np.transpose(columns), **{units.removesuffix("s"): names}, base=None)
     noise = NOISE * _rounding(objective)
+    check_finite("backups: energy of rounding", noise)
     before, after = columns
     rows = [_backup(*each, noise) for each in zip(names, before, after, strict=True)]
     rows.sort(key=lambda row: -np.inf if row.ratio is None else row.ratio, reverse=True)
     full, rest = (float(objective(base)) for base in bases)
+    check_finite(f"backups: metric {objective.metric_name} without the absent edges", rest)
     run = {**objective.describe(), **({"circuit": absent.run} if isinstance(absent, Circuit) else {})}
     return Backups(units, tuple(rows), graph.names_of(gone), full, rest, noise, run)
 
