@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +23,6 @@ OTHERS = ("config.json", "special_tokens_map.json", "added_tokens.json", "tokeni
 SETTINGS = (FILES[0], *OTHERS[:2])
 """What gives transformers a tokenizer's arguments."""
 
-VERSIONS = "fast_tokenizer_files"
 NAMES_OF_FILES = re.compile(r"(?!special_tokens_map_file$)(.*(_file|_files|_spm|_kwargs)|vocab|merges|init_inputs)")
 """Arguments whose texts may be opened as files, wherever these lie; the one left out is written and never read."""
 
@@ -74,18 +74,19 @@ def load_tokenizer(files: Path) -> Any:
 
 
 def _check_settings(files: Path) -> None:
-    """Raises ValueError, naming the key, for settings that lead to a file: all that are read have names of their own.
+    """Raises ValueError, naming the key, for settings that lead to a file that is not in the folder.
 
-    Versions of tokenizer.json may be named, which lie beside it.
+    Paths of another machine, where nothing is here, are often left over in a checkpoint, and lead nowhere.
     """
     for path in (files / name for name in SETTINGS if (files / name).is_file()):
         settings = read_json(path, "tokenizer's settings")
         for key in filter(NAMES_OF_FILES.fullmatch, settings):
             for text in _texts(settings[key]):
-                if key != VERSIONS or any(mark in text for mark in "/\\:"):
+                there = [place for place in (files / text, Path(text)) if os.path.exists(place)]
+                if any(not place.resolve().is_relative_to(files.resolve()) for place in there):
                     raise ValueError(f"{path.name}: {key}: expected no file elsewhere, got {text!r:.60}")
-                if (files / text).exists():
-                    check_regular(files / text, "part of a tokenizer")
+                for place in there:
+                    check_regular(place, "part of a tokenizer")
 
 
 def _texts(value: Any) -> Iterator[str]:

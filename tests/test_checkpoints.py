@@ -444,7 +444,7 @@ def test_a_tokenizer_of_a_class_of_its_own_is_refused_and_nothing_asks(config, t
         ("tokenizer_config.json", {"fast_tokenizer_files": ["../other/tokenizer.4.0.json"]}, "fast_tokenizer_files"),
         ("tokenizer_config.json", {"fast_tokenizer_files": ["{other}/tokenizer.4.0.json"]}, "fast_tokenizer_files"),
         ("tokenizer_config.json", {"tokenizer_class": "GPT2Tokenizer", "merges_file": "{other}/m"}, "merges_file"),
-        ("tokenizer_config.json", {"sp_model_kwargs": {"model_file": "../other/m"}}, "sp_model_kwargs"),
+        ("tokenizer_config.json", {"sp_model_kwargs": {"model_file": "{other}/m"}}, "sp_model_kwargs"),
         ("special_tokens_map.json", {"tokenizer_file": "{other}/tokenizer.4.0.json"}, "tokenizer_file"),
         ("config.json", {"configuration_files": ["../other/config.4.0.json"]}, "configuration_files"),
     ],
@@ -453,6 +453,8 @@ def test_settings_of_a_tokenizer_lead_to_no_file_elsewhere(file, settings, said,
     model, other = tmp_path / "model", tmp_path / "other"
     for folder in (model, other):
         folder.mkdir()
+    for name in ("m", "config.4.0.json"):
+        (other / name).write_text("{}")
     letters_tokenizer().backend_tokenizer.save(str(other / "tokenizer.4.0.json"))
     letters_tokenizer().backend_tokenizer.save(str(model / "tokenizer.json"))
     (model / "config.json").write_text(json.dumps(LENS))
@@ -464,6 +466,7 @@ def test_settings_of_a_tokenizer_lead_to_no_file_elsewhere(file, settings, said,
 def test_a_version_of_a_tokenizer_may_be_named(saved):
     letters_tokenizer().backend_tokenizer.save(str(saved[1] / "tokenizer.4.0.json"))
     settings = {"fast_tokenizer_files": ["tokenizer.4.0.json"], "special_tokens_map_file": "/old", "vocab_file": None}
+    settings["tokenizer_file"] = "/of/another/machine/tokenizer.json"
     (saved[1] / "tokenizer_config.json").write_text(json.dumps(settings))
     assert jc.load(saved[1]).tokenizer.encode("c a") == [3, 1]
 
