@@ -83,6 +83,10 @@ def test_options_that_would_do_nothing_are_refused_before_anything_is_loaded(run
         (["--resample", "jackknife", "--replicates", 2], "--resample: expected one of bootstrap, keep"),
         (["--left-out", 0.5, "--replicates", 2], "--left-out: expected --resample keep"),
         (["--per-prompt", "--out", tmp_path / "c.json"], "c-2.json"),
+        (
+            ["--per-prompt", "--out", tmp_path / "d.html", "--report", tmp_path / "d-1.html"],
+            "--report and --out 1: exp",
+        ),
     ):
         code, _, said = run("discover", "ioi", "--model", "no such model", *options)
         assert code == 1 and message in said, said

@@ -105,7 +105,8 @@ def discover(
     resampling.check()
     if resampling.per_prompt and out_file is not None:
         numbers = range(1, (resampling.clusters or MOST_CLUSTERS) + 1)
-        check_writable(task, search.within, **{f"out {number}": _numbered(out_file, number) for number in numbers})
+        numbered = {f"out {number}": _numbered(out_file, number) for number in numbers}
+        check_writable(task, search.within, report=report, **numbered)
     check_fillable(checkpoint=checkpoint)
     check_page(report)
 

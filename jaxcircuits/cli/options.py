@@ -260,9 +260,10 @@ def check_writable(*inputs: str | Path | None, **outputs: Path | None) -> None:
             raise ValueError(f"--{option}: {error}") from None
         if path.exists() and any(Path(read).is_file() and path.samefile(read) for read in inputs if read is not None):
             raise ValueError(f"--{option}: expected another file than {path}, which is read: it would be lost")
-    if len({path.resolve() for path in named.values()}) < len(named):
-        options = " and ".join(f"--{option}" for option in named)
-        raise ValueError(f"{options}: expected different files, got {' and '.join(map(str, named.values()))}")
+    files = [path.resolve() for path in named.values()]
+    if same := {option: str(path) for option, path in named.items() if files.count(path.resolve()) > 1}:
+        options = " and ".join(f"--{option}" for option in same)
+        raise ValueError(f"{options}: expected different files, got {' and '.join(same.values())}")
 
 
 def check_fillable(**folders: Path | None) -> None:
