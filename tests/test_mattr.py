@@ -10,6 +10,7 @@ from conftest import CHAIN, chain_model, micro_llama, micro_model, micro_pairs, 
 
 import jaxcircuits as jc
 from jaxcircuits.discovery.mattr import mask_of_size
+from jaxcircuits.references import sender_values
 
 MODELS = {"gpt2": lambda: micro_model("gpt2", dtype=jnp.float64), "llama": lambda: micro_llama(dtype=jnp.float64)}
 
@@ -127,6 +128,15 @@ def test_what_it_refuses():
         jc.mattr(objective, optimiser="none", rate=0.1)
     with pytest.raises(ValueError, match="which is 0"):
         jc.mattr(jc.Objective(objective.model, micro_pairs(), flat), loss="cmd")
+
+
+def test_cmd_refuses_a_gap_that_is_rounding():
+    """Absent edges carry what is running but for a last bit: f without edges differs by 6e-8."""
+    objective = jc.Objective(micro_model("gpt2"), micro_pairs(), "logit_diff")
+    same = np.asarray(sender_values(objective.model, objective.clean, objective.microbatch, objective.span_at))
+    near = jc.Objective(objective.model, micro_pairs(), "logit_diff", reference=same * np.float32(1 + 1e-7))
+    with pytest.raises(ValueError, match=r"cmd divides by .*which is \S+ with a float error of \S+; choose"):
+        jc.mattr(near, loss="cmd", steps=1)
 
 
 def flat(logits, labels):

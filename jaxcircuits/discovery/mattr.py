@@ -27,12 +27,15 @@ from ..objective import Objective
 from ..types import Mask, MaskLike
 from .learning import LearntMask, Maskable, State, first_order, learn, result_of
 from .measure import refuse_flat
+from .noise import of_removal
 
 RATES = {"adam": 0.05, "sgd": 3.0, "none": None}
 """The optimisers, and the rates that the authors take."""
 
 SIZES, LOSSES = ("uniform", "log"), ("objective", "cmd")
 HALVINGS = 50
+NOISES = 2.0
+"""A gap is refused when it is at most so many float errors."""
 
 
 class MAttr(eqx.Module):
@@ -127,8 +130,8 @@ def mattr(
     Where some edges are absent (`within`, `without`), these score 0, and what is learnt of the others is 1 more.
     One masked run and one backward pass a step.
 
-    Raises ValueError for settings out of range, a `cmd` whose f is the same without edges, a checkpoint of another run,
-    and a run that diverged.
+    Raises ValueError for settings out of range, a `cmd` whose f is the same without edges but for rounding, a
+    checkpoint of another run, and a run that diverged.
     """
     refuse_flat(objective, "mattr", at_clean=False)
     started = time.perf_counter()
@@ -158,8 +161,9 @@ def _gap(objective: Objective | Conditional) -> float:
     whole = objective.objective if isinstance(objective, Conditional) else objective
     full = whole.full_mask()
     gap = abs(float(whole(full)) - float(whole(np.zeros(full.shape))))
-    if gap == 0:
+    if gap <= NOISES * (noise := of_removal(whole)):
         raise ValueError(
-            "mattr: cmd divides by what f differs without edges, which is 0; choose another loss or metric"
+            f"mattr: cmd divides by what f differs without edges, which is {gap:.3g} with a float error of "
+            f"{noise:.1g}; choose another loss or metric, or corrupt prompts that differ from the clean ones"
         )
     return gap

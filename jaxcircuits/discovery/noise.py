@@ -1,11 +1,13 @@
 """How far the metric that decides is from what exact numbers would give: rounding, and products of few passes."""
 
+import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
 from ..objective import Objective
 from ..precision import HIGHEST
+from ..references import sender_values
 from ..types import EdgeBools
 from .schedule import Walk
 from .search import Search
@@ -20,6 +22,15 @@ def of_rounding(objective: Objective, mask: EdgeBools, values: Float[np.ndarray,
     metric = values.mean(dtype=np.float64)
     other = np.asarray(objective.per_example(mask)).mean(dtype=np.float64)
     return float(max(abs(other - metric), eps * abs(metric)))
+
+
+def of_removal(objective: Objective) -> float:
+    """How far rounding alone moves the metric: without edges, where these carry what is running."""
+    same = sender_values(objective.model, objective.clean, objective.microbatch, objective.span_at)
+    replaced, valid = eqx.tree_at(lambda o: o.reference, objective, same), objective.graph.valid
+    full, empty = (np.asarray(replaced.per_example(mask), np.float64) for mask in (valid, np.zeros_like(valid)))
+    eps = float(jnp.finfo(objective.model.dtype).eps)
+    return float(np.maximum(np.abs(empty - full), eps * np.abs(full)).mean())
 
 
 def of_precision(objective: Objective, search: Search, walk: Walk) -> float:
