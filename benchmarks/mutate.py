@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 LEARNT = ("learning", "hard_concrete")
 TESTS = {
     "metrics.py": ("metrics", "objective"),
-    "gradients.py": ("gate_methods", "objective", "attribution"),
+    "gradients.py": ("gate_methods", "objective", "attribution", "eap_gp"),
     "losses.py": ("gate_methods", "objective"),
     "masks.py": ("objective", "doors", "finite"),
     "evaluation/ablation.py": ("ablation",),
@@ -38,7 +38,7 @@ TESTS = {
     "evaluation/roc.py": ("roc",),
     "evaluation/similarity.py": ("similarity",),
     "evaluation/testing.py": ("judging", "hypotheses"),
-    "discovery/acdc.py": ("acdc",),
+    "discovery/acdc.py": ("acdc", "conditional", "within"),
     "discovery/acdc_result.py": ("acdc",),
     "discovery/atp.py": ("atp",),
     "discovery/attribution.py": ("gate_methods", "attribution"),

@@ -125,6 +125,8 @@ def test_a_ratio_is_refused_below_two_standard_errors(errors, refused):
     assert (result.value is None) == refused == (result.refused is not None)
     noisy = _faithfulness(np.ones((2, 2), bool), np.zeros(5), (np.zeros(5), difference), np.full(5, 0.1))
     assert noisy.value is None and "float error of 0.1" in noisy.refused
+    nothing = _faithfulness(np.ones((2, 2), bool), np.ones(5), (np.zeros(5), np.zeros(5)), np.zeros(5))
+    assert nothing.value is None and "differ by 0" in nothing.refused
 
 
 # --- MIB, transcribed on its own: lists and dicts, one evaluation at a time -----------------------

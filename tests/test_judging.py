@@ -10,6 +10,7 @@ import pytest
 from conftest import CHAIN, chain_model, micro_model, micro_pairs
 
 import jaxcircuits as jc
+from jaxcircuits.evaluation import controls
 from jaxcircuits.evaluation.testing import _inflated
 
 
@@ -333,3 +334,12 @@ def test_what_is_refused(objective, chain):
         jc.random_control(objective, chain, count=0)
     with pytest.raises(ValueError, match="both `reset` and `method`"):
         jc.evaluate(objective, chain, reset=objective)
+
+
+def test_random_circuits_better_than_the_model_are_as_far_from_it_as_worse_ones(objective, chain, monkeypatch):
+    """CMD has the distance of F from 1 to either side: here 0.5 below it at the first size, 0.5 above at the second."""
+    curve = jc.faithfulness_curve(objective, chain, shares=(0.5, 1.0))
+    at = dataclasses.replace(curve.signed[0], value=0.5), dataclasses.replace(curve.signed[0], value=1.5)
+    monkeypatch.setattr(controls, "faithfulness_many", lambda judged, masks: [at[0], at[0], at[1], at[1]])
+    found = jc.random_curve(objective, curve, count=2)
+    np.testing.assert_allclose([found.cpr.mean, found.cmd.mean], [0.5, 0.25])

@@ -92,6 +92,7 @@ def test_saturated_masks_give_f_at_the_rounded_mask(x64):
     loss, seen = eqx.filter_jit(learner.loss)(jnp.where(kept, 50.0, -50.0), nodes, jax.random.key(0), jnp.asarray(0))
     np.testing.assert_allclose(seen["metric"], nodes(kept), rtol=1e-12)
     np.testing.assert_allclose(loss, nodes(kept) + 2 * kept.mean(), rtol=1e-10)
+    np.testing.assert_allclose(seen["sparsity"], 1 - kept.mean(), rtol=1e-10)
 
 
 @pytest.mark.mission
