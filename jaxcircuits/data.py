@@ -232,15 +232,31 @@ def from_text(rows: Sequence[dict[str, Any]], tokenizer: Any) -> PromptPairs:
     return PromptPairs(**tokens_of(rows, tokenizer))
 
 
+LARGEST = 2**31 - 1
+"""Whole numbers beyond are clipped: no token, length or year is so large."""
+
+
 def _array(name: str, value: Any) -> np.ndarray:
     value = np.asarray(value)
     kind = {"positions": "b", "target": "f"}.get(name, "i")
-    if value.dtype.kind == "u" and kind == "i" or name == "target" and value.dtype.kind in "iu":
-        value = value.astype({"i": np.int64, "f": np.float32}[kind])
+    if name == "group" and value.dtype.kind in "iu":
+        value = _apart(value)
+    if value.dtype.kind == "u" and kind == "i":
+        value = np.minimum(value, np.uint64(LARGEST)).astype(np.int64)
+    if name == "target" and value.dtype.kind in "iu":
+        value = value.astype(np.float32)
     if value.dtype.kind != kind:
         wanted = {"i": "whole numbers", "b": "True and False", "f": "real numbers"}[kind]
         raise ValueError(f"{name}: expected {wanted}, got {value.dtype}")
-    return value if kind != "i" else np.asarray(np.clip(value, -(2**31), 2**31 - 1), np.int32)
+    return value if kind != "i" else np.asarray(np.clip(value, -LARGEST - 1, LARGEST), np.int32)
+
+
+def _apart(groups: np.ndarray) -> np.ndarray:
+    """The same groups; numbered in their order where int32 has not all of their numbers."""
+    fits = (
+        all(-LARGEST - 1 <= int(number) <= LARGEST for number in (groups.min(), groups.max())) if groups.size else True
+    )
+    return groups if fits else np.unique(groups, return_inverse=True)[1]
 
 
 def _fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:

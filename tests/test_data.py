@@ -295,3 +295,17 @@ def test_padding_loses_nothing(rows):
     padded = pad(rows, PADDING)
     assert [[value for value in row if value != PADDING] for row in padded.tolist()] == rows
     assert padded.shape == (len(rows), max(map(len, rows)))
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint64])
+def test_large_numbers_of_groups_stay_apart(kind):
+    large = np.array([4 * 10**9, 3 * 10**9, 3 * 10**9], kind)
+    assert jc.PromptPairs(np.zeros((3, 1), int), np.ones((3, 1), int), group=large).group.tolist() == [1, 0, 0]
+    small = np.array([7, 5, 5], kind)
+    assert jc.PromptPairs(np.zeros((3, 1), int), np.ones((3, 1), int), group=small).group.tolist() == [7, 5, 5]
+
+
+def test_a_token_beyond_64_bits_with_a_sign_is_no_padding():
+    with pytest.raises(ValueError, match="answer has token id 2147483647, outside"):
+        answer = np.array([2**64 - 1], np.uint64)
+        jc.PromptPairs(np.zeros((1, 1), int), np.ones((1, 1), int), answer=answer).check_against(9, 9)
