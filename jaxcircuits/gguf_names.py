@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from .gguf_file import GGUF
+from .tensors import check_once
 
 # Metadata keys without the architecture's name in front -> what a config calls them.
 SIZES = {
@@ -123,7 +124,11 @@ class GGUFTensors:
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
         self.file.metadata.clear()  # a vocabulary that would lie in memory beside the weights
-        self.stored = {self._renamed(stored): stored for stored in self.file.stored if stored != ROPE_FACTORS}
+        self.stored: dict[str, str] = {}
+        for stored in (name for name in self.file.stored if name != ROPE_FACTORS):
+            name = self._renamed(stored)
+            check_once(name, stored, self.stored.get(name), self.source)
+            self.stored[name] = stored
 
     def names(self) -> list[str]:
         return list(self.stored)

@@ -39,6 +39,12 @@ def check_shape(name: str, found: tuple[int, ...], shape: tuple[int, ...], sourc
         raise ValueError(f"{source}: tensor {name} has shape {found}, expected {shape} from config.json")
 
 
+def check_once(name: str, stored: str, before: str | None, source: str) -> None:
+    """Raises ValueError for a tensor that another stored name, `before`, gives already."""
+    if before is not None:
+        raise ValueError(f"{source}: {before} and {stored} are both the tensor {name}: expected one of them")
+
+
 def empty(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
     """An array to be filled, placed so that JAX on a CPU can take it over without a copy."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
@@ -77,7 +83,11 @@ class SafeTensors:
         self.folder = folder
         stored = [name for name in files if not _is_buffer(name)]
         self.shapes: dict[str, dict[str, tuple[int, ...]]] = {}
-        self.files = {ours: (name, files[name]) for name in stored if (ours := renamed(name)) is not None}
+        self.files: dict[str, tuple[str, str]] = {}
+        for name in stored:
+            if (ours := renamed(name)) is not None:
+                check_once(ours, name, self.files.get(ours, (None,))[0], self.source)
+                self.files[ours] = name, files[name]
 
     def names(self) -> list[str]:
         return list(self.files)
@@ -130,12 +140,14 @@ class FlaxTensors:
             flat = flax.traverse_util.flatten_dict(tree, sep=".")
         except Exception as error:  # msgpack raises many unrelated types for bad bytes
             raise ValueError(f"{path} is truncated or no flax checkpoint: {error}") from None
-        self.tensors = {}
-        for name, tensor in flat.items():
-            name = name.removeprefix("params.").removeprefix("transformer.")
+        self.tensors, names = {}, {}
+        for stored, tensor in flat.items():
+            name = stored.removeprefix("params.").removeprefix("transformer.")
             stem, _, leaf = name.rpartition(".")
             is_transposed = leaf == "kernel" and stem != "lm_head"
             renamed = f"{stem}.{'bias' if leaf == 'bias' else 'weight'}"
+            check_once(renamed, stored, names.get(renamed), self.source)
+            names[renamed] = stored
             self.tensors[renamed] = np.asarray(tensor).T if is_transposed or renamed == "lm_head.weight" else tensor
 
     def names(self) -> list[str]:

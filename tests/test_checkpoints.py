@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 
 import jaxcircuits as jc
 from jaxcircuits import checkpoints, tokenizer
-from jaxcircuits.tensors import PICKLES, WEIGHT_FILES
+from jaxcircuits.tensors import PICKLES, WEIGHT_FILES, FlaxTensors
 from jaxcircuits.tokenizer import load_tokenizer
 
 WEIGHTS, INDEX, FLAX = WEIGHT_FILES
@@ -221,6 +221,16 @@ def test_wrong_tensors_are_refused_by_file_and_name(change, message, saved):
     with pytest.raises(ValueError, match=message) as error:
         jc.load(folder)
     assert str(folder) in str(error.value)
+
+
+def test_a_tensor_under_two_names_is_refused_by_both(saved):
+    rewrite(saved[1], lambda tensors: {**tensors, "wte.weight": tensors["transformer.wte.weight"] + 1})
+    with pytest.raises(ValueError, match=r"model: \S*wte.weight and \S*wte.weight are both the tensor wte.weight"):
+        jc.load(saved[1])
+    tree = {"h": {"0": {"mlp": {"c_fc": {"kernel": np.ones((2, 2)), "weight": np.ones((2, 2))}}}}}
+    (saved[1] / FLAX).write_bytes(flax.serialization.msgpack_serialize(tree))
+    with pytest.raises(ValueError, match=r"c_fc.kernel and \S*c_fc.weight are both the tensor h.0.mlp.c_fc.weight"):
+        FlaxTensors(saved[1] / FLAX)
 
 
 def test_wrong_flax_tensors_are_refused_by_file_and_name(saved):

@@ -266,6 +266,13 @@ def test_a_tokenizer_is_read_without_a_word_about_torch(monkeypatch, tmp_path):
     assert heard == ["another sentence"]
 
 
+def test_a_tensor_under_two_names_is_refused(tmp_path):
+    twice = {"model.norm.weight": np.ones(WIDTH, np.float32)}
+    path = write(tmp_path / "model.gguf", "llama", tensors=lambda drawn: drawn.update(twice))
+    with pytest.raises(ValueError, match="output_norm.weight and model.norm.weight are both the tensor model.norm.wei"):
+        GGUFTensors(path)
+
+
 def test_a_key_that_comes_twice_is_refused(whole, tmp_path):
     path = tmp_path / "model.gguf"
     path.write_bytes(whole.replace(b"tokenizer.ggml.scores", b"tokenizer.ggml.tokens"))
