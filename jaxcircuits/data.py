@@ -253,9 +253,7 @@ def _array(name: str, value: Any) -> np.ndarray:
 
 def _apart(groups: np.ndarray) -> np.ndarray:
     """The same groups; numbered in their order where int32 has not all of their numbers."""
-    fits = (
-        all(-LARGEST - 1 <= int(number) <= LARGEST for number in (groups.min(), groups.max())) if groups.size else True
-    )
+    fits = not groups.size or -LARGEST - 1 <= int(groups.min()) <= int(groups.max()) <= LARGEST
     return groups if fits else np.unique(groups, return_inverse=True)[1]
 
 
