@@ -4,7 +4,8 @@
 
 A round draws other IOI prompts for the bundled model (which of 3 thresholds and 2 metrics changes too), and runs exact
 ACDC, EAP and an evaluation of what was kept. Prints a JSON line a minute: rounds, resident MiB, programs compiled since
-the line before; at last the growth since the first tenth of the time and the programs compiled after it.
+the line before; at last the growth since the first tenth of the time and the programs compiled after it. Fails where
+memory grew by 2 % or more, or anything was compiled.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from common import emit, machine
 import jaxcircuits as jc
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
+MOST_GROWTH = 2.0
 THRESHOLDS, METRICS = (1.0, 0.3, 0.1), ("kl", "logit_diff")
 
 
@@ -61,6 +63,8 @@ def main() -> None:
     (first, programs), (last, all_programs) = lines[len(lines) // 10], lines[-1]
     growth = 100 * (last / first - 1)
     emit(rounds=number, growth_percent=round(growth, 2), compiled_after_the_first_tenth=all_programs - programs)
+    if growth >= MOST_GROWTH or all_programs > programs:
+        raise SystemExit(f"expected growth below {MOST_GROWTH} % and nothing compiled after the first tenth")
 
 
 if __name__ == "__main__":

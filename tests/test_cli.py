@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import metadata
 
 import numpy as np
 import pytest
@@ -432,3 +433,7 @@ def test_ctrl_c_ends_cleanly(tmp_path):
     _, error = command.communicate(timeout=60)
     assert command.returncode == 130 and "interrupted" in error and "Traceback" not in error
     assert list(tmp_path.iterdir()) == [cache]
+
+
+def test_the_version_is_the_packages(run):
+    assert run("--version") == (0, f"jaxcircuits {metadata.version('jaxcircuits')}\n", "")

@@ -161,3 +161,11 @@ def test_a_record_of_another_kind_than_a_method_takes_is_refused(run, micro, tmp
         (tmp_path / "odd.json").write_text(json.dumps({**value, "run": {**value["run"], **odd}}))
         code, _, error = run("evaluate", tmp_path / "odd.json", "--random", 1)
         assert code == 1 and "expected a whole number" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("weights, is_said", [([1.0, 0.0, 2.0, 0.0, 1.0], True), ([1.0] * 5, False)])
+def test_a_circuit_of_weighed_prompts_is_said_to_be_judged_on_all_alike(weights, is_said, run, micro, tmp_path):
+    circuit = jc.Circuit.load(micro / "circuit.json")
+    dataclasses.replace(circuit, run={**circuit.run, "prompt_weights": weights}).save(tmp_path / "weighed.json")
+    code, _, errors = run("compare", "--paired", tmp_path / "weighed.json", tmp_path / "weighed.json")
+    assert code == 0 and ("found on 3 of 5 prompts, weighed unequally" in " ".join(errors.split())) == is_said

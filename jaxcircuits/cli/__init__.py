@@ -4,7 +4,8 @@ import io
 import logging
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from importlib import metadata
+from typing import Annotated, Any, NoReturn
 
 import jax
 import typer
@@ -16,7 +17,7 @@ from .backups import backups_of
 from .judge import compare, evaluate_circuit, test_circuit
 from .lists import list_methods, list_models, show
 from .mib import mib
-from .options import err
+from .options import err, out
 from .report import report
 from .reproduce import reproduce
 from .scores import prune, score
@@ -35,8 +36,17 @@ app = typer.Typer(
 UsageError: Any = typer.BadParameter.__base__  # typer may bring its own copy of click
 
 
+def _version(is_asked: bool) -> bool:
+    if is_asked:
+        out.print(f"jaxcircuits {metadata.version('jaxcircuits')}")
+        raise typer.Exit
+    return is_asked
+
+
 @app.callback()
-def _about() -> None:
+def _about(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print it")] = False,
+) -> None:
     """Finds the circuit behind a behaviour of a language model."""
 
 

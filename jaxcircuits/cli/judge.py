@@ -213,6 +213,13 @@ class _Asked:
     def __init__(self, circuit: Circuit, options: JudgedOptions) -> None:
         self.recorded = recorded(circuit.run, options)
         self.options = self.recorded.options
+        weights = circuit.run.get("prompt_weights", [])
+        if len(set(weights)) > 1:
+            counted = sum(weight > 0 for weight in weights)
+            err.print(
+                f"warning: the circuit was found on {counted} of {len(weights)} prompts, weighed unequally: "
+                "it is judged on all of them alike"
+            )
 
     def objective(self, *, reset: bool = False, **ablation: Any) -> tuple[Ablated, dict[str, Any]]:
         """The objective under an ablation, on the model or on its reset network; and its record."""

@@ -38,7 +38,8 @@ def atp_star(objective: Objective, *, qk_fix: bool = True, grad_drop: bool = Tru
     """AtP* of every edge. With neither fix it is EAP; without GradDrop its scores have a sign.
 
     `backward`: the rules of its gradients, see `attribution.py`. Nodes that read once (unsplit heads, layers) have no
-    queries and keys that could be fixed; the record says so.
+    queries and keys that could be fixed; the record says so. What is fixed is no gradient any more: rules that scale
+    those of queries and keys ("gim", "attn-lrp": 1/4) do not scale it, as they do those of values (1/2).
 
     Raises ValueError where the gradient at the clean run is zero (KL), and for GradDrop on a single layer.
     """
