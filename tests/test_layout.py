@@ -76,7 +76,7 @@ MAY_IMPORT = {
     | KEEPS,
     "expand": BASE | {"axes", "graph", "span_names"},
     "circuit_file": BASE | {"graph", "layout"},
-    "circuit": BASE | {"graph", "scores", "notebook", "circuit_file", "run"},
+    "circuit": BASE | {"graph", "scores", "notebook", "circuit_file", "run", "masks"},
     "crossings": BASE | {"graph", "scores", "circuit", "circuit_file", "models", "span_names"},
     "ilp": BASE | {"graph", "scores", "circuit"},
     "interchange": BASE | {"graph", "scores", "circuit"},
