@@ -174,9 +174,18 @@ def close(found, expected):
     assert np.abs(found - expected).max() < 1e-9 * np.abs(expected).max() and expected.any()
 
 
+SLOW = {("gpt2", "plain"), ("llama", "plain"), ("gpt2", "attn-lrp")}
+
+
 @pytest.mark.mission
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("rules", [pytest.param("plain", marks=pytest.mark.slow), *RULES[1:]])
+@pytest.mark.parametrize(
+    "family, rules",
+    [
+        pytest.param(family, rules, marks=[pytest.mark.slow] * ((family, rules) in SLOW))
+        for family in FAMILIES
+        for rules in RULES
+    ],
+)
 def test_edges_score_as_the_formulas_say(family, rules, x64):
     objective = objective_of(family)
     expected = edges_of(objective, rules)
