@@ -233,7 +233,9 @@ def test_values_are_the_same_to_the_bit(family, x64):
 
 
 @pytest.mark.mission
-@pytest.mark.parametrize("rules", RULES)
+@pytest.mark.parametrize(
+    "rules", ["relp", "gim", *(pytest.param(rules, marks=pytest.mark.slow) for rules in ("plain", "attn-lrp"))]
+)
 def test_other_units_follow_the_same_rules(rules, x64):
     """A head that reads once has the slopes of its query, key and value together."""
     split = objective_of("gpt2", "logit_diff")
