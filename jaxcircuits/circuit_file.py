@@ -114,7 +114,10 @@ def cfg_of(graph: Graph) -> dict[str, Any]:
     if graph.embeddings != ("input",):
         cfg["embeddings"] = list(graph.embeddings)
     moments = {moment for stack in layout.stacks for moment in stack.moments}
-    cfg["parallel_attn_mlp"] = any({"head", "mlp"} <= {nodes.kind for nodes in moment.nodes} for moment in moments)
+    cfg["parallel_attn_mlp"] = any(
+        {"head", "attention"} & kinds and {"mlp", "neurons"} & kinds
+        for kinds in ({nodes.kind for nodes in moment.nodes} for moment in moments)
+    )
     if cfg["n_heads"] and not cfg["parallel_attn_mlp"] and graph_of(cfg, graph.nodes, ()) == graph:
         return cfg
     return {**cfg, "layout": layouts.to_json(layout)}

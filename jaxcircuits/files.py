@@ -164,9 +164,10 @@ def write_folder(path: str | os.PathLike, write: Callable[[Path], object]) -> No
     temporary, handle = _temporary(path, None)
     try:
         write(temporary)
-        for part in temporary.rglob("*"):
+        for part in filter(Path.is_file, temporary.rglob("*")):
             _sync(part)
-        os.fsync(handle)
+        with contextlib.suppress(OSError):  # some file systems cannot, of folders
+            os.fsync(handle)
         os.replace(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -231,7 +232,9 @@ def _temporary(path: Path, mode: int | None) -> tuple[Path, int]:
 
 def _remove_abandoned(path: Path) -> None:
     """Removes temporary files and folders of `path` that no writer holds."""
-    for name in glob.glob(f".{glob.escape(path.name[:100])}.*.tmp", root_dir=path.parent, include_hidden=True):
+    for name in glob.glob(
+        f".{glob.escape(path.name[:100])}.{'[0-9a-f]' * 8}.tmp", root_dir=path.parent, include_hidden=True
+    ):
         left = path.parent / name
         with contextlib.suppress(OSError):  # held by its writer, or gone
             handle = os.open(left, os.O_RDONLY if left.is_dir() else os.O_RDWR)

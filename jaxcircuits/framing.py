@@ -152,20 +152,21 @@ def _without_space(pairs: Any, tokenizer: Any) -> Any:
     found = {name: getattr(pairs, name) for name in ("answer", "wrong")}
     answers = {name: ids for name, ids in found.items() if ids is not None and ids.ndim == 2}
     changed = {name: ids.copy() for name, ids in answers.items()}
-    longer = []
-    for token in np.unique([one for ids in answers.values() for one in ids[ids >= 0]]).tolist():
+    longer, given = [], np.unique([one for ids in answers.values() for one in ids[ids >= 0]]).tolist()
+    for token in given:
         word = _word(tokenizer, token)
         if not word or encode_after(tokenizer, f" {word}") != [token]:
             continue
         alone = encode_after(tokenizer, word)
-        if len(alone) != 1:
+        if len(alone) != 1 or alone[0] in given:
             longer.append(word)
         for name, ids in answers.items():
             changed[name][ids == token] = alone[0]
     if longer:
         warnings.warn(
             f"template: the assistant's turn begins without a space, but {len(longer)} of the answers, such as "
-            f"{longer[0]!r}, are not one token without theirs: all keep it, which the model hardly writes there",
+            f"{longer[0]!r}, are not one token without theirs, or another answer's: all keep it, which a model hardly "
+            "writes there",
             stacklevel=4,
         )
         return pairs

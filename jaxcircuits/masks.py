@@ -18,27 +18,27 @@ BEYOND = 1e-3
 """How far a mask's numbers may lie beyond 0 and 1: slopes there are also taken by a small step to either side."""
 
 
-def mask_of(mask: Any, graph: Graph) -> ArrayLike:
-    """The mask that something is: an array, or that of a circuit.
+def mask_of(mask: Any, graph: Graph, name: str = "mask") -> ArrayLike:
+    """The mask that something is, the argument `name`: an array, or that of a circuit.
 
     Raises ValueError for scores, which choose no edges, for a circuit of another graph, and for values that are no
     numbers from 0 to 1. Of a traced mask these are not known.
     """
     if hasattr(mask, "graph"):
         if hasattr(mask, "values"):
-            raise ValueError("mask: scores choose no edges; take Circuit.select(scores, edges=...)")
+            raise ValueError(f"{name}: scores choose no edges; take Circuit.select(scores, edges=...)")
         if mask.graph != graph:
             shapes = f"{graph.shape}, got one of {mask.graph.shape}"
-            raise ValueError(f"mask: expected a circuit of the model's graph, {shapes}")
+            raise ValueError(f"{name}: expected a circuit of the model's graph, {shapes}")
         mask = mask.mask
     if isinstance(mask, Tracer):
         return mask
     array = np.asarray(mask)
     if not any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.bool_, jnp.integer, jnp.floating)):
-        raise ValueError(f"mask: expected an array of numbers from 0 to 1, or a circuit, got {mask!r:.60}")
-    check_finite("mask", array)
+        raise ValueError(f"{name}: expected an array of numbers from 0 to 1, or a circuit, got {mask!r:.60}")
+    check_finite(name, array)
     if array.dtype != bool and array.size and not -BEYOND <= array.min() <= array.max() <= 1 + BEYOND:
-        raise ValueError(f"mask: expected numbers from 0 to 1, got {array.min()} to {array.max()}")
+        raise ValueError(f"{name}: expected numbers from 0 to 1, got {array.min()} to {array.max()}")
     return mask if hasattr(mask, "dtype") else array
 
 
@@ -55,9 +55,10 @@ def masks_of(masks: Any, graph: Graph, name: str = "circuits") -> Bool[np.ndarra
 
     - `name`: the argument that it is.
 
-    Raises ValueError for none, another shape, other numbers than 0 and 1, and as `mask_of` does.
+    Raises ValueError for an empty list, another shape, other numbers than 0 and 1, and as `mask_of` does.
     """
-    each = [np.asarray(mask_of(mask, graph)) for mask in (masks if isinstance(masks, list | tuple) else [masks])]
+    is_several = isinstance(masks, list | tuple) and all(hasattr(one, "graph") or np.ndim(one) > 1 for one in masks)
+    each = [np.asarray(mask_of(one, graph, name)) for one in (masks if is_several else [masks])]
     if not each:
         raise ValueError(f"{name}: expected at least one circuit, got none")
     for array in each:

@@ -82,10 +82,11 @@ def _check_settings(files: Path) -> None:
         settings = read_json(path, "tokenizer's settings")
         for key in filter(NAMES_OF_FILES.fullmatch, settings):
             for text in _texts(settings[key]):
-                there = [place for place in (files / text, Path(text)) if os.path.exists(place)]
-                if any(not place.resolve().is_relative_to(files.resolve()) for place in there):
+                place = Path(os.path.normpath(files / text))  # a link is a file of the folder, as in the hub's cache
+                is_here = place.is_relative_to(os.path.normpath(files))
+                if not is_here and any(os.path.exists(one) and not os.path.isdir(one) for one in (place, text)):
                     raise ValueError(f"{path.name}: {key}: expected no file elsewhere, got {text!r:.60}")
-                for place in there:
+                if is_here and os.path.exists(place) and not place.is_dir():
                     check_regular(place, "part of a tokenizer")
 
 

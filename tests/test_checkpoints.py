@@ -474,8 +474,14 @@ def test_settings_of_a_tokenizer_lead_to_no_file_elsewhere(file, settings, said,
 
 
 def test_a_version_of_a_tokenizer_may_be_named(saved):
-    letters_tokenizer().backend_tokenizer.save(str(saved[1] / "tokenizer.4.0.json"))
-    settings = {"fast_tokenizer_files": ["tokenizer.4.0.json"], "special_tokens_map_file": "/old", "vocab_file": None}
+    letters_tokenizer().backend_tokenizer.save(str(saved[1].parent / "blob"))
+    (saved[1] / "tokenizer.4.0.json").symlink_to("../blob")  # as in the hub's cache
+    settings = {
+        "merges_file": "",
+        "fast_tokenizer_files": ["tokenizer.4.0.json"],
+        "special_tokens_map_file": "/old",
+        "vocab_file": None,
+    }
     settings["tokenizer_file"] = "/of/another/machine/tokenizer.json"
     (saved[1] / "tokenizer_config.json").write_text(json.dumps(settings))
     assert jc.load(saved[1]).tokenizer.encode("c a") == [3, 1]

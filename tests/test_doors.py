@@ -235,8 +235,8 @@ def test_a_circuit_or_a_mask_of_yes_and_no_is_taken_wherever_one_is_asked_for(ch
     check(
         """
 half, kept = np.full(graph.shape, 0.5), circuit.mask
-for bad, said in ((half, "True or False"), (7 * half, "mask: expected numbers from 0 to 1"), (np.nan * half, "mask"),
-                  (kept[1:], "expected shape"), (scores, "scores choose no edges"), ("kept", "mask")):
+for bad, said in ((half, "True or False"), (7 * half, ": expected numbers from 0 to 1"), (np.nan * half, "nan"),
+                  (kept[1:], "expected shape"), (scores, "scores choose no edges"), ("kept", "expected an array")):
     check(lambda: jc.faithfulness(objective, bad), said)
     check(lambda: jc.faithfulness_many(objective, [circuit, bad]), said)
     check(lambda: jc.acdc(objective, 0.1, within=bad), said)
@@ -245,7 +245,7 @@ for bad, said in ((half, "True or False"), (7 * half, "mask: expected numbers fr
     check(lambda: jc.roc([circuit], bad), said)
 check(lambda: jc.faithfulness_many(objective, []), "expected at least one circuit, got none")
 check(lambda: jc.acdc(objective, 0.1, within=[circuit, circuit]), "within: expected one circuit, got 2")
-for same in (kept.astype(int), kept.astype(float), jnp.asarray(kept), [circuit], kept[None]):
+for same in (kept.astype(int), kept.astype(float), jnp.asarray(kept), [circuit], kept[None], kept.tolist()):
     assert jc.faithfulness(objective, same).value == jc.faithfulness(objective, circuit).value
     assert (jc.Circuit.select(scores, edges=2, within=same).mask <= kept).all()
     assert jc.roc([circuit], same).trapezoid == 1

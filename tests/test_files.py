@@ -175,7 +175,7 @@ def test_bytes_are_on_the_disk_before_the_name_is_theirs(tmp_path, monkeypatch):
 
 
 def test_a_folder_is_on_the_disk_before_the_name_is_its_and_abandoned_ones_go(tmp_path, monkeypatch):
-    abandoned, held = (tmp_path / f".model.{name}.tmp" for name in ("abandoned", "held"))
+    abandoned, held = (tmp_path / f".model.{name}.tmp" for name in ("0123abcd", "beefbeef"))
     for folder in (abandoned, held):
         folder.mkdir()
         (folder / "half").write_text("half")

@@ -34,9 +34,10 @@ def test_a_prompts_loss_is_its_own_whatever_its_share_of_the_mean():
     pairs, model = micro_pairs(kind="positions"), micro_model("gpt2")
     assert np.ptp(pairs.scored()[1].sum(1)) > 0
     circuit = jc.Circuit(model.graph, random_mask(model.graph, 1, 0.6), np.zeros(model.graph.shape), {})
-    shown = jc.inspect_circuit(jc.Objective(model, pairs, "logit_diff"), circuit, prompts=3)
-    alone = [jc.Objective(model, pairs[[row]], "logit_diff") for row in range(3)]
-    np.testing.assert_allclose(shown.loss_circuit, [one(circuit.mask) for one in alone], rtol=1e-5, atol=1e-6)
+    alone = [jc.Objective(model, pairs[[row]], "logit_diff")(circuit.mask) for row in range(3)]
+    for prompts in (1, 3):
+        shown = jc.inspect_circuit(jc.Objective(model, pairs, "logit_diff"), circuit, prompts=prompts)
+        np.testing.assert_allclose(shown.loss_circuit, alone[:prompts], rtol=1e-5, atol=1e-6)
 
 
 def test_patterns_are_those_of_the_clean_run(inspected):

@@ -167,5 +167,5 @@ def test_a_record_of_another_kind_than_a_method_takes_is_refused(run, micro, tmp
 def test_a_circuit_of_weighed_prompts_is_said_to_be_judged_on_all_alike(weights, is_said, run, micro, tmp_path):
     circuit = jc.Circuit.load(micro / "circuit.json")
     dataclasses.replace(circuit, run={**circuit.run, "prompt_weights": weights}).save(tmp_path / "weighed.json")
-    code, _, errors = run("compare", "--paired", tmp_path / "weighed.json", tmp_path / "weighed.json")
+    code, _, errors = run("compare", "--paired", micro / "circuit.json", tmp_path / "weighed.json")
     assert code == 0 and ("found on 3 of 5 prompts, weighed unequally" in " ".join(errors.split())) == is_said

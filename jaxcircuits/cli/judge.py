@@ -199,6 +199,7 @@ def _judged_together(first: Circuit, second: Circuit, options: JudgedOptions) ->
     """Judges and prints."""
     with warnings_as_lines():
         judged, _ = _Asked(first, options).objective()
+        _warn_of_weights(second)
         record = paired(judged, first, second, seed=options.seed or 0)
     print_paired(record)
     return record
@@ -207,19 +208,24 @@ def _judged_together(first: Circuit, second: Circuit, options: JudgedOptions) ->
 # --- what a file says about how it was found ------------------------------------------------------
 
 
+def _warn_of_weights(circuit: Circuit) -> None:
+    """Says that a circuit is judged on other prompts than it was found on, if its record says so."""
+    weights = circuit.run.get("prompt_weights", [])
+    if len(set(weights)) > 1:
+        counted = sum(weight > 0 for weight in weights)
+        err.print(
+            f"warning: the circuit was found on {counted} of {len(weights)} prompts, weighed unequally: "
+            "it is judged on all of them alike"
+        )
+
+
 class _Asked:
     """The objective that options and a circuit's record name together; what is typed goes first."""
 
     def __init__(self, circuit: Circuit, options: JudgedOptions) -> None:
         self.recorded = recorded(circuit.run, options)
         self.options = self.recorded.options
-        weights = circuit.run.get("prompt_weights", [])
-        if len(set(weights)) > 1:
-            counted = sum(weight > 0 for weight in weights)
-            err.print(
-                f"warning: the circuit was found on {counted} of {len(weights)} prompts, weighed unequally: "
-                "it is judged on all of them alike"
-            )
+        _warn_of_weights(circuit)
 
     def objective(self, *, reset: bool = False, **ablation: Any) -> tuple[Ablated, dict[str, Any]]:
         """The objective under an ablation, on the model or on its reset network; and its record."""

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from ..arguments import checked
 from ..finite import check_finite
@@ -26,6 +26,7 @@ from ..graph import Graph
 from ..masks import masks_of
 from ..objective import Objective
 from ..references import mean_inside, within_spans, written_at
+from ..types import MaskLike
 from .learning import State, first_order, learn
 from .measure import refuse_flat
 
@@ -92,7 +93,7 @@ class OptimalAblation(eqx.Module):
 @checked
 def optimal_ablation(
     objective: Objective,
-    masks: ArrayLike | None = None,
+    masks: MaskLike | None = None,
     *,
     own_positions: bool = False,
     steps: int = 1000,
@@ -107,7 +108,7 @@ def optimal_ablation(
 
     The means are those of each prompt's own tokens: padding does not count, nor what is outside of a node's span.
 
-    - `masks`: the circuits, [circuit, sender, receiver] or one; default: one a sender, without that sender's edges.
+    - `masks`: circuits, or masks [circuit, sender, receiver], or one; default: one a sender, without its edges.
     - `own_positions`: a constant a position (begins at the "mean" reference); else one for all positions, as published.
     - `rate`: Adam's. `samples`: circuits a step. `batch`: prompts a step, default all.
     - `seed`, `progress`, `checkpoint`: as `learn`.

@@ -21,6 +21,7 @@ from ..masks import masks_of
 from ..objective import Objective
 from ..resampling import draws
 from ..scores import Scores
+from ..types import MaskLike
 from .ablation import Ablated, ablated
 from .records import Record, Spread
 
@@ -95,7 +96,7 @@ class FaithfulnessCurve(Record):
 
 
 @checked
-def faithfulness(objective: Objective | Ablated, circuit: Circuit | np.ndarray) -> Faithfulness:
+def faithfulness(objective: Objective | Ablated, circuit: MaskLike) -> Faithfulness:
     """F of one circuit, or of a mask [sender, receiver].
 
     Raises ValueError for a circuit of another graph. A denominator that is noise is refused in the result.
@@ -109,9 +110,7 @@ def faithfulness(objective: Objective | Ablated, circuit: Circuit | np.ndarray) 
     return dataclasses.replace(result, run={**judged.describe(), "circuit": found})
 
 
-def faithfulness_many(
-    objective: Objective | Ablated, circuits: np.ndarray | Sequence[Circuit]
-) -> tuple[Faithfulness, ...]:
+def faithfulness_many(objective: Objective | Ablated, circuits: MaskLike) -> tuple[Faithfulness, ...]:
     """F of many circuits, in batches; those of few edges by their live nodes. Raises ValueError for another graph's."""
     judged = ablated(objective)
     masks = masks_of(circuits, judged.graph)

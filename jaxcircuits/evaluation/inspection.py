@@ -129,7 +129,7 @@ def inspect_circuit(
 def _of_single_prompts(objective: Objective) -> Objective:
     """Each prompt's loss is its own mean over its scored positions, whatever its share of all prompts'."""
     shares = np.asarray(objective.weights).sum(1, keepdims=True)
-    if np.ptp(shares) < 1e-6:
+    if np.abs(shares - 1).max() < 1e-6:
         return objective
     return eqx.tree_at(lambda o: o.weights, objective, objective.weights / shares)
 

@@ -133,7 +133,7 @@ class AbstractArchitecture(eqx.Module):
 
     @property
     def is_causal(self) -> bool:
-        """Whether no position reads later ones, so that padding after a prompt changes nothing in it."""
+        """Whether no position reads later ones, so that neither padding nor what follows a scored one changes it."""
         return False
 
     @property
