@@ -48,6 +48,22 @@ def objective(request):
 
 
 @pytest.mark.mission
+def test_all_edges_are_the_clean_run_none_the_corrupt_one_and_integrated_slopes_the_difference(objective, x64):
+    """Laws 1 and 3."""
+    model, ends = objective.model, np.array([5, 3, 4])
+    differences = []
+    for tokens in (objective.clean, objective.corrupt):
+        logits = np.stack([eqx.filter_jit(model)(tokens[row])[end] for row, end in enumerate(ends)])
+        differences.append(logits[np.arange(3), [3, 4, 1]] - logits[np.arange(3), [7, 2, 5]])
+    found = [
+        np.asarray(objective.per_example(mask)) for mask in (objective.graph.valid, np.zeros(objective.graph.shape))
+    ]
+    np.testing.assert_allclose(found, differences, atol=1e-10)
+    change = np.mean(differences[1]) - np.mean(differences[0])
+    assert abs(jc.mask_ig(objective, steps=400).values.sum() - change) < 1e-3 * abs(change)
+
+
+@pytest.mark.mission
 def test_acdc_by_live_nodes_decides_as_by_whole_masks(objective, x64):
     spread = np.abs(jc.eap(objective).values[objective.graph.valid])
     threshold = float(np.quantile(spread, 0.6))
