@@ -83,9 +83,11 @@ def sequential(objective, threshold, *, groups=True, absolute=False, order="last
             one_by_one(f"m{layer}") if is_alive(f"m{layer}") else kill(f"m{layer}")
         inputs = []
         for kind in "vkq":
-            for head in reversed(range(sum(name.startswith(f"a{layer}.h") for name in graph.senders))):
-                receiver = f"a{layer}.h{head}<{kind}>"
-                inputs.append(receiver) if is_alive(f"a{layer}.h{head}") else kill(receiver)
+            heads = [name for name in graph.senders if name.startswith(f"a{layer}.h")]
+            own = [name for name in graph.receivers if name.startswith(f"a{layer}.") and name.endswith(f"<{kind}>")]
+            for i, receiver in reversed(list(enumerate(own))):
+                sharing = heads[i * len(heads) // len(own) : (i + 1) * len(heads) // len(own)]
+                inputs.append(receiver) if any(map(is_alive, sharing)) else kill(receiver)
         for receiver in inputs if groups else []:
             attempt(receiver, list(edges_into(receiver).values()))
         for receiver in inputs:

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import drawn
+from test_acdc import sequential
 
 import jaxcircuits as jc
 from jaxcircuits import models
@@ -76,6 +77,17 @@ def test_acdc_by_live_nodes_decides_as_by_whole_masks(objective, x64):
     assert (live.mask == dense.mask).all() and 0 < live.mask.sum() < objective.graph.num_edges
     groups = {d.name for d in live.decisions if "->" not in d.name}
     assert {name[-3:] for name in groups} == {"<q>", "<k>", "<v>"}
+
+
+@pytest.mark.mission
+def test_acdc_decides_as_the_algorithm_by_names(objective, x64):
+    """One trial at a time by whole masks, in an order that follows from the names alone."""
+    spread = np.abs(jc.eap(objective).values[objective.graph.valid])
+    threshold = float(np.quantile(spread, 0.6))
+    mask, final, trace = sequential(objective, threshold)
+    found = jc.acdc(objective, threshold, evaluator=jc.DenseEvaluator, width=8)
+    assert [(d.name, d.removed) for d in found.decisions] == trace and (found.mask == mask).all()
+    assert abs(found.metric_final - final) < 1e-10
 
 
 @pytest.mark.mission
