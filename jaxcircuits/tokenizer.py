@@ -82,8 +82,8 @@ def _check_settings(files: Path) -> None:
         settings = read_json(path, "tokenizer's settings")
         for key in filter(NAMES_OF_FILES.fullmatch, settings):
             for text in _texts(settings[key]):
-                place = Path(os.path.normpath(files / text))  # a link is a file of the folder, as in the hub's cache
-                is_here = place.is_relative_to(os.path.normpath(files))
+                place = Path(os.path.abspath(files / text))  # a link is a file of the folder, as in the hub's cache
+                is_here = place.is_relative_to(os.path.abspath(files))
                 if not is_here and any(os.path.exists(one) and not os.path.isdir(one) for one in (place, text)):
                     raise ValueError(f"{path.name}: {key}: expected no file elsewhere, got {text!r:.60}")
                 if is_here and os.path.exists(place) and not place.is_dir():

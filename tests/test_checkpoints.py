@@ -459,7 +459,7 @@ def test_a_tokenizer_of_a_class_of_its_own_is_refused_and_nothing_asks(config, t
         ("config.json", {"configuration_files": ["../other/config.4.0.json"]}, "configuration_files"),
     ],
 )
-def test_settings_of_a_tokenizer_lead_to_no_file_elsewhere(file, settings, said, tmp_path):
+def test_settings_of_a_tokenizer_lead_to_no_file_elsewhere(file, settings, said, tmp_path, monkeypatch):
     model, other = tmp_path / "model", tmp_path / "other"
     for folder in (model, other):
         folder.mkdir()
@@ -469,8 +469,10 @@ def test_settings_of_a_tokenizer_lead_to_no_file_elsewhere(file, settings, said,
     letters_tokenizer().backend_tokenizer.save(str(model / "tokenizer.json"))
     (model / "config.json").write_text(json.dumps(LENS))
     (model / file).write_text(json.dumps(LENS | settings).replace("{other}", str(other)))
-    with pytest.raises(ValueError, match=f"cannot be read: {file}: {said}: expected no file elsewhere, got "):
-        load_tokenizer(model)
+    monkeypatch.chdir(model)
+    for folder in (model, Path(".")):
+        with pytest.raises(ValueError, match=f"cannot be read: {file}: {said}: expected no file elsewhere, got "):
+            load_tokenizer(folder)
 
 
 def test_a_version_of_a_tokenizer_may_be_named(saved):
