@@ -67,7 +67,8 @@ def load_tokenizer(files: Path) -> Any:
             loader: Any = transformers.AutoTokenizer
             if not _has_byte_pairs(files) and named.get("tokenizer_class", "TokenizersBackend") == "TokenizersBackend":
                 loader = transformers.PreTrainedTokenizerFast
-            return loader.from_pretrained(files, local_files_only=True, trust_remote_code=False)
+            # the folder's own file before one that its settings name, which transformers 5.0 takes first
+            return loader.from_pretrained(files, tokenizer_file=None, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers and tokenizers raise many unrelated types for malformed files
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"{files}: its tokenizer cannot be read: {reason}") from None
