@@ -4,7 +4,8 @@ python tests/several_devices.py DEVICES            virtual CPU devices
 python tests/several_devices.py DEVICES methods    every scoring method on one and on all of them
 python tests/several_devices.py DEVICES spans      a model divided at spans of the prompts
 python tests/several_devices.py DEVICES weights    weights split between two devices each
-python tests/several_devices.py ADDRESS INDEX      one of two processes with 2 devices each
+python tests/several_devices.py ADDRESS INDEX SECONDS    one of two processes with 2 devices each, for which the other
+                                                         is dead after so many seconds without a sign
 """
 
 import dataclasses
@@ -22,7 +23,9 @@ import jax  # noqa: E402
 jax.config.update("jax_enable_x64", True)
 if distributed:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(sys.argv[1], num_processes=2, process_id=int(sys.argv[2]))
+    jax.distributed.initialize(
+        sys.argv[1], num_processes=2, process_id=int(sys.argv[2]), heartbeat_timeout_seconds=int(sys.argv[3])
+    )
 
 import numpy as np  # noqa: E402
 from conftest import micro_model, micro_pairs, random_mask  # noqa: E402
@@ -117,7 +120,9 @@ def main():
         }
         print("REPORT" + json.dumps(report), flush=True)
         return
-    report = {"all": answers(jc.Objective(model, pairs, "logit_diff", mesh=mesh), masks)}
+    objective = jc.Objective(model, pairs, "logit_diff", mesh=mesh)
+    print("BEGUN", float(objective(masks[0])), flush=True)
+    report = {"all": answers(objective, masks)}
     if not distributed:
         plain = jc.Objective(model, pairs, "logit_diff", "mean")
         report["one"] = answers(jc.Objective(model, pairs, "logit_diff"), masks)

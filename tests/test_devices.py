@@ -1,6 +1,7 @@
 """The same answers on one device, on a mesh of eight, and on two processes."""
 
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -91,15 +92,36 @@ def test_eight_devices_decide_at_spans_of_the_prompts_what_one_does():
     assert_same(runs["all"], runs["one"])
 
 
-@pytest.mark.mission
-def test_two_processes_decide_what_one_does(eight):
+def two_processes(seconds):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    first, second = reports(start(address, "0"), start(address, "1"))
+    return start(address, "0", seconds), start(address, "1", seconds)
+
+
+@pytest.mark.mission
+def test_two_processes_decide_what_one_does(eight):
+    first, second = reports(*two_processes("100"))
     assert first["all"]["shape"] == {"candidates": 1, "prompts": 4, "model": 1}
     assert_same(first["all"], eight["one"])
     assert_same(second["all"], eight["one"])
+
+
+@pytest.mark.mission
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_process_whose_peer_dies_says_so_and_ends(killed):
+    """It answers nothing: half of the prompts are no search."""
+    processes = two_processes("10")
+    try:
+        assert all(any(line.startswith("BEGUN") for line in process.stdout) for process in processes)
+        processes[killed].kill()
+        said, errors = processes[1 - killed].communicate(timeout=SECONDS)
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    assert processes[1 - killed].returncode != 0 and "REPORT" not in said
+    assert re.search("(reset|closed) by peer|unhealthy|heartbeat", errors), errors[-3000:]
 
 
 def test_a_mesh_of_one_device_and_what_is_refused():
