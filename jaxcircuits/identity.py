@@ -14,7 +14,8 @@ from . import metrics
 from .run import SOURCE, digest
 
 RECORDED = ("reference", "average", "prompts", "dtype", "precision", "device", "mesh")
-PACKAGES = ("jaxcircuits", "jax")
+PACKAGES = ("jaxcircuits", "jax", "jaxlib", "equinox", "numpy", "optax")
+"""Whose versions may show in the last bits of an answer, or in what a seed draws."""
 
 
 def description(objective: Any) -> dict[str, Any]:
@@ -49,7 +50,7 @@ def description(objective: Any) -> dict[str, Any]:
         "mesh": None if objective.mesh is None else dict(objective.mesh.shape),
         "versions": {
             "python": platform.python_version(),
-            **{package: metadata.version(package) for package in ("jaxcircuits", "jax", "equinox", "numpy")},
+            **{package: metadata.version(package) for package in PACKAGES},
         },
     }
 

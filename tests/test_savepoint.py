@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import metadata
 
 import jax
 import jax.numpy as jnp
@@ -239,7 +240,7 @@ def test_a_search_that_is_done_is_not_run_again(tmp_path, monkeypatch):
 
 
 @pytest.mark.mission
-def test_what_would_change_a_search_is_refused_by_name(tmp_path):
+def test_what_would_change_a_search_is_refused_by_name(tmp_path, monkeypatch):
     model, pairs = micro_model("gpt2"), micro_pairs()
     base = jc.Objective(model, pairs, "logit_diff")
     jc.acdc(base, 0.05, checkpoint=tmp_path)
@@ -259,6 +260,12 @@ def test_what_would_change_a_search_is_refused_by_name(tmp_path):
             jc.acdc(base, 0.05, checkpoint=tmp_path, **{name.removeprefix("order_") if "seed" in name else name: value})
     with pytest.raises(ValueError, match=r"thresholds was \[0.05\], now \[0.06\]"):
         jc.acdc(base, 0.06, checkpoint=tmp_path)
+    version = metadata.version
+    for package in ("jaxcircuits", "jax", "jaxlib", "numpy", "optax"):
+        with monkeypatch.context() as other:
+            other.setattr(metadata, "version", lambda name, new=package: "0.0.1" if name == new else version(name))
+            with pytest.raises(ValueError, match=f'versions.{package} was ".*", now "0.0.1"'):
+                jc.acdc(base, 0.05, checkpoint=tmp_path)
 
 
 @pytest.mark.mission
