@@ -4,10 +4,11 @@
         [--precision NAME] [--threshold 0.002] [--counts FILE] [--command-buffers]
 
 The run counts calls, instructions, sources and removals of every compiled chain, commit and fill (GPT-2-small, KL,
-10 prompts x 16; what happens depends little on how many prompts there are). Each program is compiled for the chip as
-`aot.py` does. On a TPU its time is the compiler's own cycles; on a GPU what the products, the moved bytes, the launches
-and the waits of the host for loops and branches take by the assumed rates below. The host's time is that of a run whose
-nodes are as many and whose device work is next to none (heads of width 2). Nothing is measured on a chip.
+10 prompts x 16, in chains as wide as the chip's would be; what happens depends little on how many prompts there are).
+Each program is compiled for the chip as `aot.py` does. On a TPU its time is the compiler's own cycles; on a GPU what
+the products, the moved bytes, the launches and the waits of the host for loops and branches take by the assumed rates
+below. The host's time is that of a run whose nodes are as many and whose device work is next to none (heads of width
+2), a call. Nothing is measured on a chip.
 """
 
 import argparse
@@ -38,6 +39,9 @@ GHZ = {"v5e": 1.5, "v5p": 1.75, "v6e": 1.75}
 H100 = {"flops": 0.7 * 67e12, "bytes": 0.8 * 3.35e12, "launch": 2.5e-6, "wait": 12e-6}
 """Assumed: shares of the published float32 and memory rates, seconds a kernel, seconds a wait of the host."""
 
+
+PROMPTS, POSITIONS = 10, 16
+"""Of the run that is counted."""
 
 ONCE = {"first_run": 1, "per_example": 2}
 """Programs besides: the run that a search starts from, and its float noise at the start and at the end."""
@@ -122,15 +126,25 @@ def _mean(count: float, of: float) -> float:
     return count / of if of else 0.0
 
 
+def take_widths_of(chip: str, prompts: int) -> int:
+    """Makes this CPU choose a chip's widths, for so many prompts while there are `PROMPTS`; gives the largest."""
+    widths.FREE.clear()
+    widths.LARGEST.clear()
+    if chip in GHZ:
+        widths.TOKENS["cpu"] = widths.TOKENS["tpu"] * PROMPTS // prompts
+    return widths.largest(PROMPTS * POSITIONS)
+
+
 def counted(size: str, threshold: float) -> dict[str, Any]:
-    """What a real run did, with an accelerator's widths, by "slots x width"."""
+    """What a real run did, by "slots x width"."""
     model = random_model(SIZES[size])
-    objective = jc.Objective(model, random_pairs(10, 16, model.vocab_size), "kl")
+    objective = jc.Objective(model, random_pairs(PROMPTS, POSITIONS, model.vocab_size), "kl")
     Counting.seen.clear()
     run = jc.acdc(objective, threshold, evaluator=Counting)
     about = {
         "size": size,
         "threshold": threshold,
+        "largest_width": widths.largest(PROMPTS * POSITIONS),
         "decisions": run.evaluations,
         "edges": int(run.mask.sum()),
         "calls": run.device_calls,
@@ -175,18 +189,17 @@ def main() -> None:
     warnings.simplefilter("ignore")
     if options.command_buffers:  # as `aot.py --command-buffers` shows
         H100["wait"] = 0
-    widths.FREE.clear()
-    widths.LARGEST.clear()
+    largest = take_widths_of(options.chip, options.prompts)
     known = options.counts is not None and options.counts.exists()
     run = json.loads(options.counts.read_text()) if known else counted(options.size, options.threshold)
-    asked = {"size": options.size, "threshold": options.threshold}
-    if known and any(run["about"][name] != value for name, value in asked.items()):
+    asked = {"size": options.size, "threshold": options.threshold, "largest_width": largest}
+    if known and any(run["about"].get(name) != value for name, value in asked.items()):
         raise SystemExit(f"--counts: expected a run of {asked}, got {run['about']}")
     if options.counts is not None:
         options.counts.write_text(json.dumps(run))
     emit(**{name: str(value) for name, value in vars(options).items()} | run["about"], jax=jax.__version__)
     topology = aot.topology_of(options.chip)
-    of = options.prompts, 16, "kl", 10, options.precision
+    of = options.prompts, POSITIONS, "kl", 10, options.precision
     objective = abstract_objective(SIZES[options.size], *of)
     rows = []
     for name, done in run["done"].items():

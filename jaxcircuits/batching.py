@@ -229,6 +229,12 @@ def weight_shardings(arrays: Any, mesh: Mesh) -> Any:
     return jax.tree.map(spread, arrays)
 
 
+def tokens_on_a_device(objective: Any) -> int:
+    """Of one circuit and all prompts, where a mesh spreads circuits and prompts."""
+    mesh = objective.mesh
+    return objective.clean.size // (1 if mesh is None else mesh.size // mesh.shape[MODEL])
+
+
 def from_first_process(value: int) -> int:
     """What the first process of a distributed run measured: the others must not decide by their own clock."""
     return value if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.int64(value)))

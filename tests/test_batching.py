@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from conftest import micro_model, micro_pairs, random_mask
 
 import jaxcircuits as jc
 from jaxcircuits import batching
-from jaxcircuits.batching import chunked_vmap, compile_clock, largest_that_fits, memory_limit
+from jaxcircuits.batching import chunked_vmap, compile_clock, largest_that_fits, memory_limit, tokens_on_a_device
 from jaxcircuits.discovery.width import ExpectedWidth, FixedWidth
 from jaxcircuits.gradients import value_and_gradient
 
@@ -103,6 +104,22 @@ def test_the_width_is_the_one_with_most_decisions_for_its_cost(free, right, widt
 
 def test_on_a_cpu_no_chain_is_wider_than_4():
     assert ExpectedWidth().next(1.0) == (4 if jax.default_backend() == "cpu" else 64)
+
+
+@pytest.mark.parametrize(
+    ("platform", "tokens", "width"),
+    [("tpu", 100 * 16, 4), ("tpu", 32 * 16, 16), ("tpu", 8 * 16, 64), ("tpu", 10**6, 4), ("gpu", 10**6, 64)],
+)
+def test_a_tpu_gets_no_program_that_is_wider_than_it_needs_to_be_busy(platform, tokens, width, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    assert ExpectedWidth(tokens=tokens).next(1.0) == width
+
+
+def test_a_mesh_spreads_a_circuits_tokens():
+    objective = jc.Objective(micro_model("one-head"), micro_pairs(batch=4), "kl")
+    assert tokens_on_a_device(objective) == objective.clean.size > 16
+    spread = SimpleNamespace(clean=np.zeros((4, 16)), mesh=SimpleNamespace(size=8, shape={"model": 2}))
+    assert tokens_on_a_device(spread) == 16
 
 
 def test_a_width_that_did_not_fit_is_not_tried_again():

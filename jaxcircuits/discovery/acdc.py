@@ -15,7 +15,7 @@ from typing import Any
 from jaxtyping import ArrayLike
 
 from ..arguments import check_number, checked
-from ..batching import compile_clock
+from ..batching import compile_clock, tokens_on_a_device
 from ..conditional import Conditional, kept_edges
 from ..identity import digest_of, identity_of
 from ..live import LiveEvaluator
@@ -165,7 +165,8 @@ def searched(
         options["edges_within"] = int(within.sum())
     first = Search(Walk(steps, within), predictor_of(predictor, graph), judges)
     together = searches_at_once() if together is None else together
-    policy = ExpectedWidth(searches=together) if width is None else FixedWidth(width, together)
+    expected = ExpectedWidth(searches=together, tokens=tokens_on_a_device(objective))
+    policy = expected if width is None else FixedWidth(width, together)
     results: dict[int, ACDCResult] = {}
 
     def tell(found: Iterable[tuple[int, ACDCResult]]) -> None:

@@ -17,6 +17,8 @@ FREE_OF_ACCELERATORS = 16
 LARGEST = {"cpu": 4}
 """By platform, else the last of `WIDTHS`: beyond it a candidate costs no less, and a second program is compiled."""
 
+TOKENS = {"tpu": 8192}
+"""By platform: as `LARGEST`, of all candidates' tokens on one device (by what the compiler says of a v5e)."""
 
 SEARCHES = {"cpu": 1}
 """By platform, else `SEARCHES_OF_ACCELERATORS`: how many searches take one call together."""
@@ -27,6 +29,15 @@ SEARCHES_OF_ACCELERATORS = 16
 def searches_at_once() -> int:
     """What this platform takes."""
     return SEARCHES.get(jax.default_backend(), SEARCHES_OF_ACCELERATORS)
+
+
+def largest(tokens: int) -> int:
+    """The widest chain worth compiling here, of candidates with so many tokens each on a device; 4 at least, as a call
+    is the host's work too.
+    """
+    platform = jax.default_backend()
+    fitting = [width for width in WIDTHS if width <= 4 or width * tokens <= TOKENS.get(platform, width * tokens)]
+    return min(fitting[-1], LARGEST.get(platform, WIDTHS[-1]))
 
 
 def bucket(count: int) -> int:
@@ -53,13 +64,13 @@ class ExpectedWidth:
     """The width w with the most expected decisions for its cost, E(w) / (1 + w / K).
 
     With p the share of guesses that come true, a chain of w steps decides E(w) = (1 - p^w) / (1 - p) of them; K is the
-    platform's in `FREE`. At most `searches` searches go at once.
+    platform's in `FREE`. At most `searches` searches go at once; a candidate has `tokens` tokens on a device.
     """
 
-    def __init__(self, free: int | None = None, searches: int = 1):
+    def __init__(self, free: int | None = None, searches: int = 1, tokens: int = 1):
         self.searches = searches
         self.free = free or FREE.get(jax.default_backend(), FREE_OF_ACCELERATORS)
-        self.largest = WIDTHS[-1] if free else LARGEST.get(jax.default_backend(), WIDTHS[-1])
+        self.largest = WIDTHS[-1] if free else largest(tokens)
 
     def next(self, right: float) -> int:
         """How many steps to try, where a share `right` of guesses comes true."""
