@@ -21,6 +21,7 @@ from jaxcircuits.cli.lists import print_circuit, print_peap, print_peap_circuit
 from jaxcircuits.cli.options import recorded
 from jaxcircuits.files import parse_json, read_json
 from jaxcircuits.formats import read_format
+from jaxcircuits.mib import check_result
 from jaxcircuits.npz import read_arrays, write_arrays
 from jaxcircuits.report.judged import judged
 from jaxcircuits.tokenizer import load_tokenizer
@@ -112,9 +113,18 @@ def readers(tmp_path_factory):
     found["prompts"] = ("t.npz", (folder / "t.npz").read_bytes(), changed_archive, jc.PromptPairs.load)
     write_arrays(folder / "x.npz", {"a": np.arange(6, dtype="<i4").reshape(2, 3), "b": np.ones(3, "<f4")})
     found["arrays"] = ("x.npz", (folder / "x.npz").read_bytes(), changed_archive, read_arrays)
+    found["MIB"] = ("importances.json", ranked(folder), changed_json, lambda path: check_result(path.parent))
     options = b"metric: kl\nthresholds: [1, 0.1]\noptions: {steps: 5, signed: true}\nhead-order: ascending\n"
     found["YAML"] = ("x.yaml", options, changed_bytes, read_yaml)
     return found | evaluations(folder) | checkpoints(folder)
+
+
+def ranked(folder):
+    """A model's scores of a submission, in MIB's format."""
+    graph = jc.Graph.transformer(2, 2)
+    scores = np.where(graph.valid, np.random.default_rng(0).normal(size=graph.shape).round(3), 0)
+    jc.Circuit(graph, graph.valid, scores, {}, 8).save(folder / "importances.json")
+    return (folder / "importances.json").read_bytes()
 
 
 def evaluations(folder):
@@ -158,25 +168,46 @@ def checkpoints(folder):
         "index": ("model.safetensors.index.json", json.dumps({"weight_map": names}).encode(), changed_json, loads),
         "flax": ("flax_model.msgpack", flax.serialization.msgpack_serialize(tree), changed_bytes, loads),
         "tokenizer": ("tokenizer.json", small, changed_json, lambda path: load_tokenizer(path.parent)),
-        "settings": ("tokenizer_config.json", settings, changed_json, with_tokenizer(small)),
+        "settings": ("tokenizer_config.json", settings, changed_json, beside("tokenizer.json", small)),
     }
+    words = {word: number for number, word in enumerate(["a", "b", "c", "d", "ab", "cd", "<|endoftext|>"])}
+    pairs = b"#version: 0.2\na b\nc d\n"
+    kind = {"config.json": b'{"model_type": "gpt2"}'}
+    found["vocabulary"] = ("vocab.json", json.dumps(words).encode(), changed_json, beside("merges.txt", pairs, **kind))
+    found["merges"] = ("merges.txt", pairs, changed_bytes, beside("vocab.json", json.dumps(words).encode(), **kind))
+    jc.save(jc.load("tracr-reverse").model, folder / "tracr")
+    found["config of tracr"] = ("config.json", (folder / "tracr/config.json").read_bytes(), changed_json, read_format)
+    found["config of TransformerLens"] = ("config.json", json.dumps(LENS).encode(), changed_json, read_format)
     for kind, values in FAMILY_CONFIGS.items():
         whole = json.dumps({"model_type": kind, **values}).encode()
         found[f"config of {kind}"] = ("config.json", whole, changed_json, read_format)
     return found | {"GGUF": gguf_reader(folder)}
 
 
+LENS = {
+    **{"model_name": "attn-only-1l", "d_model": 8, "d_head": 4, "n_heads": 2, "n_layers": 1, "n_ctx": 16},
+    **{"d_vocab": 11, "act_fn": None, "attn_only": True, "normalization_type": "LN", "eps": 1e-5},
+    **{"use_attn_scale": True, "positional_embedding_type": "standard", "seed": 1},
+    **{"tokenizer_name": "EleutherAI/gpt-neox-20b"},
+}
 FAMILY_CONFIGS = {
     "llama": {"num_hidden_layers": 2, "rope_scaling": {"type": "linear", "factor": 2.0}, "num_key_value_heads": 8},
     "gpt_neox": {"num_hidden_layers": 2, "rotary_pct": 0.25, "use_parallel_residual": True},
     "gemma3_text": {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"], "head_dim": 8},
+    "mistral": {"num_hidden_layers": 2, "sliding_window": 4, "head_dim": None, "rope_theta": 1e6},
+    "qwen3": {"num_hidden_layers": 2, "head_dim": 128, "attention_bias": False, "tie_word_embeddings": True},
+    "olmo2": {"num_hidden_layers": 2, "num_key_value_heads": 8, "rms_norm_eps": 1e-6},
+    "gemma2": {"num_hidden_layers": 2, "final_logit_softcapping": 30.0, "query_pre_attn_scalar": 224, "head_dim": 8},
     "qwen2": {"num_hidden_layers": 2, "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
 }
 
 
-def with_tokenizer(small):
+def beside(name, data, **others):
+    """Reads the tokenizer of a folder that has these files too."""
+
     def read(path):
-        (path.parent / "tokenizer.json").write_bytes(small)
+        for file, content in {name: data, **others}.items():
+            (path.parent / file).write_bytes(content)
         load_tokenizer(path.parent)
 
     return read
@@ -222,7 +253,8 @@ QUICK = {
     "PEAP": 200,
     "PEAP's circuit": 200,
     **{"inspection": 300, "config": 500, "weights": 30, "index": 30, "flax": 30, "tokenizer": 20, "settings": 10},
-    **{f"config of {kind}": 500 for kind in FAMILY_CONFIGS},
+    **{"vocabulary": 20, "merges": 20, "config of tracr": 500, "config of TransformerLens": 500, "MIB": 100},
+    **{f"config of {kind}": 300 for kind in FAMILY_CONFIGS},
     "GGUF": 100,
 }
 """Inputs of each reader in the tests that always run: some are slow."""

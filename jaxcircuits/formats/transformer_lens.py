@@ -62,6 +62,7 @@ def transformer_lens_config(values: dict[str, Any]) -> GPT2Config:
             raise ValueError(f"{theirs} = {fields[ours]!r} is not supported; expected a value like {defaults[ours]!r}")
         if type(fields.get(ours)) is int:
             check_size(theirs, fields[ours])
+            fields[ours] = float(fields[ours]) if KINDS[ours] is float else fields[ours]
     layer_norm = values.get("normalization_type", "LN") is not None
     config = GPT2Config(**fields, layer_norm=layer_norm, tie_word_embeddings=False, unembedding_bias=True)
     check_fixed(values, {"d_head": (config.head_width,), "attn_scale": (-1.0, config.head_width**0.5)})
