@@ -7,7 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from jaxcircuits.discovery.learning import first_order, learn
+from jaxcircuits.discovery.learning import State, _Kept, first_order, learn
+from jaxcircuits.savepoint import Savepoint
 
 
 class Prompts(eqx.Module):
@@ -125,3 +126,18 @@ def test_with_a_checkpoint_steps_between_saves_are_few_where_they_are_slow(tmp_p
     monkeypatch.setattr("jaxcircuits.discovery.learning.time.monotonic", lambda: now[0])
     learn(Mean(0.1), Prompts(jnp.ones(2)), steps=5, batch=2, progress=progress, checkpoint=tmp_path)
     assert steps == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("other", [np.ones(3, np.float32), np.ones(2, np.int32), None])
+def test_a_kept_state_of_another_kind_is_refused(other, tmp_path):
+    def state(parameters):
+        return State(None, parameters, None, jax.random.key_data(jax.random.key(0)), jnp.int32(1), {})
+
+    kept = state(np.full(2, 5, np.float32))
+    with Savepoint(tmp_path, {"run": 1}) as point:
+        _Kept(point).write(kept, is_last=True)
+        fresh = _Kept(point).read(state(np.ones(2, np.float32)))
+        np.testing.assert_array_equal(fresh.parameters, kept.parameters)
+        wanted = state({"more": np.ones(2, np.float32)} if other is None else other)
+        with pytest.raises(ValueError, match="keeps a state of another kind: choose another folder"):
+            _Kept(point).read(wanted)
