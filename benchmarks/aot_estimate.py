@@ -127,12 +127,14 @@ def _mean(count: float, of: float) -> float:
 
 
 def take_widths_of(chip: str, prompts: int) -> int:
-    """Makes this CPU choose a chip's widths, for so many prompts while there are `PROMPTS`; gives the largest."""
+    """Makes this CPU choose a chip's widths, of a search over so many prompts; gives the largest."""
     widths.FREE.clear()
     widths.LARGEST.clear()
     if chip in GHZ:
-        widths.TOKENS["cpu"] = widths.TOKENS["tpu"] * PROMPTS // prompts
-    return widths.largest(PROMPTS * POSITIONS)
+        widths.TOKENS["cpu"] = widths.TOKENS["tpu"]
+    widths.LARGEST["cpu"] = widths.largest_width(prompts * POSITIONS)
+    widths.TOKENS.pop("cpu", None)
+    return widths.LARGEST["cpu"]
 
 
 def counted(size: str, threshold: float) -> dict[str, Any]:
@@ -144,7 +146,7 @@ def counted(size: str, threshold: float) -> dict[str, Any]:
     about = {
         "size": size,
         "threshold": threshold,
-        "largest_width": widths.largest(PROMPTS * POSITIONS),
+        "largest_width": widths.largest_width(),
         "decisions": run.evaluations,
         "edges": int(run.mask.sum()),
         "calls": run.device_calls,

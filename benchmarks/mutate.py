@@ -50,7 +50,7 @@ TESTS = {
     "discovery/judges.py": ("acdc", "lockstep", "replicates", "per_prompt"),
     "discovery/sweep.py": ("acdc", "lockstep", "savepoint", "cli"),
     "discovery/noise.py": ("acdc", "precision", "conditional"),
-    "discovery/width.py": ("acdc", "lockstep", "replicates"),
+    "discovery/width.py": ("batching", "acdc", "lockstep", "replicates"),
     "discovery/replicates.py": ("replicates", "selection"),
     "discovery/per_prompt.py": ("per_prompt",),
     "discovery/score_replicates.py": ("score_replicates",),

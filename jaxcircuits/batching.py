@@ -229,10 +229,13 @@ def weight_shardings(arrays: Any, mesh: Mesh) -> Any:
     return jax.tree.map(spread, arrays)
 
 
-def tokens_on_a_device(objective: Any) -> int:
-    """Of one circuit and all prompts, where a mesh spreads circuits and prompts."""
-    mesh = objective.mesh
-    return objective.clean.size // (1 if mesh is None else mesh.size // mesh.shape[MODEL])
+def tokens_and_devices(objective: Any) -> tuple[int, int]:
+    """Of one circuit on a device, of the prompts that it has; and over how many devices circuits are spread."""
+    mesh, prompts = objective.mesh, objective.clean
+    if mesh is None:
+        return prompts.size, 1
+    even = mesh.shape[PROMPTS] if len(prompts) % mesh.shape[PROMPTS] == 0 else 1
+    return prompts.size // even, mesh.shape[CANDIDATES]
 
 
 def from_first_process(value: int) -> int:

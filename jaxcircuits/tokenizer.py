@@ -23,6 +23,9 @@ OTHERS = ("config.json", "special_tokens_map.json", "added_tokens.json", "tokeni
 SETTINGS = (FILES[0], *OTHERS[:2])
 """What gives transformers a tokenizer's arguments."""
 
+OWN_FILES = ("tokenizer_file", "vocab_file", "merges_file")
+"""Settings whose files are in the folder under names of their own."""
+
 NAMES_OF_FILES = re.compile(r"(?!special_tokens_map_file$)(.*(_file|_files|_spm|_kwargs)|vocab|merges|init_inputs)")
 """Arguments whose texts may be opened as files, wherever these lie; the one left out is written and never read."""
 
@@ -67,20 +70,25 @@ def load_tokenizer(files: Path) -> Any:
             loader: Any = transformers.AutoTokenizer
             if not _has_byte_pairs(files) and named.get("tokenizer_class", "TokenizersBackend") == "TokenizersBackend":
                 loader = transformers.PreTrainedTokenizerFast
-            # the folder's own file before one that its settings name, which transformers 5.0 takes first
-            return loader.from_pretrained(files, tokenizer_file=None, local_files_only=True, trust_remote_code=False)
+            # the folder's own files before those that its settings name, which transformers 5.0 takes first
+            own = dict.fromkeys(set(OWN_FILES) & named.keys())
+            return loader.from_pretrained(files, **own, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers and tokenizers raise many unrelated types for malformed files
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"{files}: its tokenizer cannot be read: {reason}") from None
 
 
 def _check_settings(files: Path) -> None:
-    """Raises ValueError, naming the key, for settings that lead to a file that is not in the folder.
+    """Raises ValueError, naming the key, for settings that lead to a file that is not in the folder, or hold tokens
+    that would stand for those of its files.
 
     Paths of another machine, where nothing is here, are often left over in a checkpoint, and lead nowhere.
     """
     for path in (files / name for name in SETTINGS if (files / name).is_file()):
         settings = read_json(path, "tokenizer's settings")
+        for key in ("vocab", "merges"):
+            if isinstance(settings.get(key), dict | list):
+                raise ValueError(f"{path.name}: {key}: expected tokens in their own files, got {settings[key]!r:.60}")
         for key in filter(NAMES_OF_FILES.fullmatch, settings):
             for text in _texts(settings[key]):
                 place = Path(os.path.abspath(files / text))  # a link is a file of the folder, as in the hub's cache

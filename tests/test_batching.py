@@ -12,8 +12,8 @@ from conftest import micro_model, micro_pairs, random_mask
 
 import jaxcircuits as jc
 from jaxcircuits import batching
-from jaxcircuits.batching import chunked_vmap, compile_clock, largest_that_fits, memory_limit, tokens_on_a_device
-from jaxcircuits.discovery.width import ExpectedWidth, FixedWidth
+from jaxcircuits.batching import chunked_vmap, compile_clock, largest_that_fits, memory_limit, tokens_and_devices
+from jaxcircuits.discovery.width import ExpectedWidth, FixedWidth, largest_width
 from jaxcircuits.gradients import value_and_gradient
 
 
@@ -107,19 +107,34 @@ def test_on_a_cpu_no_chain_is_wider_than_4():
 
 
 @pytest.mark.parametrize(
-    ("platform", "tokens", "width"),
-    [("tpu", 100 * 16, 4), ("tpu", 32 * 16, 16), ("tpu", 8 * 16, 64), ("tpu", 10**6, 4), ("gpu", 10**6, 64)],
+    ("platform", "tokens", "devices", "width"),
+    [
+        *[("tpu", 100 * 16, 1, 4), ("tpu", 32 * 16, 1, 16), ("tpu", 8 * 16, 1, 64), ("tpu", 10**6, 1, 4)],
+        *[("tpu", 10**6, 8, 16), ("tpu", 1024, 8, 64), ("tpu", 1025, 8, 16), ("tpu", 8192, 3, 4)],
+        ("gpu", 10**6, 1, 64),
+    ],
 )
-def test_a_tpu_gets_no_program_that_is_wider_than_it_needs_to_be_busy(platform, tokens, width, monkeypatch):
+def test_a_tpu_gets_no_program_that_is_wider_than_keeps_it_busy(platform, tokens, devices, width, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: platform)
-    assert ExpectedWidth(tokens=tokens).next(1.0) == width
+    assert largest_width(tokens, devices) == width
+    assert ExpectedWidth(largest=width).next(1.0) == width
 
 
-def test_a_mesh_spreads_a_circuits_tokens():
+def test_a_search_asks_for_the_widest_chain_of_its_tokens(monkeypatch):
+    asked = []
+    module = sys.modules["jaxcircuits.discovery.acdc"]  # its function has the same name
+    monkeypatch.setattr(module, "largest_width", lambda *given: asked.append(given) or 1)
     objective = jc.Objective(micro_model("one-head"), micro_pairs(batch=4), "kl")
-    assert tokens_on_a_device(objective) == objective.clean.size > 16
-    spread = SimpleNamespace(clean=np.zeros((4, 16)), mesh=SimpleNamespace(size=8, shape={"model": 2}))
-    assert tokens_on_a_device(spread) == 16
+    assert jc.acdc(objective, 0.1).device_calls_by_width.keys() == {1}
+    assert asked == [(objective.clean.size, 1)] and objective.clean.size > 16
+
+
+def test_a_mesh_spreads_tokens_and_circuits():
+    shape = {"candidates": 4, "prompts": 2, "model": 1}
+    spread = SimpleNamespace(clean=np.zeros((4, 16)), mesh=SimpleNamespace(shape=shape))
+    assert tokens_and_devices(spread) == (32, 4)
+    spread.clean = np.zeros((5, 16))  # what does not divide evenly is on every device
+    assert tokens_and_devices(spread) == (80, 4)
 
 
 def test_a_width_that_did_not_fit_is_not_tried_again():

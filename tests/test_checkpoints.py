@@ -475,6 +475,18 @@ def test_settings_of_a_tokenizer_lead_to_no_file_elsewhere(file, settings, said,
             load_tokenizer(folder)
 
 
+def test_byte_pairs_come_before_stale_paths_and_tokens_in_settings(saved):
+    """With transformers 5.0 too, whose tokenizer of a path that leads nowhere knew no token at all."""
+    (saved[1] / "vocab.json").write_text(json.dumps({"a": 0, "b": 1, "c": 2, "d": 3, "ab": 4, "cd": 5}))
+    (saved[1] / "merges.txt").write_text("#version: 0.2\na b\nc d\n")
+    settings = {"tokenizer_class": "GPT2Tokenizer", "vocab_file": "/gone/vocab.json", "merges_file": "/gone/m.txt"}
+    (saved[1] / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert jc.load(saved[1]).tokenizer.encode("abcd") == [4, 5]
+    (saved[1] / "tokenizer_config.json").write_text(json.dumps(settings | {"vocab": {"z": 0}, "merges": []}))
+    with pytest.raises(ValueError, match="tokenizer_config.json: vocab: expected tokens in their own files"):
+        jc.load(saved[1]).tokenizer  # noqa: B018
+
+
 def test_a_version_of_a_tokenizer_may_be_named(saved):
     letters_tokenizer().backend_tokenizer.save(str(saved[1].parent / "blob"))
     (saved[1] / "tokenizer.4.0.json").symlink_to("../blob")  # as in the hub's cache

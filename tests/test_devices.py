@@ -5,6 +5,7 @@ import re
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -18,9 +19,13 @@ SCRIPT = Path(__file__).with_name("several_devices.py")
 SECONDS = 900  # on a busy machine; a process whose peer died hangs for about 100
 
 
-def start(*arguments):
+def start(*arguments, into=None):
+    """What it says goes into files `into`.out and `into`.err, or is kept for `reports`."""
     command = [sys.executable, str(SCRIPT), *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    if into is None:
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with into.with_suffix(".out").open("w") as said, into.with_suffix(".err").open("w") as errors:
+        return subprocess.Popen(command, stdout=said, stderr=errors)
 
 
 def reports(*processes):
@@ -92,11 +97,11 @@ def test_eight_devices_decide_at_spans_of_the_prompts_what_one_does():
     assert_same(runs["all"], runs["one"])
 
 
-def two_processes(seconds):
+def two_processes(seconds, folder=None):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    return start(address, "0", seconds), start(address, "1", seconds)
+    return [start(address, number, seconds, into=folder and folder / number) for number in ("0", "1")]
 
 
 @pytest.mark.mission
@@ -109,19 +114,23 @@ def test_two_processes_decide_what_one_does(eight):
 
 @pytest.mark.mission
 @pytest.mark.parametrize("killed", [0, 1])
-def test_a_process_whose_peer_dies_says_so_and_ends(killed):
+def test_a_process_whose_peer_dies_says_so_and_ends(killed, tmp_path):
     """It answers nothing: half of the prompts are no search."""
-    processes = two_processes("10")
+    processes = two_processes("30", tmp_path)
     try:
-        assert all(any(line.startswith("BEGUN") for line in process.stdout) for process in processes)
+        began = time.monotonic()
+        while not all("BEGUN" in (tmp_path / f"{number}.out").read_text() for number in (0, 1)):
+            assert all(process.poll() is None for process in processes) and time.monotonic() - began < SECONDS
+            time.sleep(0.1)
         processes[killed].kill()
-        said, errors = processes[1 - killed].communicate(timeout=SECONDS)
+        assert processes[1 - killed].wait(SECONDS) != 0
     finally:
         for process in processes:
             process.kill()
-            process.communicate()
-    assert processes[1 - killed].returncode != 0 and "REPORT" not in said
-    assert re.search("(reset|closed) by peer|unhealthy|heartbeat", errors), errors[-3000:]
+            process.wait()
+    said, errors = ((tmp_path / f"{1 - killed}.{end}").read_text() for end in ("out", "err"))
+    assert "REPORT" not in said
+    assert re.search("(reset|closed) by peer|unhealthy|heartbeat|task died|Socket closed", errors), errors[-3000:]
 
 
 def test_a_mesh_of_one_device_and_what_is_refused():

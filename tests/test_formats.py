@@ -11,6 +11,7 @@ from conftest import MICRO, micro_model, micro_pairs
 from safetensors.numpy import save_file
 
 import jaxcircuits as jc
+from jaxcircuits.formats.transformer_lens import transformer_lens_config
 from jaxcircuits.models import gpt2_folding
 
 TOKENS = np.array([3, 1, 4, 1, 5, 9], np.int32)
@@ -94,6 +95,10 @@ def test_a_transformer_lens_folder_gives_its_logits(form, tmp_path):
     jc.save(loaded.model, tmp_path / "again")
     again = eqx.filter_jit(jc.load(tmp_path / "again").model)(jnp.asarray(TOKENS))
     np.testing.assert_array_equal(again, ours)
+
+
+def test_a_whole_number_is_read_as_an_epsilon():
+    assert type(transformer_lens_config(CONFIG | {"eps": 1}).layer_norm_epsilon) is float
 
 
 @pytest.mark.parametrize(

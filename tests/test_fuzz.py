@@ -172,9 +172,9 @@ def checkpoints(folder):
     }
     words = {word: number for number, word in enumerate(["a", "b", "c", "d", "ab", "cd", "<|endoftext|>"])}
     pairs = b"#version: 0.2\na b\nc d\n"
-    kind = {"config.json": b'{"model_type": "gpt2"}'}
-    found["vocabulary"] = ("vocab.json", json.dumps(words).encode(), changed_json, beside("merges.txt", pairs, **kind))
-    found["merges"] = ("merges.txt", pairs, changed_bytes, beside("vocab.json", json.dumps(words).encode(), **kind))
+    gpt2 = {"config.json": b'{"model_type": "gpt2"}'}
+    found["vocabulary"] = ("vocab.json", json.dumps(words).encode(), changed_json, beside("merges.txt", pairs, **gpt2))
+    found["merges"] = ("merges.txt", pairs, changed_bytes, beside("vocab.json", json.dumps(words).encode(), **gpt2))
     jc.save(jc.load("tracr-reverse").model, folder / "tracr")
     found["config of tracr"] = ("config.json", (folder / "tracr/config.json").read_bytes(), changed_json, read_format)
     found["config of TransformerLens"] = ("config.json", json.dumps(LENS).encode(), changed_json, read_format)

@@ -261,7 +261,7 @@ def test_what_would_change_a_search_is_refused_by_name(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"thresholds was \[0.05\], now \[0.06\]"):
         jc.acdc(base, 0.06, checkpoint=tmp_path)
     version = metadata.version
-    for package in ("jaxcircuits", "jax", "jaxlib", "numpy", "optax"):
+    for package in ("jaxcircuits", "jax", "jaxlib", "equinox", "numpy", "optax"):
         with monkeypatch.context() as other:
             other.setattr(metadata, "version", lambda name, new=package: "0.0.1" if name == new else version(name))
             with pytest.raises(ValueError, match=f'versions.{package} was ".*", now "0.0.1"'):

@@ -15,7 +15,7 @@ from typing import Any
 from jaxtyping import ArrayLike
 
 from ..arguments import check_number, checked
-from ..batching import compile_clock, tokens_on_a_device
+from ..batching import compile_clock, tokens_and_devices
 from ..conditional import Conditional, kept_edges
 from ..identity import digest_of, identity_of
 from ..live import LiveEvaluator
@@ -31,7 +31,7 @@ from .predictors import predictor_of
 from .schedule import Walk, all_steps
 from .search import Search
 from .sweep import Sweep
-from .width import WIDTHS, ExpectedWidth, FixedWidth, searches_at_once
+from .width import WIDTHS, ExpectedWidth, FixedWidth, largest_width, searches_at_once
 
 
 @checked
@@ -75,10 +75,11 @@ def acdc_sweep(
       within a layer ("descending", "ascending", "random" heads; `seed` for both). They change the circuit.
     - `groups`: first try to remove all edges into a head's q, k or v at once, as the original does.
     - `absolute`: compare the size of the increment, so that an edge whose removal helps is kept too.
-    - `width`: trials evaluated in one batch, at most 64; default: what the share of guesses that came true makes best,
-      so that two runs agree to the last bit. The decisions do not depend on it, nor on `predictor`, which guesses
-      decisions: "history" (as the sender's last edges fared), "all_removed", scores of all edges (an edge is expected
-      to go if its score is below the threshold), or an earlier result, whose decisions are expected again.
+    - `width`: trials evaluated in one batch, at most 64; default: what the share of guesses that came true makes best
+      (on a CPU at most 4, on a TPU as many as keep it busy), so that two runs agree to the last bit. The decisions do
+      not depend on it, nor on `predictor`, which guesses decisions: "history" (as the sender's last edges fared),
+      "all_removed", scores of all edges (an edge is expected to go if its score is below the threshold), or an earlier
+      result, whose decisions are expected again.
     - `together`: how many searches (of thresholds that have parted) share a call, at most 64; default: 1 on a CPU,
       which is busy with one, and 16 elsewhere. Decisions do not depend on it.
     - `evaluator`: `LiveEvaluator` (the default), or `DenseEvaluator`, the slow oracle.
@@ -165,8 +166,8 @@ def searched(
         options["edges_within"] = int(within.sum())
     first = Search(Walk(steps, within), predictor_of(predictor, graph), judges)
     together = searches_at_once() if together is None else together
-    expected = ExpectedWidth(searches=together, tokens=tokens_on_a_device(objective))
-    policy = expected if width is None else FixedWidth(width, together)
+    largest = largest_width(*tokens_and_devices(objective))
+    policy = ExpectedWidth(searches=together, largest=largest) if width is None else FixedWidth(width, together)
     results: dict[int, ACDCResult] = {}
 
     def tell(found: Iterable[tuple[int, ACDCResult]]) -> None:

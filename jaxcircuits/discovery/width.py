@@ -18,7 +18,8 @@ LARGEST = {"cpu": 4}
 """By platform, else the last of `WIDTHS`: beyond it a candidate costs no less, and a second program is compiled."""
 
 TOKENS = {"tpu": 8192}
-"""By platform: as `LARGEST`, of all candidates' tokens on one device (by what the compiler says of a v5e)."""
+"""By platform: as `LARGEST`, of the tokens of one search's candidates on a device (by what the compiler says of a
+v5e)."""
 
 SEARCHES = {"cpu": 1}
 """By platform, else `SEARCHES_OF_ACCELERATORS`: how many searches take one call together."""
@@ -31,13 +32,19 @@ def searches_at_once() -> int:
     return SEARCHES.get(jax.default_backend(), SEARCHES_OF_ACCELERATORS)
 
 
-def largest(tokens: int) -> int:
-    """The widest chain worth compiling here, of candidates with so many tokens each on a device; 4 at least, as a call
-    is the host's work too.
+def largest_width(tokens: int = 1, devices: int = 1) -> int:
+    """The widest chain worth compiling here, of candidates of so many tokens that are spread over devices.
+
+    A device computes 4 candidates at least: a call is the host's work too.
     """
     platform = jax.default_backend()
-    fitting = [width for width in WIDTHS if width <= 4 or width * tokens <= TOKENS.get(platform, width * tokens)]
-    return min(fitting[-1], LARGEST.get(platform, WIDTHS[-1]))
+
+    def is_worth_it(width: int) -> bool:
+        own = width if width % devices else width // devices
+        return own <= 4 or own * tokens <= TOKENS.get(platform, own * tokens)
+
+    widest = max(width for width in WIDTHS if is_worth_it(width))
+    return min(widest, LARGEST.get(platform, WIDTHS[-1]))
 
 
 def bucket(count: int) -> int:
@@ -64,13 +71,13 @@ class ExpectedWidth:
     """The width w with the most expected decisions for its cost, E(w) / (1 + w / K).
 
     With p the share of guesses that come true, a chain of w steps decides E(w) = (1 - p^w) / (1 - p) of them; K is the
-    platform's in `FREE`. At most `searches` searches go at once; a candidate has `tokens` tokens on a device.
+    platform's in `FREE`. At most `searches` searches go at once; w is at most `largest`.
     """
 
-    def __init__(self, free: int | None = None, searches: int = 1, tokens: int = 1):
+    def __init__(self, free: int | None = None, searches: int = 1, largest: int | None = None):
         self.searches = searches
         self.free = free or FREE.get(jax.default_backend(), FREE_OF_ACCELERATORS)
-        self.largest = WIDTHS[-1] if free else largest(tokens)
+        self.largest = largest or (WIDTHS[-1] if free else largest_width())
 
     def next(self, right: float) -> int:
         """How many steps to try, where a share `right` of guesses comes true."""
