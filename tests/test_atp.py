@@ -67,7 +67,7 @@ def test_grad_drop_is_the_mean_size_over_layers_that_no_gradient_passes(x64):
         total = total + np.abs(each).sum(0) / in_layer / 2
     scores = jc.atp_star(micro(pairs=pairs), qk_fix=False)
     np.testing.assert_allclose(scores.values, total, rtol=1e-9, atol=1e-14)
-    assert not scores.signed and scores.run["backward_passes"] == 2
+    assert not scores.signed and scores.run["backward_passes"] == 2 and scores.run["forward_passes"] == 4
 
 
 def project(model, layer, head, kind, x):

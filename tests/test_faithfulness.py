@@ -257,6 +257,13 @@ def test_what_is_refused(objective, tmp_path):
 
 
 @pytest.mark.mission
+def test_two_prompts_have_an_interval_and_one_has_none():
+    for count in (2, 1):
+        objective = jc.Objective(micro_model("gpt2"), micro_pairs(batch=count), "logit_diff")
+        circuit = jc.Circuit.select(jc.eap(objective), edges=8)
+        assert (jc.faithfulness(objective, circuit).interval is None) == (count == 1)
+
+
 def test_intervals_are_the_bootstraps_over_the_prompts(x64):
     """Of F, CPR and CMD, against draws of one's own."""
     objective = jc.Objective(micro_model("gpt2", dtype=jnp.float64), micro_pairs(batch=40), "kl")
