@@ -49,7 +49,7 @@ def load_tokenizer(files: Path) -> Any:
     """
     if is_gguf(files):
         try:
-            with _quiet_about_torch():
+            with _quiet_about_torch(), _panics_as_errors():
                 return read_tokenizer(GGUF(files).metadata)
         except ValueError as error:
             raise ValueError(f"{files}: {error}") from None
@@ -61,7 +61,7 @@ def load_tokenizer(files: Path) -> Any:
         if (files / name).exists():
             check_regular(files / name, "part of a tokenizer")
     try:
-        with _quiet_about_torch():
+        with _quiet_about_torch(), _panics_as_errors():
             import transformers
 
             _check_settings(files)
@@ -106,6 +106,17 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(entry)
     elif isinstance(value, str):
         yield value
+
+
+@contextlib.contextmanager
+def _panics_as_errors() -> Iterator[None]:
+    """A panic of the tokenizers' Rust code is no `Exception`: here it is a ValueError."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"its files contradict each other: {error}") from None
 
 
 @contextlib.contextmanager

@@ -487,6 +487,14 @@ def test_byte_pairs_come_before_stale_paths_and_tokens_in_settings(saved):
         jc.load(saved[1]).tokenizer  # noqa: B018
 
 
+def test_a_panic_of_the_tokenizers_code_is_a_refusal(saved):
+    """It is no `Exception`, and would end a program that catches those."""
+    (saved[1] / "vocab.json").write_text(json.dumps({"a": 0, "b": 1, "c": 2, "d": 3, "cd": "a0.h0<q>"}))
+    (saved[1] / "merges.txt").write_text("#version: 0.2\na b\nc d\n")
+    with pytest.raises(ValueError, match="model: its tokenizer cannot be read: its files contradict each other: "):
+        jc.load(saved[1]).tokenizer  # noqa: B018
+
+
 def test_a_version_of_a_tokenizer_may_be_named(saved):
     letters_tokenizer().backend_tokenizer.save(str(saved[1].parent / "blob"))
     (saved[1] / "tokenizer.4.0.json").symlink_to("../blob")  # as in the hub's cache
