@@ -491,7 +491,7 @@ def test_a_panic_of_the_tokenizers_code_is_a_refusal(saved):
     """It is no `Exception`, and would end a program that catches those."""
     (saved[1] / "vocab.json").write_text(json.dumps({"a": 0, "b": 1, "c": 2, "d": 3, "cd": "a0.h0<q>"}))
     (saved[1] / "merges.txt").write_text("#version: 0.2\na b\nc d\n")
-    with pytest.raises(ValueError, match="model: its tokenizer cannot be read: its files contradict each other: "):
+    with pytest.raises(ValueError, match="model: its tokenizer cannot be read: "):
         jc.load(saved[1]).tokenizer  # noqa: B018
 
 
