@@ -256,7 +256,6 @@ def test_what_is_refused(objective, tmp_path):
         jc.read_record(GOLDEN / "nothing.json")
 
 
-@pytest.mark.mission
 def test_two_prompts_have_an_interval_and_one_has_none():
     for count in (2, 1):
         objective = jc.Objective(micro_model("gpt2"), micro_pairs(batch=count), "logit_diff")
@@ -264,6 +263,7 @@ def test_two_prompts_have_an_interval_and_one_has_none():
         assert (jc.faithfulness(objective, circuit).interval is None) == (count == 1)
 
 
+@pytest.mark.mission
 def test_intervals_are_the_bootstraps_over_the_prompts(x64):
     """Of F, CPR and CMD, against draws of one's own."""
     objective = jc.Objective(micro_model("gpt2", dtype=jnp.float64), micro_pairs(batch=40), "kl")
