@@ -254,7 +254,7 @@ QUICK = {
     "PEAP's circuit": 200,
     **{"inspection": 300, "config": 500, "weights": 30, "index": 30, "flax": 30, "tokenizer": 20, "settings": 10},
     **{"vocabulary": 20, "merges": 20, "config of tracr": 500, "config of TransformerLens": 500, "MIB": 100},
-    **{f"config of {kind}": 300 for kind in FAMILY_CONFIGS},
+    **{f"config of {kind}": 500 for kind in FAMILY_CONFIGS},
     "GGUF": 100,
 }
 """Inputs of each reader in the tests that always run: some are slow."""
