@@ -116,7 +116,7 @@ def _panics_as_errors() -> Iterator[None]:
     except BaseException as error:
         if type(error).__name__ != "PanicException":
             raise
-        raise ValueError(f"its files contradict each other: {error}") from None
+        raise ValueError(f"tokenizers panicked: {error}") from None
 
 
 @contextlib.contextmanager
