@@ -258,9 +258,10 @@ def test_what_is_refused(objective, tmp_path):
 
 def test_two_prompts_have_an_interval_and_one_has_none():
     for count in (2, 1):
-        objective = jc.Objective(micro_model("gpt2"), micro_pairs(batch=count), "logit_diff")
-        circuit = jc.Circuit.select(jc.eap(objective), edges=8)
-        assert (jc.faithfulness(objective, circuit).interval is None) == (count == 1)
+        objective = jc.Objective(micro_model("gpt2"), micro_pairs(batch=count), "kl")
+        judged = jc.faithfulness(objective, jc.Circuit.select(jc.exact(objective), edges=8))
+        assert judged.value is not None, judged.refused
+        assert (judged.interval is None) == (count == 1)
 
 
 @pytest.mark.mission
