@@ -3,7 +3,7 @@
     python benchmarks/aot_estimate.py [--chip v5e|v5p|v6e|h100] [--size small] [--prompts 100]
         [--precision NAME] [--threshold 0.002] [--counts FILE] [--command-buffers]
 
-The run counts calls, instructions, sources and removals of every compiled chain, commit and fill (GPT-2-small, KL,
+The run counts calls, chains, instructions, sources and removals of every compiled loop and fill (GPT-2-small, KL,
 10 prompts x 16, in chains as wide as the chip's would be; what happens depends little on how many prompts there are).
 Each program is compiled for the chip as `aot.py` does. On a TPU its time is the compiler's own cycles; on a GPU what
 the products, the moved bytes, the launches and the waits of the host for loops and branches take by the assumed rates
@@ -22,13 +22,13 @@ from typing import Any
 
 import aot
 import jax
-import numpy as np
 from aot_cost import Cost, Counts, Text, flops
 from aot_programs import abstract_objective, programs
 from common import SIZES, emit, random_model, random_pairs
 
 import jaxcircuits as jc
 from jaxcircuits import programs as instructions
+from jaxcircuits.device_loop import DeviceEvaluator
 from jaxcircuits.discovery import width as widths
 from jaxcircuits.kinds import Units
 from jaxcircuits.precision import PRECISIONS
@@ -47,29 +47,29 @@ ONCE = {"first_run": 1, "per_example": 2}
 """Programs besides: the run that a search starts from, and its float noise at the start and at the end."""
 
 
-class Counting(jc.LiveEvaluator):
-    """Adds up what every chain and commit does, by (slots, width)."""
+class Counting(DeviceEvaluator):
+    """Adds up what every call does, by (slots, width)."""
 
     seen: dict[tuple[int, int], Counter[str]] = {}
 
-    def chain(self, steps: Any, guesses: Any, width: int) -> Any:
+    def decide(self, steps: Any, guesses: Any, width: int, *judged: Any) -> Any:
         before = set(self.slots)
-        values = super().chain(steps, guesses, width)
-        assert self._chain is not None
+        found = super().decide(steps, guesses, width, *judged)
         shape = self._num_slots, width
-        program = instructions.unpacked(np.asarray(self._chain.program), self.units, *shape)
+        program = instructions.unpacked(self.numbers, self.units, *shape)
+        done, (chains, commits) = self._done(program), replayed(found.removed, guesses, width)
         counted = Counting.seen.setdefault(shape, Counter())
-        self.last = shape, self._done(program)
-        counted.update(self.last[1])
-        counted.update({"calls": 1, "removals": width, "removals/sources": int(program.removal_counts.sum())})
+        counted.update({name: chains * n for name, n in done.items()})
+        counted.update({f"commit {name}": commits * n for name, n in done.items()})
+        edges = found.tried if len(steps) > width else int(program.removal_counts.sum())
+        counted.update({"calls": 1, "chains": chains, "commits": commits})
+        counted.update({"removals": chains * width, "removals/sources": edges})
         counted["fills"] += len(set(self.slots) - before)
-        return values
+        return found
 
-    def commit(self, removed: Any) -> None:
-        super().commit(removed)
-        if any(removed):
-            shape, done = self.last
-            Counting.seen[shape].update({"commits": 1} | {f"commit {name}": n for name, n in done.items()})
+    def _program(self, *given: Any) -> Any:
+        self.numbers, order = super()._program(*given)
+        return self.numbers, order
 
     def _done(self, program: Any) -> Counter[str]:
         """One pass over a program's instructions."""
@@ -88,9 +88,29 @@ class Counting(jc.LiveEvaluator):
         return done
 
 
+def replayed(removed: list[bool], guesses: list[bool], width: int) -> tuple[int, int]:
+    """Chains that a call took for its decisions, and those of them that had something to commit."""
+    chains = commits = at = 0
+    while at < len(removed):
+        own = list(zip(removed, guesses, strict=False))[at : at + width]
+        wrong = next((n for n, (was, guess) in enumerate(own) if was != guess), len(own) - 1)
+        chains, commits = chains + 1, commits + any(was for was, _ in own[: wrong + 1])
+        at += wrong + 1
+    return chains, commits
+
+
+def of_loop(done: Counter[str], units: Units) -> Counts:
+    """Means of the loops and branches of `run_loop`."""
+    chain, commit = of_chain(done, units.kinds), of_commit(done, units.num_places)
+    turns = {"chains": _mean(done["chains"], done["calls"])}
+    turns |= {f"chains/{name}": mean for name, mean in chain.turns.items()}
+    turns |= {f"chains/commit/{name}": mean for name, mean in commit.turns.items()}
+    return Counts(turns, {f"chains/{name}": shares for name, shares in chain.shares.items()})
+
+
 def of_chain(done: Counter[str], kinds: Any) -> Counts:
-    """Means of the loops and branches of `run_chain`."""
-    calls = done["calls"]
+    """Means of the loops and branches of a chain."""
+    calls = done["chains"]
     turns = {name: done[name] / calls for name in ("everywhere", "scored", "logits/sources", "logits/removed")}
     turns["removals"] = done["removals"] / calls
     turns["removals/sources"] = _mean(done["removals/sources"], done["removals"])
@@ -109,8 +129,8 @@ def of_chain(done: Counter[str], kinds: Any) -> Counts:
 
 
 def of_commit(done: Counter[str], places: int) -> Counts:
-    """Means of the loops of `commit`."""
-    calls = done["commits"]
+    """Means of the loops of what commits a chain, if anything goes."""
+    calls = done["chains"]
     turns = {}
     for phase in ("everywhere", "scored"):
         count = done[f"commit {phase}"]
@@ -155,15 +175,15 @@ def counted(size: str, threshold: float) -> dict[str, Any]:
     return {"about": {**about, "calls_by_width": run.device_calls_by_width}, "done": done}
 
 
-def host_seconds(size: str, kept: int) -> float:
+def host_seconds(size: str, decisions: int) -> float:
     """Of the thread that leads a warm search over as many nodes, whose device work is next to none: seconds a call.
 
-    - `kept`: edges that it should keep at least: the lower the threshold, the more.
+    - `decisions`: how many it should take at least: the lower the threshold, the more.
     """
     config = dataclasses.replace(SIZES[size], n_embd=2 * SIZES[size].n_head, vocab_size=64)
     objective = jc.Objective(random_model(config), random_pairs(2, 4, 64), "kl")
-    threshold = 1e-3
-    while jc.acdc(objective, threshold).mask.sum() < kept:
+    threshold = 1.0
+    while jc.acdc(objective, threshold).evaluations < decisions:
         threshold /= 2
     start = time.thread_time()
     warm = jc.acdc(objective, threshold)
@@ -207,7 +227,7 @@ def main() -> None:
     for name, done in run["done"].items():
         slots, width = map(int, name.split("x"))
         rows += _rows((options.chip, topology, objective), (slots, width), Counter(done), not rows)
-    host = run["about"]["calls"] * host_seconds(options.size, run["about"]["edges"])
+    host = run["about"]["calls"] * host_seconds(options.size, run["about"]["decisions"])
     device = sum(row["seconds"] for row in rows)
     totals = {name: round(sum(row[name] for row in rows), 1) for name in ("teraflop_of_all", "processor_s")}
     emit(device_s=round(device, 2), host_s=round(host, 2), together_s=round(device + host, 2), **totals)
@@ -216,15 +236,15 @@ def main() -> None:
 def _rows(
     target: tuple[str, Any, jc.Objective], shape: tuple[int, int], done: Counter[str], is_first: bool
 ) -> list[dict[str, Any]]:
-    """Of one shape (slots, width): what its chains and commits take; of the first also what a run does once.
+    """Of one shape (slots, width): what its calls take; of the first also what a run does once.
 
     - `target`: a chip, its topology, and the objective there.
     """
     chip, topology, objective = target
     units, made, rows = Units(objective.graph), programs(objective, *shape), []
-    counts = {"run_chain": of_chain(done, units.kinds), "commit": of_commit(done, units.num_places)}
+    counts = {"run_loop": of_loop(done, units)}
     counts |= dict.fromkeys((*ONCE, "fill"), Counts({}, {}))
-    times_of = {"run_chain": done["calls"], "commit": done["commits"], "fill": done["fills"]}
+    times_of = {"run_loop": done["calls"], "fill": done["fills"]}
     for name, times in (times_of | (ONCE if is_first else {})).items():
         if not times:
             continue

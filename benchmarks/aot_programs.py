@@ -17,7 +17,7 @@ from jax import export
 from jax.sharding import Mesh
 
 import jaxcircuits as jc
-from jaxcircuits import batching, chains, current_run, gradients, lockstep, losses, references, sparse
+from jaxcircuits import batching, chains, current_run, device_loop, gradients, lockstep, losses, references, sparse
 from jaxcircuits import programs as instructions
 from jaxcircuits.batching import CANDIDATES, PROMPTS
 from jaxcircuits.kinds import Units
@@ -44,11 +44,11 @@ TOGETHER = 4
 
 
 class Program(NamedTuple):
-    """A function, the shapes of its arguments by name, and the argument that is updated in place."""
+    """A function, the shapes of its arguments by name, and the arguments that are updated in place."""
 
     function: Callable[..., Any]
     arguments: dict[str, Any]
-    donated: str | None = None
+    donated: tuple[str, ...] = ()
 
     def arrays(self) -> tuple[dict[str, Any], Callable[[dict[str, Any]], Any]]:
         """The arguments' arrays, and the function of these alone."""
@@ -64,7 +64,7 @@ class Program(NamedTuple):
         """Traced and lowered; `place` gives each array's shape its sharding."""
         arrays, function = self.arrays()
         arrays = jax.tree_util.tree_map_with_path(lambda path, x: place(jax.tree_util.keystr(path), x), arrays)
-        donated = {name: arrays.pop(name) for name in [self.donated] if name is not None}
+        donated = {name: arrays.pop(name) for name in self.donated}
         return jax.jit(function, donate_argnums=1).lower(arrays, donated)
 
 
@@ -136,9 +136,20 @@ def _of_chains(of: jc.Objective, spread: jc.Objective, slots: int, width: int) -
         "fill": Program(
             lambda fixed, where, edges, current: _raw(current_run.fill)((*fixed, where, edges), current),
             {**fixed, "where": where, "edges": edges, "current": current},
-            "current",
+            ("current",),
         ),
-        "run_chain": Program(_run_chain, {**fixed, "current": current, **chain}, "changes"),
+        "run_chain": Program(_run_chain, {**fixed, "current": current, **chain}, ("changes",)),
+        "run_loop": Program(
+            _run_loop,
+            {
+                **fixed,
+                "current": current,
+                "numbers": _shape((numbers.size + device_loop.numbers_beside(width),), jnp.int32),
+                "rule": _shape((1 + 2 * of.num_prompts,)),
+                "changes": changes,
+            },
+            ("current", "changes"),
+        ),
         "run_chains": Program(
             _run_chains,
             {
@@ -147,10 +158,12 @@ def _of_chains(of: jc.Objective, spread: jc.Objective, slots: int, width: int) -
                 "program": _shape((TOGETHER, *numbers.shape), jnp.int32),
                 "changes": [changes] * TOGETHER,
             },
-            "changes",
+            ("changes",),
         ),
         "commit": Program(
-            _commit, {**fixed, **chain, "removed": removed, "row": _shape((), jnp.int32), "current": current}, "current"
+            _commit,
+            {**fixed, **chain, "removed": removed, "row": _shape((), jnp.int32), "current": current},
+            ("current",),
         ),
         "score": Program(_raw(chains.score), {"objective": spread, "x": _shape((1, *logits.shape))}),
     }
@@ -158,6 +171,10 @@ def _of_chains(of: jc.Objective, spread: jc.Objective, slots: int, width: int) -
 
 def _run_chain(fixed, current, program, changes):
     return _raw(chains.run_chain)(*batching.flattened(fixed), current, program, changes)
+
+
+def _run_loop(fixed, current, numbers, rule, changes):
+    return _raw(device_loop.run_loop)(*batching.flattened(fixed), current, numbers, rule, changes)
 
 
 def _run_chains(fixed, current, program, changes):

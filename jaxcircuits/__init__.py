@@ -17,6 +17,7 @@ from .conditional import without as without
 from .crossings import Peap as Peap
 from .crossings import PeapCircuit as PeapCircuit
 from .data import PromptPairs as PromptPairs
+from .device_loop import DeviceEvaluator as DeviceEvaluator
 from .discovery import ACDCResult as ACDCResult
 from .discovery import Clusters as Clusters
 from .discovery import Decision as Decision

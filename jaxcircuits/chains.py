@@ -195,8 +195,19 @@ def commit(
 ) -> Current:
     """The current values after one candidate (a row) of a chain; `current` is updated in place."""
     objective, units, _ = rest.with_arrays(fixed)
-    program = _unpacked(program, units, changes)
+    return committed(objective, units, _unpacked(program, units, changes), changes, removed, row, current)
 
+
+def committed(
+    objective: Objective,
+    units: Units,
+    program: Program,
+    changes: Values,
+    removed: Values,
+    row: AnyArray,
+    current: Current,
+) -> Current:
+    """What `commit` gives, to be traced."""
     last_removed = program.last_removed[:, row][:, None]
 
     def moved(x: Array, sources: tuple[AnyArray, AnyArray], touched: AnyArray, is_scored: bool) -> Array:

@@ -69,7 +69,10 @@ def answers(objective, masks):
     results = jc.acdc_sweep(objective, [0.05, 0.2], width=None if distributed else 4)
     sampled = jc.replicates(objective, 0.05, count=3, width=4)
     together = jc.replicates(objective, 0.05, count=3, width=4, together=4)
+    device = jc.acdc(objective, 0.05, width=4, evaluator=jc.DeviceEvaluator)
     return {
+        "device": [[d.name, d.removed] for d in device.decisions],
+        "device_metrics": [d.after for d in device.decisions],
         "replicates": np.argwhere(sampled.masks).tolist(),
         "together": np.argwhere(together.masks).tolist(),
         "shape": objective.describe()["mesh"],

@@ -11,7 +11,7 @@ import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 NAMES = "sender_values", "per_example", "many", "gradient", "clean_gradient", "eap_ig_inputs_5", "first_run", "fill"
-NAMES += "run_chain", "run_chains", "commit", "score", "sparse_base", "sparse_alone"
+NAMES += "run_chain", "run_chains", "run_loop", "commit", "score", "sparse_base", "sparse_alone"
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +49,10 @@ def test_a_program_lowers_for_every_platform_at_once(name, aot, objective):
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 4])
 @pytest.mark.parametrize(
-    "name", ["per_example", "clean_gradient", "fill", "run_chain", "run_chains", "commit", "score"]
+    "name", ["per_example", "clean_gradient", "fill", "run_chain", "run_chains", "run_loop", "commit", "score"]
 )
 def test_a_program_compiles_for_a_tpu_that_is_not_there(name, devices, aot, objective):
-    """It fits; devices exchange nothing inside loops but the sums of a chunk's metrics."""
+    """It fits; devices exchange nothing inside loops but the metrics of a chain or a chunk."""
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("libtpu is not installed: pip install -e '.[aot]'")
     topology = aot[0].topology_of("v5e")
@@ -61,6 +61,8 @@ def test_a_program_compiles_for_a_tpu_that_is_not_there(name, devices, aot, obje
     assert row["compiles"] and row["fits"] and not row["flags"], row
     if name in ("fill", "commit", "run_chain", "run_chains"):
         assert not row["collectives_in_loops"], row
+    if name == "run_loop":
+        assert sum(row["collectives_in_loops"].values()) <= 2 and row["largest_gather_mib"] <= 0.001, row
     assert devices > 1 or not row["collectives"], row
 
 

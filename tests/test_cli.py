@@ -437,3 +437,27 @@ def test_ctrl_c_ends_cleanly(tmp_path):
 
 def test_the_version_is_the_packages(run):
     assert run("--version") == (0, f"jaxcircuits {metadata.version('jaxcircuits')}\n", "")
+
+
+@pytest.mark.parametrize("given", [None, "--xla_dump_to=x", "--xla_gpu_enable_command_buffer="])
+@pytest.mark.parametrize("plugin", ["xla_cuda13", "xla_tpu"])
+def test_loops_are_left_to_an_nvidia_gpu_unless_the_user_says_otherwise(given, plugin, monkeypatch):
+    found = [metadata.EntryPoint(plugin, "x", "jax_plugins")]
+    monkeypatch.setattr(metadata, "entry_points", lambda group: found if group == "jax_plugins" else [])
+    monkeypatch.setenv("XLA_FLAGS", given or "")
+    if given is None:
+        monkeypatch.delenv("XLA_FLAGS")
+    from jaxcircuits.cli import run
+
+    assert run(["--version"]) == 0
+    buffers = "--xla_gpu_enable_command_buffer=+WHILE,+CONDITIONAL"
+    is_set = plugin == "xla_cuda13" and "command_buffer" not in (given or "")
+    assert os.environ.get("XLA_FLAGS") == (f"{given or ''} {buffers}".strip() if is_set else given)
+
+
+def test_every_xla_knows_the_flag_for_loops():
+    """An unknown one would end the process."""
+    flags = {**os.environ, "XLA_FLAGS": "--xla_gpu_enable_command_buffer=+WHILE,+CONDITIONAL"}
+    script = "import jax; print(jax.jit(lambda x: x + 1)(1))"
+    run = subprocess.run([sys.executable, "-c", script], env=flags, capture_output=True, text=True)
+    assert run.returncode == 0 and run.stdout.strip() == "2", run.stderr

@@ -47,8 +47,9 @@ def eight():
 
 def assert_same(some, others):
     assert some["decisions"] == others["decisions"] and some["replicates"] == others["replicates"]
+    assert some["device"] == others["device"] == others["decisions"][: len(others["device"])]
     assert some["together"] == others["together"] == others["replicates"]
-    for name in ("many", "per_example", "gradient", "metrics"):
+    for name in ("many", "per_example", "gradient", "metrics", "device_metrics"):
         np.testing.assert_allclose(some[name], others[name], rtol=1e-12, atol=1e-13)
 
 

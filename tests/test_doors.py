@@ -168,7 +168,7 @@ for call in numbers:
 check(lambda: jc.edge_pruning(objective, sparsity=5), "sparsity: expected a share of at most 1.5, got 5")
 check(lambda: jc.edge_pruning(objective, decay=-1), "decay: expected a number of at least 0, got -1")
 check(lambda: jc.acdc(objective, 0.1, groups=1), "groups: expected True or False, got 1")
-check(lambda: jc.acdc(objective, 0.1, evaluator="live"), "evaluator: expected LiveEvaluator or DenseEvaluator")
+check(lambda: jc.acdc(objective, 0.1, evaluator="live"), "evaluator: expected DeviceEvaluator, LiveEvaluator or")
 assert jc.random_scores(objective, seed=np.int64(3)).run["seed"] == 3
 """,
         OBJECTIVE,

@@ -216,6 +216,7 @@ def test_the_record_is_saved_whole(objective, tmp_path):
     graph = objective.graph
     scores = jc.Scores(graph, np.random.default_rng(0).normal(size=graph.shape), True, "given", {"seed": 3})
     curve = jc.faithfulness_curve(objective, scores)
+    assert curve.most == max(point.value for point in (*curve.signed, *curve.absolute))
     curve.save(tmp_path / "curve.json")
     read = jc.read_record(tmp_path / "curve.json")
     assert read == json.loads(json.dumps(curve.to_json()))

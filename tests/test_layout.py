@@ -66,13 +66,14 @@ MAY_IMPORT = {
     "chains": BASE | {"kinds", "objective", "precision", "programs", "current_run", "models", "metrics", "batching"},
     "lockstep": BASE | {"kinds", "programs", "current_run", "chains", "batching"},
     "live": BASE | {"kinds", "graph", "objective", "programs", "current_run", "chains", "lockstep", "batching"},
+    "device_loop": BASE | {"kinds", "programs", "current_run", "chains", "live", "batching"},
     "sparse_plan": BASE | {"kinds", "graph"},
     "sparse": BASE
     | {"kinds", "precision", "programs", "graph", "objective", "references", "models", "batching", "sparse_plan"},
     "resampling": set(),
     "discovery": BASE
     | {"resampling", "npz", "graph", "scores", "objective", "references", "nodes", "metrics", "batching"}
-    | {"live", "lockstep", "crossings", "conditional", "masks", "precision"}
+    | {"live", "device_loop", "lockstep", "crossings", "conditional", "masks", "precision"}
     | KEEPS,
     "expand": BASE | {"axes", "graph", "span_names"},
     "circuit_file": BASE | {"graph", "layout"},

@@ -140,6 +140,14 @@ def test_kl_is_right_and_differentiable_from_small_to_huge_differences():
         assert np.isfinite(slope(extreme, jc.Labels(full))).all()
 
 
+def test_kl_is_right_on_both_sides_of_what_a_float_holds():
+    """Of two answers the unlikely one's logit rises by about 80: beyond a point its exponential is scaled."""
+    for rise in np.arange(75, 95, 0.25):
+        full, logits = (np.array([[0.0, each]], np.float32) for each in (-5.0, rise - 5.0))
+        labels = jc.Labels(jnp.asarray(full))
+        np.testing.assert_allclose(ours("kl", logits, labels), by_formula("kl", logits, labels), rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["logit_diff", "prob_diff", "nll"])
 def test_a_position_without_answers_has_a_finite_gradient(name):
     """Positions that are not scored have weight 0, but 0 * NaN would still be NaN."""

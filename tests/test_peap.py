@@ -1,5 +1,6 @@
 """PEAP against a transcription, one pair of positions at a time, on GPT-2 and grouped heads; its circuit; its file."""
 
+import dataclasses
 import json
 
 import equinox as eqx
@@ -114,6 +115,16 @@ def best_first(scores, edges):
         taken.append(best[1])
         inside += [best[2]] if best[2] not in inside else []
     return taken, inside
+
+
+@pytest.mark.parametrize("edges", [5, 25])
+def test_sizes_choose_the_largest_whatever_their_sign(scores, edges):
+    sizes = dataclasses.replace(scores.within, values=np.abs(scores.within.values))
+    as_sizes = dataclasses.replace(scores, within=sizes, crossing=np.abs(scores.crossing))
+    found, expected = scores.circuit(edges, rank="absolute"), as_sizes.circuit(edges)
+    assert found.nodes == expected.nodes and found.within.edges == expected.within.edges
+    assert set(found.crossing) == set(expected.crossing)
+    assert min(scores.within.values[found.within.mask], default=0) < 0
 
 
 def test_the_circuit_is_the_best_edges_into_what_is_in(scores):

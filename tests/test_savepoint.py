@@ -192,10 +192,11 @@ def same(first, second):
 
 
 SEARCHES = {
-    "live": {},
+    "live": {"evaluator": jc.LiveEvaluator},
     "dense": {"evaluator": jc.DenseEvaluator, "absolute": True},
     "within": {"within": True, "head_order": "random", "seed": 3},
     "together": {"together": 4},
+    "device": {},
     "by scores": {"predictor": "all_removed", "groups": False},
 }
 
@@ -204,7 +205,7 @@ SLOW = [pytest.param(name, 2, marks=pytest.mark.slow) for name in SEARCHES]
 
 
 @pytest.mark.mission
-@pytest.mark.parametrize("name, every", [("live", 11), ("dense", 5), *SLOW])
+@pytest.mark.parametrize("name, every", [("live", 11), ("dense", 5), ("device", 5), *SLOW])
 def test_a_search_stopped_anywhere_goes_on_to_the_same_bits(name, every, tmp_path, stops):
     objective = jc.Objective(micro_model("gpt2"), micro_pairs(), "logit_diff")
     options = {"width": 4, **SEARCHES[name]}
@@ -229,11 +230,11 @@ def test_a_search_that_is_done_is_not_run_again(tmp_path, monkeypatch):
     objective = jc.Objective(micro_model("gpt2"), micro_pairs(), "logit_diff")
     first = jc.acdc(objective, 0.05, width=4, checkpoint=tmp_path)
 
-    class Never(jc.LiveEvaluator):
+    class Never(jc.DeviceEvaluator):
         def __init__(self, *_):
             raise AssertionError("run again")
 
-    Never.__name__ = "LiveEvaluator"
+    Never.__name__ = "DeviceEvaluator"
     seen = []
     again = jc.acdc(objective, 0.05, width=4, checkpoint=tmp_path, evaluator=Never, on_result=seen.append)
     assert same(first, again) and seen == [again] and again.seconds == first.seconds

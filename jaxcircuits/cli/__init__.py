@@ -2,6 +2,7 @@
 
 import io
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from importlib import metadata
@@ -26,6 +27,8 @@ from .tasks import tasks_command
 from .vary import vary
 
 INTERRUPTED = 130  # the exit code of programs ended by Ctrl-C
+
+COMMAND_BUFFERS = "--xla_gpu_enable_command_buffer"
 
 app = typer.Typer(
     add_completion=False,
@@ -66,6 +69,7 @@ def run(arguments: Sequence[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a letter is shown its number
+    _leave_loops_to_gpus()
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # where it keeps its fonts is of no concern here
     try:
         return app(args=list(arguments) or ["--help"], standalone_mode=False) or 0
@@ -79,6 +83,17 @@ def run(arguments: Sequence[str]) -> int:
         if not is_memory_full(error):
             raise
         return _fail(f"out of memory: {error}; {LESS}", 1)
+
+
+def _leave_loops_to_gpus() -> None:
+    """Has XLA compile loops and branches into command buffers, so that an NVIDIA GPU runs them without the host.
+
+    XLA keeps to what the driver can do. What the user's `XLA_FLAGS` say of it stays.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    has_cuda = any("cuda" in plugin.name for plugin in metadata.entry_points(group="jax_plugins"))
+    if has_cuda and COMMAND_BUFFERS not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {COMMAND_BUFFERS}=+WHILE,+CONDITIONAL".strip()
 
 
 def main() -> NoReturn:

@@ -17,8 +17,8 @@ from jaxtyping import ArrayLike
 from ..arguments import check_number, checked
 from ..batching import compile_clock, tokens_and_devices
 from ..conditional import Conditional, kept_edges
+from ..device_loop import DeviceEvaluator
 from ..identity import digest_of, identity_of
-from ..live import LiveEvaluator
 from ..lockstep import COUNTS
 from ..masks import edges_of
 from ..objective import Objective
@@ -82,7 +82,8 @@ def acdc_sweep(
       result, whose decisions are expected again.
     - `together`: how many searches (of thresholds that have parted) share a call, at most 64; default: 1 on a CPU,
       which is busy with one, and 16 elsewhere. Decisions do not depend on it.
-    - `evaluator`: `LiveEvaluator` (the default), or `DenseEvaluator`, the slow oracle.
+    - `evaluator`: `DeviceEvaluator` (the default), with which a search of one threshold asks the host once a receiver;
+      `LiveEvaluator`, whose every batch the host decides on; or `DenseEvaluator`, the slow oracle.
     - `within`: a circuit to search in, such as the best edges by some scores: the others are gone from the outset.
       Fewer trials, and another answer than that of the whole graph. Edges that an objective is `without` are too.
     - `prompt_weights`: how much each prompt counts in the metric that decides; default: all alike. Only their ratios
@@ -152,9 +153,10 @@ def searched(
         raise ValueError(f"together: expected 1 to {COUNTS[-1]}, got {together}")
     graph = objective.graph
     within = None if within is None else edges_of(within, objective.graph, "within") & objective.graph.valid
-    evaluator = LiveEvaluator if evaluator is None else evaluator
+    evaluator = DeviceEvaluator if evaluator is None else evaluator
     if not isinstance(evaluator, type):
-        raise ValueError(f"evaluator: expected LiveEvaluator or DenseEvaluator, got {evaluator!r:.60}")
+        named = "DeviceEvaluator, LiveEvaluator or DenseEvaluator"
+        raise ValueError(f"evaluator: expected {named}, got {evaluator!r:.60}")
     steps = all_steps(graph, order=order, head_order=head_order, groups=groups, seed=seed)
     options = {"order": order, "head_order": head_order, "groups": groups, "absolute": judges.absolute}
     options |= {"order_seed": seed, "evaluator": evaluator.__name__}

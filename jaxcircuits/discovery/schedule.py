@@ -159,11 +159,17 @@ class Walk:
         """How many edges are decided, and how many there are."""
         return int(self.steps.edges_before[self.position]), int(self.steps.edges_before[-1])
 
-    def upcoming(self, guess: Callable[[Step], bool], count: int) -> tuple[list[Step], list[bool]]:
-        """The next `count` steps if every guess (is it removed?) comes true, and the guesses."""
+    def upcoming(
+        self, guess: Callable[[Step], bool], count: int, *, at_receiver: bool = False
+    ) -> tuple[list[Step], list[bool]]:
+        """The next `count` steps if every guess (is it removed?) comes true, and the guesses.
+
+        - `at_receiver`: those alone that are left at the receiver that is examined.
+        """
         mask, position = self.mask.copy(), self.position
+        end = int(self.steps.next_receiver[position]) if at_receiver else len(self.steps)
         steps, guesses = [], []
-        while len(steps) < count and position < len(self.steps):
+        while len(steps) < count and position < end:
             step = self.steps[position]
             steps.append(step)
             guesses.append(guess(step))

@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from ..arguments import is_memory_full
 from ..batching import LESS
+from ..device_loop import CHAINS, DeviceEvaluator, Judge
 from ..finite import check_finite
 from .acdc_result import ACDCResult, Decision, Progress, scores_of
 from .evaluators import Evaluator
@@ -37,8 +38,10 @@ def next_round(searches: Sequence["Search"], policy: FixedWidth | ExpectedWidth)
     ahead = max(policy.next(search.right) for search in searches)
     while True:
         width = bucket(ahead)
-        asked = [search.walk.upcoming(search.guess, ahead) for search in searches]
         try:
+            if searches[0].is_decided_on_device and len(searches) == 1:
+                return [searches[0].advance_on_device(ahead)]
+            asked = [search.walk.upcoming(search.guess, ahead) for search in searches]
             values = _values(searches, asked, width)
             break
         except (MemoryError, jax.errors.JaxRuntimeError) as error:
@@ -109,14 +112,39 @@ class Search:
     ) -> "list[Search]":
         """After a chain's values: this search, and those that go on for the judges that now disagree."""
         self.saved = None
-        right = self.right
         accepted, others = self.decide(steps, guesses, values)
-        was_right = accepted == len(steps) and self.trials[-1].removed == guesses[accepted - 1]
-        for ahead in range(accepted):
-            right += MEMORY * ((ahead < accepted - (not was_right)) - right)
-        for search in (self, *others):
-            search.right = right
+        self.saw(guesses[:accepted])
+        for search in others:
+            search.right = self.right
         return [self, *others]
+
+    @property
+    def is_decided_on_device(self) -> bool:
+        """Whether there is one judge, and an evaluator that can decide as it does."""
+        return len(self.judges) == 1 and isinstance(self._evaluator, DeviceEvaluator)
+
+    def advance_on_device(self, ahead: int) -> "Search":
+        """After the steps left at this receiver, or the next `ahead` up to a wrong guess, whichever are more."""
+        steps, guesses = self.walk.upcoming(self.guess, CHAINS * ahead, at_receiver=True)
+        if len(steps) <= ahead:
+            steps, guesses = self.walk.upcoming(self.guess, ahead)
+        assert isinstance(self._evaluator, DeviceEvaluator)
+        edges, width = [step.edges for step in steps], bucket(ahead)
+        judge = Judge(float(self.judges.thresholds[0]), self.judges.weights[0], self.judges.absolute)
+        found = self._evaluator.decide(edges, guesses, width, judge, self.current)
+        self.saved = None
+        for step, after, removed in zip(steps, found.values, found.removed, strict=False):
+            check_finite(f"acdc: metric without {step.name}", after, prompt=None)
+            self.take(step, after, removed)
+        self.saw(guesses[: len(found.removed)])
+        self.wasted += found.tried - len(found.removed)
+        self.calls[width] = self.calls.get(width, 0) + 1
+        return self
+
+    def saw(self, guesses: Sequence[bool]) -> None:
+        """Which of the guesses of the last decisions came true."""
+        for trial, guess in zip(self.trials[len(self.trials) - len(guesses) :], guesses, strict=True):
+            self.right += MEMORY * ((trial.removed == guess) - self.right)
 
     def decide(
         self, steps: list[Step], guesses: list[bool], values: Float[np.ndarray, "step prompt"]

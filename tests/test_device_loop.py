@@ -1,0 +1,139 @@
+"""The loop that decides on the device decides what the host's does, of the same values."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import expected, micro_model, micro_pairs, reference_pairs
+from test_units import make, make_pairs
+
+import jaxcircuits as jc
+from jaxcircuits import device_loop
+
+MODELS = ["gpt2", "grouped", "parallel", "post-norm"]
+UNITS = ["layers", "ungrouped", "split 0:2,3:5", "unsplit", "blocks", "neurons:2"]
+RUNS = ["greater_than-kl-zero-0.05", "induction-kl-0.05", "ioi-kl-0.1", "ioi-logit_diff-0.3"]
+
+
+def both(objective, threshold, **options):
+    """The host's search and the device's; they agree."""
+    host, device = (
+        jc.acdc(objective, threshold, evaluator=evaluator, **options)
+        for evaluator in (jc.LiveEvaluator, jc.DeviceEvaluator)
+    )
+    assert [(d.name, d.removed) for d in host.decisions] == [(d.name, d.removed) for d in device.decisions]
+    for name in ("before", "after"):
+        values = [[getattr(d, name) for d in result.decisions] for result in (host, device)]
+        np.testing.assert_allclose(*values, rtol=1e-9, atol=1e-10)
+    np.testing.assert_array_equal(host.mask, device.mask)
+    assert device.run["evaluator"] == "DeviceEvaluator" and device.device_calls <= host.device_calls
+    return host, device
+
+
+def objective_of(name, metric="kl"):
+    if name in ("gpt2", "one-head"):
+        return jc.Objective(micro_model(name, dtype=jnp.float64), micro_pairs(kind="positions", batch=5), metric)
+    return jc.Objective(make(name), make_pairs(), "logit_diff")
+
+
+@pytest.mark.quick(1)
+@pytest.mark.parametrize(("name", "width"), [("gpt2", 4), ("gpt2", 1), *((name, 4) for name in MODELS[1:])])
+def test_the_device_decides_what_the_host_does(name, width, x64):
+    """Where the next call begins from, too: a wrong commit would show in what follows."""
+    host, device = both(objective_of(name), 0.02, width=width)
+    assert {d.removed for d in host.decisions} == {True, False} and device.device_calls < 0.8 * host.device_calls
+
+
+@pytest.mark.mission
+@pytest.mark.parametrize("units", [*UNITS[:3], *(pytest.param(units, marks=pytest.mark.slow) for units in UNITS[3:])])
+def test_of_every_unit(units, x64):
+    model = make("grouped" if units == "ungrouped" else "gpt2")
+    both(jc.Objective(jc.with_units(model, *units.split()), make_pairs(), "logit_diff"), 0.05, width=4)
+
+
+@pytest.mark.mission
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"absolute": True, "width": 4},
+        {"groups": False, "width": 16, "order": "first_last"},
+        {"predictor": "all_removed", "width": 9},
+        {"prompt_weights": [0, 1, 2, 0.5, 3], "width": 4},
+        {"width": 4, "within": True},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_with_every_option(options, x64):
+    objective = objective_of("gpt2")
+    if "within" in options:
+        options = options | {"within": np.random.default_rng(0).random(objective.graph.shape) < 0.7}
+    both(objective, 0.02, **options)
+
+
+@pytest.mark.mission
+@pytest.mark.parametrize("name", ["greater_than-kl-0.02", *RUNS])
+def test_edge_by_edge_agreement_with_the_original(name, x64_reference):
+    run = expected(name)
+    metric = {"kl_div": "kl"}.get(run["metric"], run["metric"])
+    objective = jc.Objective(x64_reference.model, reference_pairs(run["task"]), metric, run["reference"])
+    result = jc.acdc(objective, run["threshold"], evaluator=jc.DeviceEvaluator, width=16)
+    assert [(d.name, d.removed) for d in result.decisions] == [(name, gone) for name, _, _, gone in run["trace"]]
+    np.testing.assert_allclose([d.after for d in result.decisions], [t[2] for t in run["trace"]], atol=1e-9)
+    assert abs(result.metric_final - run["metric_final"]) <= 1e-9
+
+
+def test_what_it_wastes_is_what_a_replay_counts(x64):
+    """Chains go on behind a wrong guess, to the receiver's last edge: single ones waste nothing."""
+    objective = objective_of("gpt2")
+    one = jc.acdc(objective, 0.02, evaluator=jc.DeviceEvaluator, width=1)
+    assert one.evaluations_wasted == 0 and one.device_calls < one.evaluations
+    receivers = [d.name.split("->")[-1] if "->" in d.name else d.name for d in one.decisions]
+    assert one.device_calls == 1 + sum(a != b for a, b in zip(receivers, receivers[1:], strict=False))
+
+
+def test_a_sweep_is_decided_by_the_host_until_one_threshold_is_alone(x64, monkeypatch):
+    objective, thresholds = objective_of("gpt2"), [0.005, 0.05, 0.3]
+    alone = [jc.acdc(objective, threshold, width=4) for threshold in thresholds]
+    calls = []
+    decide = jc.DeviceEvaluator.decide
+    monkeypatch.setattr(jc.DeviceEvaluator, "decide", lambda *given: calls.append(given) or decide(*given))
+    found = jc.acdc_sweep(objective, thresholds, width=4, evaluator=jc.DeviceEvaluator, together=1)
+    for ours, theirs in zip(found, alone, strict=True):
+        np.testing.assert_array_equal(ours.mask, theirs.mask)
+    assert calls
+
+
+@pytest.mark.parametrize(("value", "width"), [(jnp.nan, 16), (jnp.inf, 1)])
+def test_a_trial_without_a_number_stops_the_search_by_its_name(value, width):
+    def undefined(logits, labels):
+        return jnp.where(jnp.abs(logits - labels.full).max() > 1e-3, value, 0.0)
+
+    objective = jc.Objective(micro_model("one-head"), micro_pairs(), undefined)
+    with pytest.raises(ValueError, match=f"metric without m0->logits: .* first {value} ..?prompt 0"):
+        jc.acdc(objective, 0.1, width=width, evaluator=jc.DeviceEvaluator)
+
+
+@pytest.mark.parametrize("error", [jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no"), MemoryError("planned")])
+def test_memory_that_does_not_do_shortens_the_chain(error, x64):
+    class Small(jc.DeviceEvaluator):
+        """Has room for 4 candidates."""
+
+        def decide(self, steps, guesses, width, *judged):
+            if width > 4:
+                raise error
+            return super().decide(steps, guesses, width, *judged)
+
+    objective = objective_of("gpt2")
+    result = jc.acdc(objective, 0.02, width=64, evaluator=Small)
+    np.testing.assert_array_equal(result.mask, jc.acdc(objective, 0.02).mask)
+    assert list(result.run["device_calls_by_width"]) == [4] and result.memory_planned > 0
+
+
+def test_a_program_that_cannot_fit_is_refused_before_any_compute(monkeypatch):
+    monkeypatch.setattr(device_loop.LiveEvaluator, "_check_fits", _refuse)
+    with pytest.raises(MemoryError, match="a chain of 1"):
+        jc.acdc(jc.Objective(micro_model("one-head"), micro_pairs(), "kl"), 0.02, evaluator=jc.DeviceEvaluator)
+
+
+def _refuse(self, shape, what, *_):
+    raise MemoryError(what)
