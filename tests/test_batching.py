@@ -45,6 +45,15 @@ def test_the_largest_batch_that_fits_is_halved_until_it_does():
         largest_that_fits(lambda size: 10 * memory_limit(), 10)
 
 
+@pytest.mark.parametrize(("text", "gib"), [("max", 16), (str(5 << 30), 4), (str(64 << 30), 16)])
+def test_a_container_s_limit_counts_where_it_is_less(text, gib, tmp_path, monkeypatch):
+    """Of a machine with 20 GiB, rounded down to a power of two."""
+    (tmp_path / "memory.max").write_text(text + "\n")
+    monkeypatch.setattr(batching, "Path", lambda _: tmp_path / "memory.max")
+    monkeypatch.setattr(batching.os, "sysconf", {"SC_PHYS_PAGES": 5 << 20, "SC_PAGE_SIZE": 4096}.__getitem__)
+    assert memory_limit() == gib << 30
+
+
 @pytest.mark.slow
 def test_the_microbatch_follows_the_compiled_program(monkeypatch):
     """With less memory than all prompts take at once, fewer are computed at once; the values stay."""

@@ -41,6 +41,8 @@ def test_it_finds_the_chain(node_sparsity, tmp_path):
     assert result.run["metric_final"] < 1e-5 and result.run["edges_kept"] == 3
     history = result.history
     assert len(history["loss"]) == 1000 and np.isfinite(history["loss"]).all()
+    penalties = np.asarray(history["loss"]) - np.asarray(history["metric"])  # of multipliers of their gap's sign
+    assert penalties[0] == 0 and penalties[:50].min() > -0.01 and penalties[49] > 0.5
     assert history["sparsity"][0] < 0.1 and history["sparsity"][-1] > 0.8 and history["target"][-1] == 1
     circuit = jc.Circuit.of(result)
     assert circuit.run["method"] == "edge-pruning" and circuit.num_edges == 3
