@@ -52,16 +52,16 @@ class Counting(DeviceEvaluator):
 
     seen: dict[tuple[int, int], Counter[str]] = {}
 
-    def decide(self, steps: Any, guesses: Any, width: int, *judged: Any) -> Any:
+    def decide(self, steps: Any, guesses: Any, width: int, *judged: Any, at_one: bool) -> Any:
         before = set(self.slots)
-        found = super().decide(steps, guesses, width, *judged)
+        found = super().decide(steps, guesses, width, *judged, at_one=at_one)
         shape = self._num_slots, width
         program = instructions.unpacked(self.numbers, self.units, *shape)
         done, (chains, commits) = self._done(program), replayed(found.removed, guesses, width)
         counted = Counting.seen.setdefault(shape, Counter())
         counted.update({name: chains * n for name, n in done.items()})
         counted.update({f"commit {name}": commits * n for name, n in done.items()})
-        edges = found.tried if len(steps) > width else int(program.removal_counts.sum())
+        edges = found.tried if at_one else int(program.removal_counts.sum())
         counted.update({"calls": 1, "chains": chains, "commits": commits})
         counted.update({"removals": chains * width, "removals/sources": edges})
         counted["fills"] += len(set(self.slots) - before)

@@ -139,17 +139,7 @@ def _of_chains(of: jc.Objective, spread: jc.Objective, slots: int, width: int) -
             ("current",),
         ),
         "run_chain": Program(_run_chain, {**fixed, "current": current, **chain}, ("changes",)),
-        "run_loop": Program(
-            _run_loop,
-            {
-                **fixed,
-                "current": current,
-                "numbers": _shape((numbers.size + device_loop.numbers_beside(width),), jnp.int32),
-                "rule": _shape((1 + 2 * of.num_prompts,)),
-                "changes": changes,
-            },
-            ("current", "changes"),
-        ),
+        "run_loop": Program(_run_loop, {**fixed, "current": current, **chain, **_beside(of, width)}, ("changes",)),
         "run_chains": Program(
             _run_chains,
             {
@@ -173,8 +163,13 @@ def _run_chain(fixed, current, program, changes):
     return _raw(chains.run_chain)(*batching.flattened(fixed), current, program, changes)
 
 
-def _run_loop(fixed, current, numbers, rule, changes):
-    return _raw(device_loop.run_loop)(*batching.flattened(fixed), current, numbers, rule, changes)
+def _beside(of: jc.Objective, width: int) -> dict[str, Any]:
+    trials, rule = device_loop.shapes_beside(width, of.num_prompts)
+    return {"trials": _shape((trials,), jnp.int32), "rule": _shape((rule,))}
+
+
+def _run_loop(fixed, current, program, trials, rule, changes):
+    return _raw(device_loop.run_loop)(*batching.flattened(fixed), current, program, trials, rule, changes)
 
 
 def _run_chains(fixed, current, program, changes):

@@ -107,23 +107,22 @@ LESS = "take fewer or shorter prompts, a device with more memory, or a mesh of s
 def memory_needed(jitted: Any, *inputs: Any) -> int:
     """Bytes a device that a compiled function takes for results and on the way; calling it then compiles nothing.
 
-    Asked of inputs of the same shapes again it takes no time: a compiler's answer costs as much as some calls.
+    Of the same shapes it is asked once (a compiler's answer takes as long as some calls).
     """
     leaves, structure = jax.tree.flatten(inputs)
-    asked = id(jitted), structure, tuple(map(_shape_of, leaves)), jax.config.jax_enable_x64  # type: ignore[attr-defined]
+    shapes = [(x.shape, x.dtype, getattr(x, "sharding", None)) if hasattr(x, "dtype") else x for x in leaves]
+    asked = id(jitted), structure, *shapes, jax.config.jax_enable_x64  # type: ignore[attr-defined]
     if asked not in _MEMORY:
         compiled = jitted.lower(*inputs).compile()
         plan = getattr(compiled, "compiled", compiled).memory_analysis()
-        _MEMORY[asked] = plan.temp_size_in_bytes + plan.output_size_in_bytes
-    return _MEMORY[asked]
+        if len(_MEMORY) >= 256:
+            _MEMORY.clear()
+        _MEMORY[asked] = jitted, plan.temp_size_in_bytes + plan.output_size_in_bytes
+    return _MEMORY[asked][1]
 
 
-_MEMORY: dict[Any, int] = {}
-"""By function (those of modules, which stay) and what it is called on."""
-
-
-def _shape_of(leaf: Any) -> Any:
-    return (leaf.shape, leaf.dtype, getattr(leaf, "sharding", None)) if hasattr(leaf, "dtype") else leaf
+_MEMORY: dict[Any, tuple[Any, int]] = {}
+"""By a function's `id` (it stays as long as this has it) and what it is called on."""
 
 
 def check_fits(bytes_needed: int, what: str, share: float = 0.5) -> None:

@@ -2,13 +2,13 @@
 
 The nodes to recompute are the same for all edges of a receiver, so that only what is removed there changes from chain
 to chain: that, the decisions and the circuit so far are arrays of a `while_loop`. The host's loop (`discovery.search`)
-is the oracle: it decides the same of the same values.
+is the oracle: it decides the same, but for increments that are the threshold up to the rounding of a float32.
 """
 
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +18,11 @@ from jaxtyping import Array, Bool, Float, Int
 from . import chains
 from .batching import Rest, constrain, place
 from .current_run import Current, Values
-from .live import Edges, LiveEvaluator
+from .live import Edges, LiveEvaluator, touched
 from .programs import AnyArray, Program, unpacked
 
 CHAINS = 16
-"""A call decides at most so many chains' worth of steps: it is not stopped, and nothing of it saved, before its end."""
+"""A call tries candidates of about so many whole chains: it is not stopped, and nothing of it saved, before its end."""
 
 
 class Judge(NamedTuple):
@@ -54,42 +54,44 @@ class DeviceEvaluator(LiveEvaluator):
         width: int,
         judge: Judge,
         before: Float[np.ndarray, " prompt"],
+        *,
+        at_one: bool,
     ) -> Decided:
-        """Decides the steps in their order, in chains of `width`, and commits what goes.
-
-        Single edges of one receiver, at most `CHAINS * width`, are decided to the last of them; other steps, at most
-        `width`, up to the first whose guess was wrong.
+        """Decides steps in their order, in chains of `width`, and commits what goes.
 
         - `before`: each prompt's metric of the circuit so far.
+        - `at_one`: whether the steps are single edges of one receiver, at most `CHAINS * width`. They are decided also
+          behind a wrong guess; others, at most `width`, up to the first.
+
+        Where the memory is full, nothing has changed.
         """
-        touched = sorted({int(edges[0, 1]) for edges in steps})
-        is_one = len(touched) == 1 and all(len(edges) == 1 for edges in steps)
-        assert len(steps) <= (CHAINS * width if is_one else width)
-        self._open(touched)
+        assert len(steps) <= (CHAINS * width if at_one else width)
+        self._open(touched(steps))
         program, _ = self._program(steps[:width], guesses[:width], width)
-        room = _room(width)
-        own = np.zeros((2, room), np.int32)
-        own[:, : len(steps)] = [edges[0, 0] for edges in steps], guesses
-        numbers = np.concatenate([program, np.array([len(steps), is_one, judge.absolute], np.int32), own.ravel()])
+        trials = np.zeros((2, _room(width)), np.int32)
+        trials[:, : len(steps)] = [edges[0, 0] for edges in steps], guesses
+        trials = np.concatenate([np.array([len(steps), at_one, judge.absolute], np.int32), trials.ravel()])
         dtype = np.promote_types(before.dtype, np.float32)
-        rule = np.concatenate([[judge.threshold], judge.weights, before]).astype(dtype)
+        least = 2 * float(np.finfo(dtype).tiny)  # what is less might count as 0
+        threshold = max(judge.threshold, least) if judge.threshold > 0 else judge.threshold
+        rule = np.concatenate([[threshold], judge.weights, before]).astype(dtype)
         self._chain = None
-        mesh = self.objective.mesh
-        inputs = self.rest, self.fixed, self.current, place(numbers, mesh), place(rule, mesh)
-        inputs = *inputs, self._changes_to_write(width)
-        self._check_fits((self._num_slots, width, room), f"a chain of {width}", run_loop, *inputs)
-        found, self.current, changes = run_loop(*inputs)
-        self._changes.append(changes)
+        given = (place(x, self.objective.mesh) for x in (program, trials, rule))
+        inputs = self.rest, self.fixed, self.current, *given, self._changes_to_write(width)
+        self._check_fits(("loop", self._num_slots, width), f"a chain of {width}", run_loop, *inputs)
+        found, current, changes = run_loop(*inputs)
         values, removed, (count, tried) = jax.device_get(found)
+        self.current = current
+        self._changes.append(changes)
         for edges, is_removed in zip(steps, removed[:count].tolist(), strict=False):
             if is_removed:
                 self.mask[edges[:, 0], edges[:, 1]] = False
         return Decided(values[:count], removed[:count].tolist(), int(tried))
 
 
-def numbers_beside(width: int) -> int:
-    """How many numbers a call takes beside the first chain's program."""
-    return 3 + 2 * _room(width)
+def shapes_beside(width: int, prompts: int) -> tuple[int, int]:
+    """How many numbers `run_loop` takes as `trials` and as `rule`."""
+    return 3 + 2 * _room(width), 1 + 2 * prompts
 
 
 def _room(width: int) -> int:
@@ -100,10 +102,10 @@ def _room(width: int) -> int:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Trials:
-    """The steps of a call: `count` of them. If they are single edges of one receiver (`is_one`), their senders."""
+    """The steps of a call: `count` of them. If they are single edges of one receiver (`at_one`), their senders."""
 
     count: Int[Array, ""]
-    is_one: Bool[Array, ""]
+    at_one: Bool[Array, ""]
     senders: Int[Array, " step"]
     guesses: Bool[Array, " step"]
 
@@ -114,7 +116,7 @@ class _Trials:
         guesses, exist = own(self.guesses), position + jnp.arange(width, dtype=jnp.int32) < self.count
 
         def of_one(given: AnyArray, value: Array) -> Array:
-            return jnp.where(self.is_one, value, given)
+            return jnp.where(self.at_one, value, given)
 
         removals, last_removed = jnp.asarray(program.removals), jnp.asarray(program.last_removed)
         own_number = 1 + jnp.arange(width, dtype=jnp.int32)
@@ -143,26 +145,27 @@ class _State(NamedTuple):
     removed: Bool[Array, " step"]
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=(2, 5))
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=6)
 def run_loop(
     rest: Rest,
     fixed: list[Array],
     current: Current,
-    numbers: Int[Array, " number"],
+    program: Any,
+    trials: Any,
     rule: Float[Array, " value"],
     changes: Values,
 ) -> tuple[tuple[Float[Array, "step prompt"], Bool[Array, " step"], Int[Array, " 2"]], Current, Values]:
     """Every step's values and whether it is gone, how many were decided and computed; the circuit then.
 
-    - `rest`, `fixed`: as `chains.run_chain` takes them. `numbers`: the program of the first chain, and the steps.
+    - `rest`, `fixed`: as `chains.run_chain` takes them. `program`: of the first chain, in one array.
+    - `trials`: how many steps, whether they are at one receiver, whether sizes count; their senders and guesses.
     - `rule`: the threshold, the prompts' weights, and their metric so far.
     """
     objective, units, constants = rest.with_arrays(fixed)
     rows, width = changes.scored.shape[:2]
-    room = _room(width)
-    program = unpacked(numbers, units, rows // units.width, width)
-    (count, is_one, absolute), own = numbers[-2 * room - 3 : -2 * room], numbers[-2 * room :].reshape(2, room)
-    trials = _Trials(count, is_one > 0, own[0], own[1] > 0)
+    program = unpacked(program, units, rows // units.width, width)
+    (count, at_one, absolute), (senders, guessed) = trials[:3], trials[3:].reshape(2, -1)
+    trials = _Trials(count, at_one > 0, senders, guessed > 0)
     threshold, (weights, before) = rule[0], rule[1:].reshape(2, -1)
 
     def one(state: _State) -> _State:
@@ -176,8 +179,8 @@ def run_loop(
             right = jnp.cumprod(((gone == guesses) & exist).astype(jnp.int32)).sum(dtype=jnp.int32)
             tried = exist.sum(dtype=jnp.int32)
             decided = jnp.minimum(right + 1, tried)
-            place = jnp.arange(width, dtype=jnp.int32)
-            last = jnp.max(jnp.where(gone & (place < decided), place + 1, 0))  # 0: all stay
+            numbers = jnp.arange(width, dtype=jnp.int32)
+            last = jnp.max(jnp.where(gone & (numbers < decided), numbers + 1, 0))  # 0: all stay
         with jax.named_scope("commit"):
             current = chains.committed(
                 objective, units, _if_any(chain, last), changes, removed, jnp.maximum(last - 1, 0), state.current
@@ -185,7 +188,7 @@ def run_loop(
         return _State(
             state.position + decided,
             state.tried + tried,
-            trials.is_one | (right == tried),
+            trials.at_one | (right == tried),
             so_far[last],
             current,
             changes,
@@ -193,10 +196,13 @@ def run_loop(
             jax.lax.dynamic_update_slice_in_dim(state.removed, gone, state.position, 0),
         )
 
-    empty = jnp.zeros((room, len(before)), rule.dtype), jnp.zeros(room, bool)
+    def goes_on(state: _State) -> Array:
+        return state.goes_on & (state.position < trials.count) & (state.tried < CHAINS * width)
+
+    empty = jnp.zeros((len(senders), len(before)), rule.dtype), jnp.zeros(len(senders), bool)
     first = _State(jnp.int32(0), jnp.int32(0), jnp.bool_(True), before, current, changes, *empty)
     with jax.named_scope("chains"):
-        end = jax.lax.while_loop(lambda state: state.goes_on & (state.position < trials.count), one, first)
+        end = jax.lax.while_loop(goes_on, one, first)
     found = end.values, end.removed, jnp.stack([end.position, end.tried])
     return jax.tree.map(lambda x: constrain(x, objective.mesh), found), end.current, end.changes
 

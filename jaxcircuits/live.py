@@ -52,7 +52,7 @@ class LiveEvaluator:
         self.reads_everywhere: dict[int, bool] = {}  # unit -> is its output read at every position
         self.rest, self.fixed = batching.flattened((objective, self.units, self.constants))  # of every call
         self.current = current_run.empty(objective, self.units, logits, SLOTS[0])
-        self.memory: dict[tuple[int, ...], int] = {}  # (slots, width) -> bytes of the compiled chain
+        self.memory: dict[tuple, int] = {}  # what runs, slots, width -> bytes of the compiled program
         self._chain: _Chain | None = None  # the last one
         self._changes: list[current_run.Values] = []  # its changes, which the next chain of any fork is written over
 
@@ -73,12 +73,12 @@ class LiveEvaluator:
 
     def chain(self, steps: Sequence[Edges], guesses: Sequence[bool], width: int) -> Float[np.ndarray, "step prompt"]:
         """Row i: `values` of the current circuit after guesses 1..i-1 are applied, with step i removed."""
-        self._open(_touched(steps))
+        self._open(touched(steps))
         numbers, _ = self._program(steps, guesses, width)
         program = place(numbers, self.objective.mesh)
         self._chain = None
         inputs = self.rest, self.fixed, self.current, program, self._changes_to_write(width)
-        self._check_fits((self._num_slots, width), f"a chain of {width}", chains.run_chain, *inputs)
+        self._check_fits(("chain", self._num_slots, width), f"a chain of {width}", chains.run_chain, *inputs)
         values, changes, removed = chains.run_chain(*inputs)
         self._chain = _Chain(list(steps), program, changes, removed)
         self._changes.append(changes)
@@ -94,7 +94,7 @@ class LiveEvaluator:
         """`chain` of several searches, forks of one, in one call."""
         first = searches[0]
         for search, own in zip(searches, steps, strict=True):
-            search._open(_touched(own))
+            search._open(touched(own))
             search._chain = None
         slots = max(search._num_slots for search in searches)
         for search in searches:
@@ -108,7 +108,7 @@ class LiveEvaluator:
         changes = [first._changes_to_write(width) for _ in padded]
         program = place(numbers[padded], first.objective.mesh)
         inputs = first.rest, instructions, first.fixed, currents, program, changes
-        shape = len(padded), instructions, slots, width
+        shape = "chains", len(padded), instructions, slots, width
         first._check_fits(shape, f"{len(padded)} chains of {width}", lockstep.run_chains, *inputs)
         values, changes, removed = lockstep.run_chains(*inputs)
         first._changes += changes
@@ -124,10 +124,11 @@ class LiveEvaluator:
                 return changes
         return current_run.empty_changes(self.objective, self.units, self._num_slots, width)
 
-    def _check_fits(self, shape: tuple[int, ...], what: str, jitted: Any, *inputs: Any) -> None:
+    def _check_fits(self, shape: tuple, what: str, jitted: Any, *inputs: Any) -> None:
         if shape not in self.memory:
-            self.memory[shape] = batching.memory_needed(jitted, *inputs)
-            batching.check_fits(self.memory[shape], what)
+            needed = batching.memory_needed(jitted, *inputs)
+            batching.check_fits(needed, what)
+            self.memory[shape] = needed
 
     def commit(self, removed: Sequence[bool]) -> None:
         """Applies the decisions on the first steps of the last chain."""
@@ -220,7 +221,7 @@ class LiveEvaluator:
         size, shape = self.units.width, (self.units, self._num_slots, width)
         numbers = programs.empty_program(*shape)
         program: Any = programs.unpacked(numbers, *shape)
-        index = {column: number + 1 for number, column in enumerate(_touched(steps))}
+        index = {column: number + 1 for number, column in enumerate(touched(steps))}
         last = np.zeros(len(program.last_removed), np.int32)
         for number, (edges, is_removed) in enumerate(zip(steps, guesses, strict=True)):
             present = edges[self.mask[edges[:, 0], edges[:, 1]]]
@@ -260,7 +261,7 @@ class LiveEvaluator:
             program.changed[n, c] = len(places) > 0 or at > 0
 
 
-def _touched(steps: Sequence[Edges]) -> list[int]:
+def touched(steps: Sequence[Edges]) -> list[int]:
     """The receivers at which a chain removes edges."""
     return sorted({int(edges[0, 1]) for edges in steps})
 

@@ -31,17 +31,17 @@ import numpy as np  # noqa: E402
 from conftest import micro_model, micro_pairs, random_mask  # noqa: E402
 
 import jaxcircuits as jc  # noqa: E402
-from jaxcircuits import batching, chains  # noqa: E402
+from jaxcircuits import batching, device_loop  # noqa: E402
 from jaxcircuits.discovery.methods import METHODS  # noqa: E402
 
 
 def collectives(objective):
-    """Sizes in bytes of what the devices exchange inside one compiled chain."""
+    """Sizes in bytes of what the devices exchange inside one compiled loop of chains."""
     seen = []
     compiled = batching.memory_needed
 
     def spy(jitted, *inputs):
-        if jitted is chains.run_chain:
+        if jitted is device_loop.run_loop:
             text = jitted.lower(*inputs).compile().as_text()
             for shape in re.findall(r"= \w(\d+)\[([\d,]*)\]\S* (?:all-|collective-|reduce-scatter)", text):
                 seen.append(int(shape[0]) // 8 * int(np.prod([int(n) for n in shape[1].split(",") if n])))

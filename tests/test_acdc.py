@@ -128,13 +128,13 @@ def test_device_calls_are_those_of_a_replay(predictor, x64_reference):
     seed=st.integers(0, 4),
     threshold=st.floats(1e-4, 2.0),
     width=st.sampled_from([None, 1, 2, 4, 9, 16, 64]),
-    evaluator=st.sampled_from([jc.LiveEvaluator, jc.DenseEvaluator]),
+    evaluator=st.sampled_from([jc.DeviceEvaluator, jc.LiveEvaluator, jc.DenseEvaluator]),
     groups=st.booleans(),
     absolute=st.booleans(),
     order=st.sampled_from(["last_first", "first_last"]),
     head_order=st.sampled_from(["descending", "ascending"]),
 )
-@settings(max_examples=14)
+@settings(max_examples=18)
 def test_speculation_gives_the_sequential_answer_decision_by_decision(**options):
     assert_sequential(**options)
 
@@ -143,7 +143,7 @@ def test_speculation_gives_the_sequential_answer_decision_by_decision(**options)
 @pytest.mark.parametrize(
     "options",
     [
-        dict(model="gpt2", threshold=0.02, width=9, evaluator=jc.LiveEvaluator),
+        dict(model="gpt2", threshold=0.02, width=9, evaluator=jc.DeviceEvaluator),
         dict(model="gpt2", threshold=0.02, width=4, evaluator=jc.LiveEvaluator, groups=False, order="first_last"),
         dict(model="gpt2", threshold=0.05, width=4, evaluator=jc.DenseEvaluator, absolute=True, head_order="ascending"),
     ],

@@ -8,7 +8,7 @@ from conftest import expected, micro_model, micro_pairs, reference_pairs
 from test_units import make, make_pairs
 
 import jaxcircuits as jc
-from jaxcircuits import device_loop
+from jaxcircuits import batching, device_loop
 
 MODELS = ["gpt2", "grouped", "parallel", "post-norm"]
 UNITS = ["layers", "ungrouped", "split 0:2,3:5", "unsplit", "blocks", "neurons:2"]
@@ -82,13 +82,61 @@ def test_edge_by_edge_agreement_with_the_original(name, x64_reference):
     assert abs(result.metric_final - run["metric_final"]) <= 1e-9
 
 
-def test_what_it_wastes_is_what_a_replay_counts(x64):
-    """Chains go on behind a wrong guess, to the receiver's last edge: single ones waste nothing."""
+@pytest.mark.parametrize("width", [4, 1])
+def test_one_call_decides_a_receivers_edges(width, x64):
+    """Also behind wrong guesses; each of the sizes is the host's, one trial at a time, and what is tried a replay's."""
     objective = objective_of("gpt2")
-    one = jc.acdc(objective, 0.02, evaluator=jc.DeviceEvaluator, width=1)
-    assert one.evaluations_wasted == 0 and one.device_calls < one.evaluations
-    receivers = [d.name.split("->")[-1] if "->" in d.name else d.name for d in one.decisions]
-    assert one.device_calls == 1 + sum(a != b for a, b in zip(receivers, receivers[1:], strict=False))
+    graph, evaluator = objective.graph, jc.DeviceEvaluator(objective)
+    steps = [np.array([[row, len(graph.receivers) - 1]]) for row in reversed(range(len(graph.senders)))]
+    judge = device_loop.Judge(0.02, np.full(5, 1 / 5), False)
+    current, mask, expected_values, expected_removed = evaluator.values(), graph.valid.copy(), [], []
+    found = evaluator.decide(steps, [True] * len(steps), width, judge, current, at_one=True)
+    for [edge] in steps:
+        without = mask.copy()
+        without[tuple(edge)] = False
+        expected_values.append(np.asarray(objective.per_example(without)))
+        expected_removed.append(bool((expected_values[-1] - current).mean() < 0.02))
+        if expected_removed[-1]:
+            mask, current = without, expected_values[-1]
+    assert found.removed == expected_removed and {*expected_removed} == {True, False}
+    np.testing.assert_allclose(found.values, expected_values, atol=1e-12)
+    np.testing.assert_array_equal(evaluator.mask, mask)
+    tried = at = 0
+    while at < len(steps):
+        chain = expected_removed[at : at + width]
+        tried, at = tried + len(chain), at + (chain.index(False) + 1 if False in chain else len(chain))
+    assert found.tried == tried
+
+
+@pytest.mark.mission
+@pytest.mark.parametrize("seed", range(3))
+def test_wrong_guesses_cost_time_only(seed, x64):
+    """Groups of one edge, guessed to stay, and that edge after them are no edges of one receiver."""
+    objective = jc.Objective(micro_model("one-head", seed, jnp.float64), micro_pairs(seed), "logit_diff")
+    within = objective.graph.valid.copy()
+    for port in "qk":
+        within[:, objective.graph.receivers.index(f"a0.h0<{port}>")] = False
+    for scores in (np.full(within.shape, 1e9), np.random.default_rng(seed).normal(size=within.shape)):
+        both(objective, 0.03, width=4, predictor=scores, within=within)
+
+
+@pytest.mark.parametrize("threshold", [1e-50, 1e-39, 1e-38])
+def test_a_threshold_below_what_float32_holds_is_above_nothing(threshold):
+    """What has no effect at all goes."""
+    objective = jc.Objective(micro_model("gpt2"), micro_pairs(), lambda logits, labels: 0 * logits[0])
+    assert not jc.acdc(objective, threshold).mask.any()
+
+
+@pytest.mark.mission
+def test_single_precision_decides_the_same():
+    """At thresholds that no increment is near to."""
+    for name in ("gpt2", "one-head"):
+        objective = jc.Objective(micro_model(name), micro_pairs(), "logit_diff")
+        for threshold in (0.01, 0.1):
+            host, device = (
+                jc.acdc(objective, threshold, evaluator=each) for each in (jc.LiveEvaluator, jc.DeviceEvaluator)
+            )
+            assert not host.undecided and [d.removed for d in host.decisions] == [d.removed for d in device.decisions]
 
 
 def test_a_sweep_is_decided_by_the_host_until_one_threshold_is_alone(x64, monkeypatch):
@@ -96,7 +144,7 @@ def test_a_sweep_is_decided_by_the_host_until_one_threshold_is_alone(x64, monkey
     alone = [jc.acdc(objective, threshold, width=4) for threshold in thresholds]
     calls = []
     decide = jc.DeviceEvaluator.decide
-    monkeypatch.setattr(jc.DeviceEvaluator, "decide", lambda *given: calls.append(given) or decide(*given))
+    monkeypatch.setattr(jc.DeviceEvaluator, "decide", lambda *a, **k: calls.append(a) or decide(*a, **k))
     found = jc.acdc_sweep(objective, thresholds, width=4, evaluator=jc.DeviceEvaluator, together=1)
     for ours, theirs in zip(found, alone, strict=True):
         np.testing.assert_array_equal(ours.mask, theirs.mask)
@@ -113,27 +161,41 @@ def test_a_trial_without_a_number_stops_the_search_by_its_name(value, width):
         jc.acdc(objective, 0.1, width=width, evaluator=jc.DeviceEvaluator)
 
 
+@pytest.mark.parametrize("is_late", [True, False])
 @pytest.mark.parametrize("error", [jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no"), MemoryError("planned")])
-def test_memory_that_does_not_do_shortens_the_chain(error, x64):
-    class Small(jc.DeviceEvaluator):
+def test_memory_that_does_not_do_shortens_the_chain(error, is_late, x64, monkeypatch):
+    """Also where it shows only while it runs: the circuit so far is still there."""
+    real = device_loop.run_loop
+
+    class Small:
         """Has room for 4 candidates."""
 
-        def decide(self, steps, guesses, width, *judged):
-            if width > 4:
+        lower = real.lower
+
+        def __call__(self, *inputs):
+            if inputs[-1].scored.shape[1] > 4:
+                if is_late:
+                    real(*inputs)
                 raise error
-            return super().decide(steps, guesses, width, *judged)
+            return real(*inputs)
 
     objective = objective_of("gpt2")
-    result = jc.acdc(objective, 0.02, width=64, evaluator=Small)
-    np.testing.assert_array_equal(result.mask, jc.acdc(objective, 0.02).mask)
+    expected_mask = jc.acdc(objective, 0.02).mask
+    monkeypatch.setattr(device_loop, "run_loop", Small())
+    result = jc.acdc(objective, 0.02, width=64)
+    np.testing.assert_array_equal(result.mask, expected_mask)
     assert list(result.run["device_calls_by_width"]) == [4] and result.memory_planned > 0
 
 
 def test_a_program_that_cannot_fit_is_refused_before_any_compute(monkeypatch):
-    monkeypatch.setattr(device_loop.LiveEvaluator, "_check_fits", _refuse)
-    with pytest.raises(MemoryError, match="a chain of 1"):
-        jc.acdc(jc.Objective(micro_model("one-head"), micro_pairs(), "kl"), 0.02, evaluator=jc.DeviceEvaluator)
+    class Never:
+        lower = device_loop.run_loop.lower
 
+        def __call__(self, *inputs):
+            raise AssertionError("it ran")
 
-def _refuse(self, shape, what, *_):
-    raise MemoryError(what)
+    objective = jc.Objective(micro_model("one-head"), micro_pairs(), "kl")
+    monkeypatch.setattr(device_loop, "run_loop", Never())
+    monkeypatch.setattr(batching, "memory_limit", lambda: 100)
+    with pytest.raises(MemoryError, match="a chain of 1 needs .* GiB .* take fewer or shorter prompts"):
+        jc.acdc(objective, 0.02)

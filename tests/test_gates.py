@@ -66,7 +66,7 @@ def test_the_exact_circuit_is_every_connection_that_has_a_weight(name):
     assert known == tuple(graph.edge_name(*edge) for edge in graph.edges[rises])
     result = jc.acdc(objective, 1e-6, width=4)
     assert graph.names_of(result.mask) == known and result.metric_final == 0
-    assert result.options["evaluator"] == "LiveEvaluator"
+    assert result.options["evaluator"] == "DeviceEvaluator"
 
 
 def test_greedy_removal_keeps_one_of_two_redundant_inputs_of_an_or():

@@ -3,7 +3,8 @@
 Walk from the output to the input; try to remove each edge; where `f(without) - f(current) < threshold` it stays
 removed. Decisions depend on each other only through the current circuit, so the next k of them can be tried at
 once, each under the guess that those before it come out as predicted. All up to the first wrong guess are what the
-sequential algorithm would have decided: a wrong guess costs time, never correctness.
+sequential algorithm would have decided: a wrong guess costs time, never correctness. Through a receiver's edges the
+device goes by itself (`device_loop.py`); the host decides (`search.py`) where several thresholds are searched at once.
 """
 
 import contextlib
@@ -82,8 +83,9 @@ def acdc_sweep(
       result, whose decisions are expected again.
     - `together`: how many searches (of thresholds that have parted) share a call, at most 64; default: 1 on a CPU,
       which is busy with one, and 16 elsewhere. Decisions do not depend on it.
-    - `evaluator`: `DeviceEvaluator` (the default), with which a search of one threshold asks the host once a receiver;
-      `LiveEvaluator`, whose every batch the host decides on; or `DenseEvaluator`, the slow oracle.
+    - `evaluator`: `DeviceEvaluator` (the default), which decides a receiver's edges by itself in a search of one
+      threshold; `LiveEvaluator`, whose every batch the host decides on; or `DenseEvaluator`, the slow oracle. An
+      increment that is the threshold up to float32's rounding they may decide apart; it is among the `undecided`.
     - `within`: a circuit to search in, such as the best edges by some scores: the others are gone from the outset.
       Fewer trials, and another answer than that of the whole graph. Edges that an objective is `without` are too.
     - `prompt_weights`: how much each prompt counts in the metric that decides; default: all alike. Only their ratios

@@ -37,7 +37,7 @@ class ACDCResult:
     """The circuit, every decision that led to it, and what it cost.
 
     - `evaluations`: trials whose decision counted; `evaluations_wasted`: tried behind a wrong guess.
-    - `device_calls_by_width`: batches evaluated, of each width. `memory_planned`: bytes of the largest of them.
+    - `device_calls_by_width`: of each width of a batch. `memory_planned`: bytes of the largest program.
     - `smallest_margin`: least distance of an increment to the threshold. `noise`: error of the metric as
       measured in the run, by rounding and the model's `precision`; `undecided`: trials with a margin below twice it.
     - `scores`: the increment of each edge's own trial, 0 where it was never tried alone.

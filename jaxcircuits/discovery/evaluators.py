@@ -17,10 +17,10 @@ from ..types import EdgeBools
 class Evaluator(Protocol):
     """What the loop needs of `f`; the live and the dense one give the same answers.
 
-    - `memory`: bytes of each program compiled so far, by (slots, width).
+    - `memory`: bytes of each program compiled so far, by its name and shapes.
     """
 
-    memory: dict[tuple[int, ...], int]
+    memory: dict[tuple, int]
 
     def values(self) -> Float[np.ndarray, " prompt"]:
         """Each prompt's share of the metric of the current circuit; the metric is their mean."""
@@ -64,7 +64,7 @@ class DenseEvaluator:
         self.objective = objective
         self.mask: EdgeBools = objective.graph.valid.copy() if start is None else objective.graph.valid & start
         self.steps: Sequence[Edges] = ()
-        self.memory: dict[tuple[int, ...], int] = {}
+        self.memory: dict[tuple, int] = {}
 
     def values(self) -> Float[np.ndarray, " prompt"]:
         """Each prompt's share of the metric of the current circuit; the metric is their mean."""

@@ -1,4 +1,7 @@
-"""ACDC's loop: guess, evaluate a chain, accept up to the first contradiction; what it has found is its decisions."""
+"""ACDC's loop: guess, evaluate a chain, accept up to the first contradiction; what it has found is its decisions.
+
+The host's, and what it asks a `DeviceEvaluator` for, which runs the same loop through a receiver's edges by itself.
+"""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -11,6 +14,7 @@ from ..arguments import is_memory_full
 from ..batching import LESS
 from ..device_loop import CHAINS, DeviceEvaluator, Judge
 from ..finite import check_finite
+from ..live import touched
 from .acdc_result import ACDCResult, Decision, Progress, scores_of
 from .evaluators import Evaluator
 from .judges import Judges
@@ -130,8 +134,9 @@ class Search:
             steps, guesses = self.walk.upcoming(self.guess, ahead)
         assert isinstance(self._evaluator, DeviceEvaluator)
         edges, width = [step.edges for step in steps], bucket(ahead)
+        at_one = len(touched(edges)) == 1 and not any(step.is_group for step in steps)
         judge = Judge(float(self.judges.thresholds[0]), self.judges.weights[0], self.judges.absolute)
-        found = self._evaluator.decide(edges, guesses, width, judge, self.current)
+        found = self._evaluator.decide(edges, guesses, width, judge, self.current, at_one=at_one)
         self.saved = None
         for step, after, removed in zip(steps, found.values, found.removed, strict=False):
             check_finite(f"acdc: metric without {step.name}", after, prompt=None)
