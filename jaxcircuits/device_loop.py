@@ -71,7 +71,7 @@ class DeviceEvaluator(LiveEvaluator):
         trials = np.zeros((2, _room(width)), np.int32)
         trials[:, : len(steps)] = [edges[0, 0] for edges in steps], guesses
         trials = np.concatenate([np.array([len(steps), at_one, judge.absolute], np.int32), trials.ravel()])
-        dtype = np.promote_types(before.dtype, np.float32)
+        dtype = jax.dtypes.canonicalize_dtype(np.float64)
         least = 2 * float(np.finfo(dtype).tiny)  # what is less might count as 0
         threshold = max(judge.threshold, least) if judge.threshold > 0 else judge.threshold
         rule = np.concatenate([[threshold], judge.weights, before]).astype(dtype)
