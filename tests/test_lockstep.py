@@ -104,3 +104,6 @@ def test_by_default_an_accelerator_takes_several_searches_at_once_and_a_cpu_one(
 def test_a_number_of_searches_that_none_can_mean_is_refused():
     with pytest.raises(ValueError, match="together: expected 1 to 64, got 0"):
         jc.acdc(jc.Objective(micro_model("one-head"), micro_pairs(), "kl"), 0.1, together=0)
+    with pytest.raises(ValueError, match="together: expected 1 to 64, got 65"):
+        jc.acdc(jc.Objective(micro_model("one-head"), micro_pairs(), "kl"), 0.1, together=65)
+    assert jc.acdc(jc.Objective(micro_model("one-head"), micro_pairs(), "kl"), 0.1, together=64).decisions

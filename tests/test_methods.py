@@ -35,6 +35,31 @@ DEFAULTS = {
 """To change one changes results that name the method alone; of methods with a gradient `backward` is plain."""
 
 
+PASSES = {
+    "exact": (10, 0, True),
+    "eap": (1, 1, True),
+    "clean-corrupted": (3, 2, True),
+    "eap-ig-inputs": (3, 2, True),
+    "eap-ig-activations": (7, 6, True),
+    "eap-gp": (6, 4, True),
+    "mask-ig": (2, 2, True),
+    "information-flow-routes": (2, 0, False),
+    "hisp": (1, 1, False),
+    "node-attribution": (1, 1, True),
+    "node-ig": (2, 2, True),
+    "random": (0, 0, False),
+}
+"""Forward and backward passes a prompt at 2 steps, of 8 edges and 3 groups of senders; whether scores have a sign."""
+
+
+@pytest.mark.mission
+@pytest.mark.parametrize("name", PASSES)
+def test_scores_say_what_they_cost_and_whether_they_have_a_sign(name):
+    objective, method = jc.Objective(micro_model("one-head"), micro_pairs(), "logit_diff"), METHODS[name]
+    scores = method.run(objective, **({"steps": 2} if "steps" in method.defaults else {}))
+    assert (scores.run["forward_passes"], scores.run["backward_passes"], scores.signed) == PASSES[name]
+
+
 def test_defaults_stay():
     for name, method in METHODS.items():
         rules = {"backward": "plain"} if "backward" in method.ranges else {}

@@ -1,5 +1,6 @@
 """Scores with intervals: every prompt is scored once, and replicates are the scores of their prompts."""
 
+import dataclasses
 import sys
 
 import jax.numpy as jnp
@@ -35,6 +36,12 @@ def test_a_replicate_is_the_method_on_its_prompts(method, name, x64):
         copied = score(objective.take(np.repeat(np.arange(5), counts)), **options)
         weighed = counts @ found.each / counts.sum()
         np.testing.assert_allclose(weighed, copied.values[found.graph.valid], atol=1e-11)
+
+
+def test_a_score_that_is_always_0_does_not_exclude_it(x64):
+    found = jc.score_replicates(objective_of(), jc.eap, count=3)
+    silent = dataclasses.replace(found, each=0 * found.each)
+    assert not silent.excludes_zero.any() and not np.any(silent.intervals)
 
 
 def test_intervals_and_ranks_are_those_of_the_replicates(x64, monkeypatch):
