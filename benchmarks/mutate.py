@@ -56,7 +56,7 @@ TESTS = {
     "discovery/score_replicates.py": ("score_replicates",),
     "discovery/resampled.py": ("replicates", "score_replicates", "selection"),
     "discovery/conditional_scores.py": ("conditional",),
-    "objective.py": ("objective", "doors", "finite", "gate_methods"),
+    "objective.py": ("objective", "doors", "finite", "gate_methods", "precision"),
     "nodes.py": ("nodes", "objective"),
     "conditional.py": ("conditional",),
     "batching.py": ("batching",),
