@@ -31,26 +31,36 @@ import numpy as np  # noqa: E402
 from conftest import micro_model, micro_pairs, random_mask  # noqa: E402
 
 import jaxcircuits as jc  # noqa: E402
-from jaxcircuits import batching, device_loop  # noqa: E402
+from jaxcircuits import batching, chains, device_loop  # noqa: E402
 from jaxcircuits.discovery.methods import METHODS  # noqa: E402
 
 
 def collectives(objective):
-    """Sizes in bytes of what the devices exchange inside one compiled loop of chains."""
-    seen = []
-    compiled = batching.memory_needed
+    """Sizes in bytes of what the devices exchange inside one compiled chain, its commit, and a loop of both."""
+    seen = {"chain": set(), "loop": set(), "commit": set()}
+    compiled, commit = batching.memory_needed, chains.commit
+
+    def note(name, jitted, inputs):
+        text = jitted.lower(*inputs).compile().as_text()
+        for shape in re.findall(r"= \w(\d+)\[([\d,]*)\]\S* (?:all-|collective-|reduce-scatter)", text):
+            seen[name].add(int(shape[0]) // 8 * int(np.prod([int(n) for n in shape[1].split(",") if n])))
 
     def spy(jitted, *inputs):
-        if jitted is device_loop.run_loop:
-            text = jitted.lower(*inputs).compile().as_text()
-            for shape in re.findall(r"= \w(\d+)\[([\d,]*)\]\S* (?:all-|collective-|reduce-scatter)", text):
-                seen.append(int(shape[0]) // 8 * int(np.prod([int(n) for n in shape[1].split(",") if n])))
+        for name, program in (("chain", chains.run_chain), ("loop", device_loop.run_loop)):
+            if jitted is program:
+                note(name, jitted, inputs)
         return compiled(jitted, *inputs)
 
-    batching.memory_needed = spy
-    jc.acdc(objective, 0.05, width=4)
-    batching.memory_needed = compiled
-    return seen
+    def spied_commit(*inputs):
+        if not seen["commit"]:
+            note("commit", commit, inputs)
+        return commit(*inputs)
+
+    batching.memory_needed, chains.commit = spy, spied_commit
+    for evaluator in (jc.LiveEvaluator, jc.DeviceEvaluator):
+        jc.acdc(objective, 0.05, width=4, evaluator=evaluator)
+    batching.memory_needed, chains.commit = compiled, commit
+    return {name: sorted(sizes) for name, sizes in seen.items()}
 
 
 def split_weights(model, mesh):
