@@ -304,9 +304,9 @@ def test_an_increment_equal_to_the_threshold_stays(x64):
     assert jc.acdc(objective, increment * (1 + 1e-6), **options).decisions[0].removed
 
 
-@pytest.mark.quick(1)
 @pytest.mark.parametrize(("value", "width"), [(jnp.nan, 16), (jnp.inf, 1)])
-def test_a_trial_without_a_number_stops_the_search_by_its_name(value, width):
+@pytest.mark.parametrize("evaluator", [jc.DeviceEvaluator, jc.LiveEvaluator])
+def test_a_trial_without_a_number_stops_the_search_by_its_name(value, width, evaluator):
     """The same trial stops it whatever is tried at once: what lies behind a wrong guess decides nothing."""
 
     def undefined(logits, labels):
@@ -314,7 +314,7 @@ def test_a_trial_without_a_number_stops_the_search_by_its_name(value, width):
 
     objective = jc.Objective(micro_model("one-head"), micro_pairs(), undefined)
     with pytest.raises(ValueError, match=f"metric without m0->logits: .* first {value} ..?prompt 0"):
-        jc.acdc(objective, 0.1, width=width)
+        jc.acdc(objective, 0.1, width=width, evaluator=evaluator)
 
 
 @pytest.mark.parametrize("threshold", [0.0, -0.1, 1e-9])
