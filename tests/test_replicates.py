@@ -181,25 +181,27 @@ def test_a_file_keeps_the_shares_and_chooses_by_them(tmp_path, x64):
 @pytest.mark.mission
 def test_replicates_go_on_where_they_were_stopped(tmp_path, x64):
     objective = objective_of(batch=6)
-    whole = jc.replicates(objective, 0.05, count=6, seed=2, width=4)
-    rounds = itertools.count()
+    whole = jc.replicates(objective, 0.005, count=6, seed=2, width=4)
+    seen = []
 
     def stop(progress):
-        if next(rounds) == 5:
+        seen.append(progress.edges_done)
+        if 46 in seen[:-3]:  # the full run is done, the replicates are in their third round
             raise KeyboardInterrupt
 
     options = {"count": 6, "seed": 2, "width": 4, "checkpoint": tmp_path / "kept"}
     with pytest.raises(KeyboardInterrupt):
-        jc.replicates(objective, 0.05, **options, on_progress=stop)
+        jc.replicates(objective, 0.005, **options, on_progress=stop)
+    assert 0 < max(seen[seen.index(46) + 1 :]) < 46
     calls, done = [], []
-    again = jc.replicates(objective, 0.05, **options, on_progress=calls.append)
+    again = jc.replicates(objective, 0.005, **options, on_progress=calls.append)
     np.testing.assert_array_equal(again.masks, whole.masks)
     np.testing.assert_array_equal(again.metrics, whole.metrics)
-    finished = jc.replicates(objective, 0.05, **options, on_progress=done.append)
+    finished = jc.replicates(objective, 0.005, **options, on_progress=done.append)
     np.testing.assert_array_equal(finished.masks, whole.masks)
     assert calls and not done
     with pytest.raises(ValueError, match="replicates.seed was 2, now 3"):
-        jc.replicates(objective, 0.05, **{**options, "seed": 3})
+        jc.replicates(objective, 0.005, **{**options, "seed": 3})
 
 
 @pytest.mark.parametrize(
