@@ -105,9 +105,10 @@ LESS = "take fewer or shorter prompts, a device with more memory, or a mesh of s
 
 
 def memory_needed(jitted: Any, *inputs: Any) -> int:
-    """Bytes a device that a compiled function takes for results and on the way; calling it then compiles nothing.
+    """Bytes a device that a compiled function takes for results and on the way.
 
-    Of the same shapes it is asked once (a compiler's answer takes as long as some calls).
+    Of the same shapes it is asked once (a compiler's answer takes as long as some calls); a call then compiles nothing,
+    but after `jax.clear_caches()`.
     """
     leaves, structure = jax.tree.flatten(inputs)
     shapes = [(x.shape, x.dtype, getattr(x, "sharding", None)) if hasattr(x, "dtype") else x for x in leaves]

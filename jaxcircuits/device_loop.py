@@ -196,13 +196,13 @@ def run_loop(
             jax.lax.dynamic_update_slice_in_dim(state.removed, gone, state.position, 0),
         )
 
-    def goes_on(state: _State) -> Array:
+    def has_next(state: _State) -> Array:
         return state.goes_on & (state.position < trials.count) & (state.tried < CHAINS * width)
 
     empty = jnp.zeros((len(senders), len(before)), rule.dtype), jnp.zeros(len(senders), bool)
     first = _State(jnp.int32(0), jnp.int32(0), jnp.bool_(True), before, current, changes, *empty)
     with jax.named_scope("chains"):
-        end = jax.lax.while_loop(goes_on, one, first)
+        end = jax.lax.while_loop(has_next, one, first)
     found = end.values, end.removed, jnp.stack([end.position, end.tried])
     return jax.tree.map(lambda x: constrain(x, objective.mesh), found), end.current, end.changes
 

@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import MICRO, drawn, micro_model
+from conftest import MICRO, drawn, micro_model, micro_pairs
 from test_engines import FAMILIES
 
 import jaxcircuits as jc
 from jaxcircuits import layout, models
+from jaxcircuits.discovery.methods import METHODS
 from jaxcircuits.models import runs
 
 MODELS = FAMILIES | {name: (models.GPT2, MICRO[name]) for name in ("gpt2", "shortformer")}
@@ -104,6 +105,33 @@ def test_engines_and_scores_of_other_units(name, units, x64):
     without[np.arange(len(edges)), *edges.T] = False
     differences = np.asarray(objective.many(without)) - float(objective(graph.valid))
     np.testing.assert_allclose(jc.exact(objective).values[tuple(edges.T)], differences, atol=1e-10)
+
+
+SAME = ["exact", "information-flow-routes", "edge-pruning"]
+SAME += [
+    pytest.param(name, marks=pytest.mark.slow)
+    for name in METHODS
+    if name not in (*SAME, "hisp", "node-attribution", "node-ig", "cd-t")
+]
+"""Not HISP and its kind: a node is there what a receiver makes of what it reads, of a head queries, keys and values, of
+a layer what it writes. Nor CD-T, which has rules for heads alone."""
+
+
+@pytest.mark.mission
+@pytest.mark.parametrize("method", SAME)
+def test_layers_of_one_head_score_as_the_head(method, x64):
+    given = {"steps": 3, "sparsity": 0.5, "grad_drop": False}  # AtP*'s needs two layers
+    options = {name: value for name, value in given.items() if name in METHODS[method].defaults}
+    heads, layers = (
+        METHODS[method].run(
+            jc.Objective(jc.with_units(micro_model("one-head", dtype=jnp.float64), units), micro_pairs(), "logit_diff"),
+            **options,
+        )
+        for units in ("unsplit", "layers")
+    )
+    valid = heads.graph.valid
+    np.testing.assert_allclose(heads.scores[valid], layers.scores[valid], rtol=1e-9)
+    assert len(set(np.round(heads.scores[valid], 9))) > 2
 
 
 @pytest.mark.parametrize(
