@@ -82,8 +82,13 @@ def identity_of(objective: Any) -> dict[str, Any]:
         "reference values": digest_of(inner.reference),
         **({"kept edges": digest_of(objective.kept)} if hasattr(objective, "kept") else {}),
         **{name: record[name] for name in RECORDED},
-        "versions": {name: record["versions"][name] for name in PACKAGES},
+        "versions": {name: record["versions"][name] for name in PACKAGES} | runtime_of(jax.devices()[0]),
     }
+
+
+def runtime_of(device: Any) -> dict[str, str]:
+    """The version of what compiles and runs on a device, where that is not jaxlib itself: libtpu, CUDA."""
+    return {} if device.platform == "cpu" else {"runtime": device.client.platform_version}
 
 
 def digest_of(tree: Any) -> str:

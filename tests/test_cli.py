@@ -124,7 +124,10 @@ def test_results_that_would_be_lost_are_refused_before_anything_is_computed(run,
     page, whole, linked = micro / "page.html", micro / "whole.json", micro / "linked.npz"
     whole.write_text("{}")
     linked.symlink_to(task)
-    before = {path: path.read_bytes() for path in (task, whole)}
+    swept, taken = micro / "circuit-0.1.json", micro / "taken"
+    swept.write_text("{}")
+    (taken / "table.csv").mkdir(parents=True)
+    before = {path: path.read_bytes() for path in (task, whole, swept)}
     wrong = [
         (["discover", task, "--out", page, "--report", page], "expected different files"),
         (["discover", task, "--out", page, "--report", micro / "link.html"], "expected different files"),
@@ -145,12 +148,18 @@ def test_results_that_would_be_lost_are_refused_before_anything_is_computed(run,
         (["discover", task, "--report", "/proc/page.html"], "--report: cannot write"),
         (["score", task, "--out", "/proc/scores.json"], "--out: cannot write"),
         (["sweep", task, "--out", "/proc/sweep"], "--out: cannot write"),
+        (
+            ["sweep", task, "--within", swept, "--thresholds", "1,0.1", "--out", micro],
+            "which is read: it would be lost",
+        ),
+        (["sweep", task, "--out", taken], "--out table.csv: "),
+        (["sweep", task, "--out", micro, "--report", micro / "pareto.png"], "expected different files"),
         (["reproduce", "tracr", "--out", "/proc/table"], "--out: cannot write"),
     ]
     for arguments, said in wrong:
         code, _, error = run(*arguments)
         assert code == 1 and said in error and error.count("\n") == 1, (arguments, error)
-    assert before == {path: path.read_bytes() for path in (task, whole)}
+    assert before == {path: path.read_bytes() for path in (task, whole, swept)}
 
 
 def test_a_folder_of_programs_that_cannot_be_one_is_refused(run, micro):

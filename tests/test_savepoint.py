@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from importlib import metadata
 
 import jax
@@ -16,6 +17,7 @@ import pytest
 from conftest import micro_model, micro_pairs, random_mask
 
 import jaxcircuits as jc
+from jaxcircuits.identity import runtime_of
 from jaxcircuits.savepoint import Journal, Savepoint
 
 
@@ -69,6 +71,13 @@ def test_another_run_is_refused_by_the_name_of_what_differs(tmp_path):
     with pytest.raises(ValueError, match=r'versions.jax was "1", now "2"; more was null, now 1'):
         Savepoint(tmp_path, {**identity, "versions": {"jax": "2"}, "more": 1})
     Savepoint(tmp_path, identity).__exit__(None, None, None)
+
+
+def test_another_runtime_is_another_version():
+    """Of a TPU libtpu compiles, of a card CUDA's plugin: jaxlib may stay as it is."""
+    client = types.SimpleNamespace(platform_version="cl/831")
+    assert runtime_of(types.SimpleNamespace(platform="tpu", client=client)) == {"runtime": "cl/831"}
+    assert runtime_of(jax.devices("cpu")[0]) == {}
 
 
 def test_one_process_at_a_time(tmp_path):

@@ -40,6 +40,10 @@ from .report import PROMPTS_SHOWN, check_page, write_report
 Page = Annotated[Path | None, typer.Option(help="draw the result as a self-contained page, page.html")]
 
 
+TABLE, PLOT = "table.csv", "pareto.png"
+"""What a sweep writes beside its circuits."""
+
+
 class SearchOptions(NamedTuple):
     """How ACDC goes through the edges."""
 
@@ -164,10 +168,13 @@ def sweep(
     out_folder: Annotated[Path | None, typer.Option("--out", help="write circuits, table and plot here")] = None,
 ) -> None:
     """Finds the circuits of several thresholds, sharing the work, and prints a table."""
-    check_writable(task, search.within, report=report)
-    check_page(report)
     chosen = numbers_of(thresholds)
     check_fillable(out=out_folder, checkpoint=checkpoint)
+    names = [*map(file_name, chosen), TABLE, PLOT] if out_folder is not None and out_folder.is_dir() else []
+    check_writable(
+        task, search.within, report=report, **{f"out {name}": Path(f"{out_folder}/{name}") for name in names}
+    )
+    check_page(report)
 
     def keep(circuit: Circuit) -> None:
         if out_folder is not None:
@@ -184,8 +191,8 @@ def sweep(
         out.print(f"{row[0]:>12g} {row[1]:>8} {row[2]:>16.6g}")
     if out_folder is not None:
         table = "".join(f"{t!r},{edges},{value!r}\n" for t, edges, value in rows)
-        write_text(out_folder / "table.csv", f"threshold,edges,{prompts.metric}\n{table}")
-        plot_pareto(circuits, out_folder / "pareto.png")
+        write_text(out_folder / TABLE, f"threshold,edges,{prompts.metric}\n{table}")
+        plot_pareto(circuits, out_folder / PLOT)
         out.print(f"written to {out_folder}", markup=False)
     if report is not None:
         write_report(report, circuits, loaded.objective, loaded.checkpoint)
