@@ -61,6 +61,21 @@ def test_a_perfect_circuit_ties_everywhere_and_is_undecided():
     assert (outcome.rejected, outcome.p_value) == (None, None) and "ties" in outcome.reason
 
 
+def test_prompts_whose_scores_differ_by_rounding_tie():
+    model = np.zeros(12)
+    circuit = np.repeat([1e-6, 1.0, -1.0], [8, 3, 1])
+    assert equivalence(circuit, model, noise=np.full(12, 2e-6)).details == {
+        **{"above": 3 + 8 / 2, "tied": 8, "prompts": 12, "epsilon": 0.1}
+    }
+    own = np.repeat([2e-6, 1e-7, 2.0], [4, 4, 4])  # each prompt's own
+    assert equivalence(circuit, model, noise=own).details["tied"] == 4 + 4
+    assert equivalence(circuit, model).details["above"] == 8 + 3
+    narrow = np.linspace(0, 1e-6, 12)
+    assert independence(narrow, np.arange(12.0)).rejected
+    outcome = independence(narrow, np.arange(12.0), noise=1e-5)
+    assert outcome.rejected is None and "bandwidth" in outcome.reason
+
+
 @pytest.mark.parametrize("chance", [0.5, 0.6, 0.8])
 def test_equivalence_rejects_as_often_as_theory_says(chance, record_property):
     n, random = 60, np.random.default_rng(0)

@@ -88,6 +88,20 @@ def test_the_whole_model_is_undecided_or_good(objective, chain):
     assert "random path" in record.of("minimality").reason
 
 
+def test_what_rounding_makes_of_the_scores_decides_no_test():
+    """Where corrupt is clean, all circuits are the model; in float32 their scores still differ in the last bits."""
+    pairs = micro_pairs(batch=16)
+    with pytest.warns(UserWarning, match="16 of 16 prompts do not differ"):
+        pairs = dataclasses.replace(pairs, corrupt=pairs.clean)
+    objective = jc.Objective(micro_model("gpt2"), pairs, "logit_diff")
+    graph, random = objective.graph, np.random.default_rng(0)
+    circuit = jc.Circuit(graph, graph.valid & (random.random(graph.shape) < 0.3), np.zeros(graph.shape), {})
+    losses = jc.ablated(objective).losses(np.stack([graph.valid, circuit.mask]))
+    assert 1e-9 < np.abs(losses[0] - losses[1]).max() < 1e-5
+    outcome = jc.hypothesis_tests(objective, circuit, random=3, permutations=9).of("equivalence")
+    assert outcome.rejected is None and "ties" in outcome.reason
+
+
 def test_a_random_circuit_is_told_from_the_known_one(objective, chain):
     [drawn] = jc.random_circuits(objective.graph, 3, 1, seed=5)
     record = jc.hypothesis_tests(objective, dataclasses.replace(chain, mask=drawn))

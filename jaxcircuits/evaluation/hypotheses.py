@@ -16,8 +16,8 @@ from jaxtyping import Float
 
 Values = Float[np.ndarray, " _"]
 
-TIED = 1e-9
-"""Scores closer than this are tied."""
+NOISE = 1e-9
+"""Scores that differ by no more are tied, unless a test is told what rounding makes of them."""
 
 CELLS = 2**22  # of permuted kernels held at once
 
@@ -47,19 +47,21 @@ def distance(first: Float[np.ndarray, "*n prompt"], second: Float[np.ndarray, "*
     return ((first - second) ** 2).mean(-1)
 
 
-def equivalence(circuit: Values, model: Values, *, epsilon: float = 0.1, level: float = 0.05) -> Outcome:
+def equivalence(
+    circuit: Values, model: Values, *, epsilon: float = 0.1, level: float = 0.05, noise: float | Values = NOISE
+) -> Outcome:
     """Does the circuit score above the model on about half of the prompts?
 
     `k` prompts with s(C) > s(M), ties counted half; `t = |k/n - 1/2|`; `p = P(|X/n - 1/2| >= t)`, X binomial with
-    n draws of chance 1/2 + epsilon. Undecided if all prompts tie. Raises ValueError for lengths that differ and an
-    epsilon outside 0 to 1/2.
+    n draws of chance 1/2 + epsilon. Undecided if all prompts tie: differ by no more than `noise`, each prompt's own or
+    that of all. Raises ValueError for lengths that differ and an epsilon outside 0 to 1/2.
     """
     _same_length(circuit, model)
     if not 0 <= epsilon <= 0.5:
         raise ValueError(f"epsilon: expected a number from 0 to 1/2, got {epsilon}")
     null = f"the chance that the circuit scores above the model is within {epsilon} of 1/2"
     difference = circuit - model
-    tied = np.abs(difference) <= TIED
+    tied = np.abs(difference) <= noise
     if tied.all():
         return _undecided("equivalence", null, "bad", level, "the circuit ties with the model on every prompt")
     from scipy import stats
@@ -75,22 +77,29 @@ def equivalence(circuit: Values, model: Values, *, epsilon: float = 0.1, level: 
 
 
 def independence(
-    complement: Values, model: Values, *, permutations: int = 1000, seed: int = 0, level: float = 0.05
+    complement: Values,
+    model: Values,
+    *,
+    permutations: int = 1000,
+    seed: int = 0,
+    level: float = 0.05,
+    noise: float = NOISE,
 ) -> Outcome:
     """Does what is left without the circuit still say something about the model's score?
 
     `HSIC = tr(K H L H) / n^2` of s(M - C) and s(M), Gaussian kernels `exp(-(s - s')^2 / (2 width^2))`, each with the
     median distance of its own scores as width (Gretton et al., 2007), so that neither's unit matters;
-    `p = (1 + permutations with at least this HSIC) / (1 + permutations)`. Undecided if a bandwidth is 0. Raises
-    ValueError for lengths that differ and no permutations.
+    `p = (1 + permutations with at least this HSIC) / (1 + permutations)`. Undecided if a bandwidth is no more than
+    `noise`. Raises ValueError for lengths that differ and no permutations.
     """
     _same_length(complement, model)
     if permutations < 1:
         raise ValueError(f"permutations: expected at least 1, got {permutations}")
     null = "the scores of the model without the circuit are independent of the model's"
     widths = [_median_distance(values) for values in (complement, model)]
-    if min(widths) <= TIED:
-        return _undecided("independence", null, "bad", level, "half of the prompts' scores are the same: bandwidth 0")
+    if min(widths) <= noise:
+        reason = f"half of the prompts' scores are the same up to rounding: bandwidth {min(widths):.1g}"
+        return _undecided("independence", null, "bad", level, reason)
     n = len(model)
     kernels = [_gaussian(values, width) for values, width in zip((complement, model), widths, strict=True)]
     centre = np.eye(n) - 1 / n

@@ -12,7 +12,8 @@ from ..masks import masks_of
 from ..objective import Objective
 from ..types import EdgeBools
 from .ablation import Ablated, Masks, ablated, kept
-from .hypotheses import Outcome, distance, equivalence, independence, minimality, partial_necessity, sufficiency
+from .faithfulness import STANDARD_ERRORS
+from .hypotheses import NOISE, Outcome, distance, equivalence, independence, minimality, partial_necessity, sufficiency
 from .random_circuits import random_circuits, random_walks
 from .records import Record
 
@@ -80,9 +81,11 @@ def hypothesis_tests(
     effects = distance(s["without_edge"], s["circuit"]), distance(s["inflated"], s["reduced"])
     near = float(distance(s["circuit"], s["model"])[0]), distance(s["random"], s["model"])
     far = float(distance(s["complement"], s["model"])[0]), distance(s["without_random"], s["model"])
+    noise = np.maximum(NOISE, STANDARD_ERRORS * judged.rounding())
+    shuffled = {"permutations": permutations, "seed": seed, "noise": float(noise.mean())}
     outcomes = (
-        equivalence(s["circuit"][0], s["model"][0], epsilon=epsilon, level=level),
-        independence(s["complement"][0], s["model"][0], permutations=permutations, seed=seed, level=level),
+        equivalence(s["circuit"][0], s["model"][0], epsilon=epsilon, level=level, noise=noise),
+        independence(s["complement"][0], s["model"][0], level=level, **shuffled),
         minimality(*effects, names, share=share, level=level),
         sufficiency(*near, share=share, level=level),
         partial_necessity(*far, share=share, level=level),
