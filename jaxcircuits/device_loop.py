@@ -2,7 +2,8 @@
 
 The nodes to recompute are the same for all edges of a receiver, so that only what is removed there changes from chain
 to chain: that, the decisions and the circuit so far are arrays of a `while_loop`. The host's loop (`discovery.search`)
-is the oracle: it decides the same, but for increments that are the threshold up to the rounding of a float32.
+is the oracle: it checks each decision by its own rule, and where rounding decided (an increment is the threshold) it
+decides the next ones itself.
 """
 
 import dataclasses
@@ -36,12 +37,13 @@ class Judge(NamedTuple):
 class Decided(NamedTuple):
     """Of the first steps of a call: each prompt's metric without the step's edges, and whether they are gone.
 
-    - `tried`: how many candidates were computed.
+    - `tried`: how many candidates were computed. `current`: the circuit then.
     """
 
     values: Float[np.ndarray, "step prompt"]
     removed: list[bool]
     tried: int
+    current: Current
 
 
 class DeviceEvaluator(LiveEvaluator):
@@ -57,13 +59,11 @@ class DeviceEvaluator(LiveEvaluator):
         *,
         at_one: bool,
     ) -> Decided:
-        """Decides steps in their order, in chains of `width`, and commits what goes.
+        """Decides steps in their order, in chains of `width`; nothing has changed until that is accepted.
 
         - `before`: each prompt's metric of the circuit so far.
         - `at_one`: whether the steps are single edges of one receiver, at most `CHAINS * width`. They are decided also
           behind a wrong guess; others, at most `width`, up to the first.
-
-        Where the memory is full, nothing has changed.
         """
         assert len(steps) <= (CHAINS * width if at_one else width)
         self._open(touched(steps))
@@ -81,12 +81,15 @@ class DeviceEvaluator(LiveEvaluator):
         self._check_fits(("loop", self._num_slots, width), f"a chain of {width}", run_loop, *inputs)
         found, current, changes = run_loop(*inputs)
         values, removed, (count, tried) = jax.device_get(found)
-        self.current = current
         self._changes.append(changes)
-        for edges, is_removed in zip(steps, removed[:count].tolist(), strict=False):
+        return Decided(values[:count], removed[:count].tolist(), int(tried), current)
+
+    def accept(self, steps: Sequence[Edges], decided: Decided) -> None:
+        """Goes on from what was decided of the steps."""
+        self.current = decided.current
+        for edges, is_removed in zip(steps, decided.removed, strict=False):
             if is_removed:
                 self.mask[edges[:, 0], edges[:, 1]] = False
-        return Decided(values[:count], removed[:count].tolist(), int(tried))
 
 
 def shapes_beside(width: int, prompts: int) -> tuple[int, int]:

@@ -15,8 +15,8 @@ UNITS = ["layers", "ungrouped", "split 0:2,3:5", "unsplit", "blocks", "neurons:2
 RUNS = ["ioi-kl-0.1", "greater_than-kl-0.02", "greater_than-kl-zero-0.05", "induction-kl-0.05", "ioi-logit_diff-0.3"]
 
 
-def both(objective, threshold, **options):
-    """The host's search and the device's; they agree."""
+def both(objective, threshold, *, has_ties=False, **options):
+    """The host's search and the device's; they agree, the device's in fewer calls where the host decides no ties."""
     host, device = (
         jc.acdc(objective, threshold, evaluator=evaluator, **options)
         for evaluator in (jc.LiveEvaluator, jc.DeviceEvaluator)
@@ -26,7 +26,8 @@ def both(objective, threshold, **options):
         values = [[getattr(d, name) for d in result.decisions] for result in (host, device)]
         np.testing.assert_allclose(*values, rtol=1e-9, atol=1e-10)
     np.testing.assert_array_equal(host.mask, device.mask)
-    assert device.run["evaluator"] == "DeviceEvaluator" and device.device_calls <= host.device_calls
+    assert device.run["evaluator"] == "DeviceEvaluator"
+    assert device.device_calls <= host.device_calls or has_ties
     return host, device
 
 
@@ -93,6 +94,8 @@ def test_one_call_decides_a_receivers_edges(width, x64):
     judge = device_loop.Judge(0.02, np.full(5, 1 / 5), False)
     current, mask, expected_values, expected_removed = evaluator.values(), graph.valid.copy(), [], []
     found = evaluator.decide(steps, [True] * len(steps), width, judge, current, at_one=True)
+    np.testing.assert_array_equal(evaluator.mask, graph.valid)
+    evaluator.accept(steps, found)
     for [edge] in steps:
         without = mask.copy()
         without[tuple(edge)] = False
@@ -120,6 +123,23 @@ def test_wrong_guesses_cost_time_only(seed, x64):
         within[:, objective.graph.receivers.index(f"a0.h0<{port}>")] = False
     for scores in (np.full(within.shape, 1e9), np.random.default_rng(seed).normal(size=within.shape)):
         both(objective, 0.03, width=4, predictor=scores, within=within)
+
+
+@pytest.mark.filterwarnings("ignore:.*decisions lie within float noise")
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize(("prompts", "threshold"), [(5, 0.2), (10, 0.1), (7, 1 / 7)])
+def test_ties_are_decided_by_the_hosts_rule(prompts, threshold, dtype, x64):
+    """Accuracy rises by whole prompts: by the threshold, up to rounding. What is recorded is what decided."""
+    model, pairs = micro_model("gpt2", dtype=dtype), micro_pairs(batch=prompts)
+    own = np.argmax(jax.vmap(model)(pairs.clean)[:, -1], -1)
+    pairs = jc.PromptPairs(clean=pairs.clean, corrupt=pairs.corrupt, answer=own)
+    objective = jc.Objective(model, pairs, "accuracy")
+    _, device = both(objective, threshold, has_ties=True)
+    rises = np.array([d.after - d.before for d in device.decisions])
+    assert (np.abs(rises - threshold) < 1e-6).any()
+    assert (rises < threshold).tolist() == [d.removed for d in device.decisions]
+    [swept] = jc.acdc_sweep(objective, [threshold])
+    np.testing.assert_array_equal(swept.mask, device.mask)
 
 
 @pytest.mark.parametrize("threshold", [1e-50, 1e-39, 1e-38])

@@ -388,6 +388,7 @@ def test_what_transformers_writes_and_settings_of_generation_are_read(kind, tmp_
         ("llama", {"hidden_act": "snake"}, "activation 'snake' is not supported"),
         ("llama", {"num_hidden_layers": 0}, "num_hidden_layers must be a positive whole number, got 0"),
         ("llama", {"rms_norm_eps": "1e-5"}, "rms_norm_eps = '1e-5' is not supported"),
+        ("qwen2", {"max_window_layers": -1}, "max_window_layers must be 0 or more, got -1"),
         ("mistral", {"sliding_window": 0}, "sliding_window must be a positive whole number, got 0"),
         ("qwen2", {"layer_types": ["chunked_attention"] * 32}, "layer_types: expected 32 of full_attention"),
         ("qwen2", {"layer_types": ["sliding_attention"] * 32}, "layer_types has sliding_attention, which needs"),

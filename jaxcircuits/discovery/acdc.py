@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
 from jaxtyping import ArrayLike
 
 from ..arguments import check_number, checked
@@ -84,8 +85,7 @@ def acdc_sweep(
     - `together`: how many searches (of thresholds that have parted) share a call, at most 64; default: 1 on a CPU,
       which is busy with one, and 16 elsewhere. Decisions do not depend on it.
     - `evaluator`: `DeviceEvaluator` (the default), which decides a receiver's edges by itself in a search of one
-      threshold; `LiveEvaluator`, whose every batch the host decides on; or `DenseEvaluator`, the slow oracle. An
-      increment that is the threshold up to float32's rounding they may decide apart; it is among the `undecided`.
+      threshold; `LiveEvaluator`, whose every batch the host decides on; or `DenseEvaluator`, the slow oracle.
     - `within`: a circuit to search in, such as the best edges by some scores: the others are gone from the outset.
       Fewer trials, and another answer than that of the whole graph. Edges that an objective is `without` are too.
     - `prompt_weights`: how much each prompt counts in the metric that decides; default: all alike. Only their ratios
@@ -188,7 +188,8 @@ def searched(
         sweep = Sweep(objective, first, options, clock, point)
         tell(sweep.earlier())
         if not sweep.is_done:
-            _warn_of_thresholds(judges.thresholds, sweep.begin(evaluator(objective, within), within is not None))
+            noise = sweep.begin(evaluator(objective, within), within is not None)
+            _warn_of_thresholds(judges.thresholds, noise, str(np.dtype(objective.model.dtype)))
         while sweep.pending:
             if sweep.pending[-1].walk.is_done:
                 tell(sweep.end())
@@ -206,18 +207,23 @@ def _warn_of_noise(result: ACDCResult) -> None:
     if result.undecided:
         warnings.warn(
             f"{len(result.undecided)} of {result.evaluations} decisions lie within float noise ({result.noise:.1e}) of "
-            f"the threshold, first {result.undecided[0]}: another device may decide them otherwise; use float64",
+            f"the threshold, first {result.undecided[0]}: another device may decide them otherwise; "
+            + _remedy(result.run["dtype"]),
             stacklevel=3,
         )
 
 
-def _warn_of_thresholds(thresholds: Iterable[float], noise: float) -> None:
+def _remedy(dtype: str) -> str:
+    return "choose another threshold" if dtype == "float64" else "use float64"
+
+
+def _warn_of_thresholds(thresholds: Iterable[float], noise: float, dtype: str) -> None:
     """Says, before the first trial, what is odd about thresholds that the algorithm allows."""
     for threshold in dict.fromkeys(thresholds):
         said = None
         if threshold <= 0:
             said = "is not above 0: even an edge without any effect stays, only what lowers the metric goes"
         elif threshold < 2 * noise:
-            said = f"is below twice the float noise of the metric ({noise:.1e}), which will decide; use float64"
+            said = f"is below twice the float noise of the metric ({noise:.1e}), which will decide; {_remedy(dtype)}"
         if said is not None:
             warnings.warn(f"threshold {threshold:g} {said}", stacklevel=3)

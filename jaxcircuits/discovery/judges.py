@@ -52,8 +52,11 @@ class Judges:
         return {} if self.counts is None else {"prompt_weights": self.counts[0].tolist()}
 
     def metrics(self, values: Float[np.ndarray, "*trial prompt"]) -> Float[np.ndarray, "*trial judge"]:
-        """What each makes of the prompts' values."""
-        return np.asarray(values, np.float64) @ self.weights.T
+        """What each makes of the prompts' values: the same to the last bit, whatever trials and judges are beside.
+
+        (A matrix product would add in an order of its own for each shape.)
+        """
+        return (np.asarray(values, np.float64)[..., None, :] * self.weights).sum(-1)
 
     def increments(self, before: np.ndarray, after: np.ndarray) -> Float[np.ndarray, "*trial judge"]:
         """By how much each one's metric rises from one trial to another."""

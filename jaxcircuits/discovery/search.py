@@ -128,7 +128,10 @@ class Search:
         return len(self.judges) == 1 and isinstance(self._evaluator, DeviceEvaluator)
 
     def advance_on_device(self, ahead: int) -> "Search":
-        """After the steps left at this receiver, or the next `ahead` up to a wrong guess, whichever are more."""
+        """After the steps left at this receiver, or the next `ahead` up to a wrong guess, whichever are more.
+
+        After a chain that the host decides where it would not have decided all of them so: at ties, by rounding.
+        """
         steps, guesses = self.walk.upcoming(self.guess, CHAINS * ahead, at_receiver=True)
         if len(steps) <= ahead:
             steps, guesses = self.walk.upcoming(self.guess, ahead)
@@ -137,14 +140,37 @@ class Search:
         at_one = len(touched(edges)) == 1 and not any(step.is_group for step in steps)
         judge = Judge(float(self.judges.thresholds[0]), self.judges.weights[0], self.judges.absolute)
         found = self._evaluator.decide(edges, guesses, width, judge, self.current, at_one=at_one)
+        self.calls[width] = self.calls.get(width, 0) + 1
+        if not self._decides_so(found.values, found.removed):
+            self.wasted += found.tried
+            del found  # holds a circuit
+            return self._advance_on_host(ahead)
         self.saved = None
+        self._evaluator.accept(edges, found)
         for step, after, removed in zip(steps, found.values, found.removed, strict=False):
             check_finite(f"acdc: metric without {step.name}", after, prompt=None)
             self.take(step, after, removed)
         self.saw(guesses[: len(found.removed)])
         self.wasted += found.tried - len(found.removed)
-        self.calls[width] = self.calls.get(width, 0) + 1
         return self
+
+    def _decides_so(self, values: Float[np.ndarray, "step prompt"], removed: list[bool]) -> bool:
+        """Whether the judge decides the next steps so by their values."""
+        before = self.current
+        for after, is_removed in zip(values, removed, strict=True):
+            if self.judges.removing(before, after)[0] != is_removed:
+                return False
+            before = after if is_removed else before
+        return True
+
+    def _advance_on_host(self, ahead: int) -> "Search":
+        """After one chain."""
+        steps, guesses = self.walk.upcoming(self.guess, ahead)
+        width = bucket(ahead)
+        values = self.evaluator.chain([step.edges for step in steps], guesses, width)
+        self.calls[width] = self.calls.get(width, 0) + 1
+        [search] = self.advance(steps, guesses, values)
+        return search
 
     def saw(self, guesses: Sequence[bool]) -> None:
         """Which of the guesses of the last decisions came true."""

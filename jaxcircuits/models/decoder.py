@@ -1,7 +1,7 @@
 """What decoders with rotary positions have in common; each family's own file has what its units compute."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -39,12 +39,15 @@ class DecoderConfig:
     tie_word_embeddings: bool = False
     rope_theta: float = 10000.0
     rope_scaling: RopeScaling | None = None
+    MAY_BE_0: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if type(value) is int and value < 1:
-                raise ValueError(f"config: {field.name} must be a positive whole number, got {value}")
+            may_be_0 = field.name in self.MAY_BE_0
+            if type(value) is int and value < 1 - may_be_0:
+                expected = "0 or more" if may_be_0 else "a positive whole number"
+                raise ValueError(f"config: {field.name} must be {expected}, got {value}")
         if self.head_dim is None and self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"config: hidden_size {self.hidden_size} must be a multiple of num_attention_heads "

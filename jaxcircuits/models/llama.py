@@ -4,6 +4,7 @@ Heads read through RMS norms and turn with their positions; their keys and value
 """
 
 import dataclasses
+from typing import ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -58,6 +59,7 @@ class Qwen2Config(LlamaConfig):
     use_sliding_window: bool = False
     sliding_window: int | None = 4096
     max_window_layers: int = 28
+    MAY_BE_0: ClassVar[tuple[str, ...]] = ("max_window_layers",)
     layer_types: tuple[str, ...] | None = None
 
     @property
