@@ -127,7 +127,9 @@ def test_wrong_guesses_cost_time_only(seed, x64):
 
 @pytest.mark.filterwarnings("ignore:.*decisions lie within float noise")
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
-@pytest.mark.parametrize(("prompts", "threshold"), [(5, 0.2), (10, 0.1), (7, 1 / 7)])
+@pytest.mark.parametrize(
+    ("prompts", "threshold"), [(5, 0.2), *(pytest.param(n, 1 / n, marks=pytest.mark.mission) for n in (7, 10))]
+)
 def test_ties_are_decided_by_the_hosts_rule(prompts, threshold, dtype, x64):
     """Accuracy rises by whole prompts: by the threshold, up to rounding. What is recorded is what decided."""
     model, pairs = micro_model("gpt2", dtype=dtype), micro_pairs(batch=prompts)
