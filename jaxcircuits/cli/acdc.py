@@ -170,10 +170,9 @@ def sweep(
     """Finds the circuits of several thresholds, sharing the work, and prints a table."""
     chosen = numbers_of(thresholds)
     check_fillable(out=out_folder, checkpoint=checkpoint)
-    names = [*map(file_name, chosen), TABLE, PLOT] if out_folder is not None and out_folder.is_dir() else []
-    check_writable(
-        task, search.within, report=report, **{f"out {name}": Path(f"{out_folder}/{name}") for name in names}
-    )
+    files = [] if out_folder is None else [out_folder / name for name in (*map(file_name, chosen), TABLE, PLOT)]
+    own = {f"out {file.name}": file for file in files if file.parent.is_dir()}
+    check_writable(task, search.within, report=report, **own)
     check_page(report)
 
     def keep(circuit: Circuit) -> None:
