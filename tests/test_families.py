@@ -52,6 +52,10 @@ CASES = {
         "Qwen2",
         RMS | rope(40.0) | dict(num_key_value_heads=2, use_sliding_window=True, sliding_window=4, max_window_layers=1),
     ),
+    "qwen2-windows": (
+        "Qwen2",
+        RMS | rope(40.0) | dict(num_key_value_heads=2, use_sliding_window=True, sliding_window=4, max_window_layers=0),
+    ),
     "qwen3": ("Qwen3", RMS | rope(90.0) | dict(num_key_value_heads=3, head_dim=6, tie_word_embeddings=True)),
     "qwen3-biases": ("Qwen3", RMS | rope(90.0) | dict(num_key_value_heads=6, head_dim=4, attention_bias=True)),
     "olmo2": ("Olmo2", RMS | rope(80.0) | dict(num_key_value_heads=2)),
