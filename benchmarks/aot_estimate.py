@@ -137,8 +137,6 @@ def of_commit(done: Counter[str], places: int) -> Counts:
         turns[phase] = _mean(count, calls)
         for name in ("sources", "removed"):
             turns[f"{phase}/{name}"] = _mean(done[f"commit {phase}/{name}"], count * places)
-    for name in ("sources", "removed"):
-        turns[f"logits/{name}"] = _mean(done[f"commit logits/{name}"], calls)
     return Counts(turns, {})
 
 

@@ -35,6 +35,7 @@ AXES = {  # the end of an argument's path: how the library spreads it
     r"inputs\.(everywhere|scored)": (None, None, PROMPTS),
     r"(outputs|removed)\.(everywhere|scored)": (None, PROMPTS),
     r"changes\.(everywhere|scored)": (None, CANDIDATES, PROMPTS),
+    r"tried\.logits": (CANDIDATES, PROMPTS),
     r"\.(clean|inside|weights|scored|logits|labels\..*)": (PROMPTS,),
 }
 
@@ -126,7 +127,7 @@ def _of_chains(of: jc.Objective, spread: jc.Objective, slots: int, width: int) -
     current = eqx.filter_eval_shape(current_run.empty, of, units, logits, slots)
     changes = eqx.filter_eval_shape(current_run.empty_changes, of, units, slots, width)
     numbers = _shape(instructions.empty_program(units, slots, width).shape, jnp.int32)
-    removed = eqx.filter_eval_shape(_run_chain, (of, units, constants), current, numbers, changes)[2]
+    tried = eqx.filter_eval_shape(_run_chain, (of, units, constants), current, numbers, changes)[1]
     fixed = {"fixed": (spread, units, constants)}
     where = (_shape((2,), jnp.int32), _shape((units.width,), jnp.int32))
     edges = _shape((units.num_places, of.graph.shape[0]), bool)
@@ -152,7 +153,7 @@ def _of_chains(of: jc.Objective, spread: jc.Objective, slots: int, width: int) -
         ),
         "commit": Program(
             _commit,
-            {**fixed, **chain, "removed": removed, "row": _shape((), jnp.int32), "current": current},
+            {**fixed, "program": numbers, "tried": tried, "last": _shape((), jnp.int32), "current": current},
             ("current",),
         ),
         "score": Program(_raw(chains.score), {"objective": spread, "x": _shape((1, *logits.shape))}),
@@ -178,8 +179,8 @@ def _run_chains(fixed, current, program, changes):
     return _raw(lockstep.run_chains)(rest, slots, arrays, current, program, changes)
 
 
-def _commit(fixed, program, changes, removed, row, current):
-    return _raw(chains.commit)(*batching.flattened(fixed), program, changes, removed, row, current)
+def _commit(fixed, program, tried, last, current):
+    return _raw(chains.commit)(*batching.flattened(fixed), program, tried, last, current)
 
 
 def exported(program: Program) -> str:

@@ -26,15 +26,28 @@ from .precision import products
 from .programs import AnyArray, Program, unpacked
 
 
+class Tried(eqx.Module):
+    """What a chain computed, of which any candidate can be committed.
+
+    - `changes`: of every changed unit, [slot * width, candidate, ...]; only what was written is read.
+    - `removed`: what each step removes with those before it at its receiver, [1 + step, ...]: first 0.
+    - `logits`: what `logits` reads.
+    """
+
+    changes: Values
+    removed: Values
+    logits: Float[Array, "candidate row width"]
+
+
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=4)
 def run_chain(
     rest: Rest, fixed: list[Array], current: Current, numbers: Int[Array, " number"], changes: Values
-) -> tuple[Float[Array, "candidate prompt"], Values, Values]:
-    """Every candidate's `score`, every changed unit's changes, and what each step removes with those before it.
+) -> tuple[Float[Array, "candidate prompt"], Tried]:
+    """Every candidate's `score`, and what it changes.
 
     - `rest`, `fixed`: objective, units and constants, `batching.flattened` once. `numbers`: the program, in one array.
 
-    Changes [slot * width, candidate, ...] are written over the given ones; only what was written is read.
+    Changes are written over the given ones.
     """
     objective, units, constants = rest.with_arrays(fixed)
     return chain(objective, units, constants, current, _unpacked(numbers, units, changes), changes)
@@ -42,7 +55,7 @@ def run_chain(
 
 def chain(
     objective: Objective, units: Units, constants: Constants, current: Current, program: Program, changes: Values
-) -> tuple[Float[Array, "candidate prompt"], Values, Values]:
+) -> tuple[Float[Array, "candidate prompt"], Tried]:
     """What `run_chain` gives, to be traced."""
     with products(objective.model.precision):
         chain = _Chain(objective, units, current, program, _removed(objective, constants, program))
@@ -52,7 +65,7 @@ def chain(
         with jax.named_scope("scored"):
             changes = jax.lax.fori_loop(first, last, lambda n, changes: chain.compute_scored(n, changes), changes)
         logits = chain.logits(changes)
-    return score(objective, logits), changes, chain.removed
+    return score(objective, logits), Tried(changes, chain.removed, logits)
 
 
 def _unpacked(program: Int[Array, " number"], units: Units, changes: Values) -> Program:
@@ -189,25 +202,19 @@ class _Chain(eqx.Module):
         return jnp.broadcast_to(x[None], (self.program.removals.shape[0], *x.shape))
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=6)
-def commit(
-    rest: Rest, fixed: list[Array], program: Any, changes: Values, removed: Values, row: AnyArray, current: Current
-) -> Current:
-    """The current values after one candidate (a row) of a chain; `current` is updated in place."""
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=5)
+def commit(rest: Rest, fixed: list[Array], program: Any, tried: Tried, last: AnyArray, current: Current) -> Current:
+    """The current values after one candidate of a chain, from 1 on (0: none); `current` is updated in place."""
     objective, units, _ = rest.with_arrays(fixed)
-    return committed(objective, units, _unpacked(program, units, changes), changes, removed, row, current)
+    return committed(objective, units, _unpacked(program, units, tried.changes), tried, last, current)
 
 
 def committed(
-    objective: Objective,
-    units: Units,
-    program: Program,
-    changes: Values,
-    removed: Values,
-    row: AnyArray,
-    current: Current,
+    objective: Objective, units: Units, program: Program, tried: Tried, last: AnyArray, current: Current
 ) -> Current:
     """What `commit` gives, to be traced."""
+    changes, removed, row = tried.changes, tried.removed, jnp.maximum(last - 1, 0)
+    count_everywhere, count = (jnp.where(last > 0, n, 0) for n in (program.count_everywhere, program.count))
     last_removed = program.last_removed[:, row][:, None]
 
     def moved(x: Array, sources: tuple[AnyArray, AnyArray], touched: AnyArray, is_scored: bool) -> Array:
@@ -222,10 +229,11 @@ def committed(
         return put(inputs, index, Values(new, at_scored(objective, new)))
 
     def step(n: Array, current: Current, is_scored: bool) -> Current:
-        move_local = functools.partial(move_input, n, is_scored=is_scored)
-        move_other = functools.partial(move_input, n, is_scored=False)
-        inputs = jax.lax.fori_loop(jnp.int32(0), jnp.int32(units.num_local), move_local, current.inputs)
-        inputs = jax.lax.fori_loop(jnp.int32(units.num_local), jnp.int32(units.num_places), move_other, inputs)
+        inputs = current.inputs
+        of_scored = units.num_local if is_scored else 0  # so many inputs are kept up at the scored positions only
+        for begin, end, part in ((0, of_scored, True), (of_scored, units.num_places, False)):
+            move = functools.partial(move_input, n, is_scored=part)
+            inputs = jax.lax.fori_loop(jnp.int32(begin), jnp.int32(end), move, inputs)
         first, outputs = program.slot[n] * units.width, current.outputs
         own = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=first, slice_size=units.width)
         new = own(outputs.part(is_scored)) + own(changes.part(is_scored))[:, row]
@@ -237,13 +245,11 @@ def committed(
 
     with jax.named_scope("everywhere"):
         everywhere = functools.partial(step, is_scored=False)
-        current = jax.lax.fori_loop(0, program.count_everywhere, everywhere, current)
+        current = jax.lax.fori_loop(0, count_everywhere, everywhere, current)
     with jax.named_scope("scored"):
         scored = functools.partial(step, is_scored=True)
-        current = jax.lax.fori_loop(program.count_everywhere, program.count, scored, current)
-    into = program.logits_sources, program.logits_count
-    with jax.named_scope("logits"):
-        logits = moved(current.logits, into, program.logits_touched, True)
+        current = jax.lax.fori_loop(count_everywhere, count, scored, current)
+    logits = jnp.where(last > 0, tried.logits[row], current.logits)
     return Current(current.inputs, current.outputs, logits)
 
 

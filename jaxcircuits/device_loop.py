@@ -173,7 +173,7 @@ def run_loop(
 
     def one(state: _State) -> _State:
         chain, guesses, exist = trials.at(state.position, program)
-        each, changes, removed = chains.chain(objective, units, constants, state.current, chain, state.changes)
+        each, candidates = chains.chain(objective, units, constants, state.current, chain, state.changes)
         with jax.named_scope("decisions"):
             each = each.astype(rule.dtype)
             so_far = jnp.concatenate([state.before[None], each])
@@ -185,16 +185,14 @@ def run_loop(
             numbers = jnp.arange(width, dtype=jnp.int32)
             last = jnp.max(jnp.where(gone & (numbers < decided), numbers + 1, 0))  # 0: all stay
         with jax.named_scope("commit"):
-            current = chains.committed(
-                objective, units, _if_any(chain, last), changes, removed, jnp.maximum(last - 1, 0), state.current
-            )
+            current = chains.committed(objective, units, chain, candidates, last, state.current)
         return _State(
             state.position + decided,
             state.tried + tried,
             trials.at_one | (right == tried),
             so_far[last],
             current,
-            changes,
+            candidates.changes,
             jax.lax.dynamic_update_slice_in_dim(state.values, each, state.position, 0),
             jax.lax.dynamic_update_slice_in_dim(state.removed, gone, state.position, 0),
         )
@@ -214,9 +212,3 @@ def _last_before(chosen: Bool[Array, " candidate"]) -> Int[Array, " candidate"]:
     """Of each candidate: the last chosen one before it, from 1 on; 0: none."""
     places = jnp.where(chosen, 1 + jnp.arange(len(chosen), dtype=jnp.int32), 0)
     return jnp.concatenate([jnp.zeros(1, jnp.int32), jax.lax.cummax(places)[:-1]])
-
-
-def _if_any(program: Program, last: Int[Array, ""]) -> Program:
-    """The program, or one that changes nothing."""
-    counts = ("count_everywhere", "count", "logits_count", "logits_touched")
-    return dataclasses.replace(program, **{name: jnp.where(last > 0, getattr(program, name), 0) for name in counts})

@@ -10,7 +10,7 @@ reaches through kept edges; nothing else. A chain of candidates is evaluated so:
    node's output minus its current output is its own change.
 3. The same sum at `logits`, at the scored positions only, then the metric.
 
-Committing row i of a chain adds its changes to the current values: nothing is computed twice.
+Committing candidate i of a chain adds its changes to the current values: nothing is computed twice.
 
 A node whose output is read only at the scored positions (through `logits`, and through the MLPs and queries of such
 nodes) is computed only there. This file decides which nodes a chain touches; `chains.py` computes them, in one compiled
@@ -79,9 +79,9 @@ class LiveEvaluator:
         self._chain = None
         inputs = self.rest, self.fixed, self.current, program, self._changes_to_write(width)
         self._check_fits(("chain", self._num_slots, width), f"a chain of {width}", chains.run_chain, *inputs)
-        values, changes, removed = chains.run_chain(*inputs)
-        self._chain = _Chain(list(steps), program, changes, removed)
-        self._changes.append(changes)
+        values, tried = chains.run_chain(*inputs)
+        self._chain = _Chain(list(steps), program, tried)
+        self._changes.append(tried.changes)
         return np.asarray(values)[: len(steps)]
 
     @staticmethod
@@ -110,10 +110,10 @@ class LiveEvaluator:
         inputs = first.rest, instructions, first.fixed, currents, program, changes
         shape = "chains", len(padded), instructions, slots, width
         first._check_fits(shape, f"{len(padded)} chains of {width}", lockstep.run_chains, *inputs)
-        values, changes, removed = lockstep.run_chains(*inputs)
-        first._changes += changes
+        values, tried = lockstep.run_chains(*inputs)
+        first._changes += [each.changes for each in tried]
         for n, search in enumerate(searches):
-            search._chain = _Chain(list(steps[n]), place(made[n][0], first.objective.mesh), changes[n], removed[n])
+            search._chain = _Chain(list(steps[n]), place(made[n][0], first.objective.mesh), tried[n])
         return [each[: len(own)] for each, own in zip(np.asarray(values), steps, strict=False)]
 
     def _changes_to_write(self, width: int) -> current_run.Values:
@@ -136,8 +136,8 @@ class LiveEvaluator:
         assert last is not None
         if not any(removed):
             return
-        row = max(index for index, is_removed in enumerate(removed) if is_removed)
-        chain = last.program, last.changes, last.removed, np.int32(row)
+        number = max(number for number, is_removed in enumerate(removed, 1) if is_removed)
+        chain = last.program, last.tried, np.int32(number)
         self.current = chains.commit(self.rest, self.fixed, *chain, self.current)
         for edges, is_removed in zip(last.steps, removed, strict=False):
             if is_removed:
@@ -277,5 +277,4 @@ class _Chain:
 
     steps: list[Edges]
     program: Array
-    changes: current_run.Values
-    removed: current_run.Values
+    tried: chains.Tried

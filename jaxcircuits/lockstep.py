@@ -79,8 +79,8 @@ def run_chains(
     currents: Sequence[Current],
     numbers: Int[Array, "search number"],
     changes: Sequence[Values],
-) -> tuple[Float[Array, "search candidate prompt"], list[Values], list[Values]]:
-    """`chains.run_chain` for each search: its values, changes and what its steps remove."""
+) -> tuple[Float[Array, "search candidate prompt"], list[chains.Tried]]:
+    """`chains.run_chain` for each search."""
     objective, units, constants = rest.with_arrays(fixed)
     rows, candidates = changes[0].scored.shape[:2]
     shape = units, rows // units.width, candidates, instructions
@@ -90,19 +90,16 @@ def run_chains(
     def with_spare_slot(x: Array) -> Array:
         return jnp.concatenate([x, jnp.zeros_like(x[: units.width])])
 
-    def one(current: Current, own: Array, changes: Values) -> tuple[Array, Values, Values]:
+    def one(current: Current, own: Array, changes: Values) -> tuple[Array, chains.Tried]:
         program = dataclasses.replace(unpacked(own, *shape), **shared)
         changes = jax.tree.map(with_spare_slot, changes)
-        values, changes, removed = chains.chain(objective, units, constants, current, program, changes)
-        return values, jax.tree.map(lambda x: x[:rows], changes), removed
+        values, tried = chains.chain(objective, units, constants, current, program, changes)
+        changes = jax.tree.map(lambda x: x[:rows], tried.changes)
+        return values, chains.Tried(changes, tried.removed, tried.logits)
 
-    values, new, removed = jax.vmap(one)(_stacked(currents), numbers, _stacked(changes))
-    return values, _apart(new), _apart(removed)
+    values, tried = jax.vmap(one)(_stacked(currents), numbers, _stacked(changes))
+    return values, [jax.tree.map(lambda x, n=n: x[n], tried) for n in range(len(currents))]
 
 
 def _stacked(trees: Sequence[Any]) -> Any:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-
-
-def _apart(values: Values) -> list[Values]:
-    return [jax.tree.map(lambda x, n=n: x[n], values) for n in range(len(values.scored))]

@@ -294,6 +294,10 @@ def test_the_backup_head_is_found(suppressed):
         assert 20 < first.ratio < np.inf and first.ratio > 5 * record.of("input").ratio
     assert {row.name for row in record.rows if row.ratio is None} == {"a0.h1", "a1.h0"}
     assert [row.ratio is None for row in record.rows[-2:]] == [True, True]
+    z = np.asarray(jax.vmap(objective.model)(objective.clean), np.float64)[:, -1]
+    p = np.exp(z) / np.exp(z).sum(-1, keepdims=True)
+    last_bits = np.finfo(np.float32).eps * (z - (p * z).sum(-1, keepdims=True))  # the sums here are exact
+    np.testing.assert_allclose(record.noise, 4 * (p * last_bits**2).sum(-1).mean(), rtol=1e-5)
     written = json.loads(json.dumps(record.to_json()))
     assert written["kind"] == "backups" and written["rows"][-1]["ratio"] is None
 
