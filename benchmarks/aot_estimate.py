@@ -60,7 +60,7 @@ class Counting(DeviceEvaluator):
         done, (chains, commits) = self._done(program), replayed(found.removed, guesses, width)
         counted = Counting.seen.setdefault(shape, Counter())
         counted.update({name: chains * n for name, n in done.items()})
-        counted.update({f"commit {name}": commits * n for name, n in done.items()})
+        counted.update({f"commit {name}": commits * n for name, n in done.items() if "logits" not in name})
         edges = found.tried if at_one else int(program.removal_counts.sum())
         counted.update({"calls": 1, "chains": chains, "commits": commits})
         counted.update({"removals": chains * width, "removals/sources": edges})

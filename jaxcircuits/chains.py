@@ -204,7 +204,7 @@ class _Chain(eqx.Module):
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=5)
 def commit(rest: Rest, fixed: list[Array], program: Any, tried: Tried, last: AnyArray, current: Current) -> Current:
-    """The current values after one candidate of a chain, from 1 on (0: none); `current` is updated in place."""
+    """The current values after candidate `last` of a chain, from 1 on (0: none); `current` is updated in place."""
     objective, units, _ = rest.with_arrays(fixed)
     return committed(objective, units, _unpacked(program, units, tried.changes), tried, last, current)
 
@@ -213,17 +213,15 @@ def committed(
     objective: Objective, units: Units, program: Program, tried: Tried, last: AnyArray, current: Current
 ) -> Current:
     """What `commit` gives, to be traced."""
-    changes, removed, row = tried.changes, tried.removed, jnp.maximum(last - 1, 0)
+    candidate = jnp.maximum(last - 1, 0)
     count_everywhere, count = (jnp.where(last > 0, n, 0) for n in (program.count_everywhere, program.count))
-    last_removed = program.last_removed[:, row][:, None]
-
-    def moved(x: Array, sources: tuple[AnyArray, AnyArray], touched: AnyArray, is_scored: bool) -> Array:
-        x = _sum_of(x[None], *sources, lambda source: changes.part(is_scored)[source, row][None])
-        return _minus(x, last_removed, touched, removed.part(is_scored))[0]
+    last_removed = program.last_removed[:, candidate][:, None]
 
     def move_input(n: Array, c: Array, inputs: Values, is_scored: bool) -> Values:
         index, sources = (program.slot[n], c), (program.sources[n, c], program.counts[n, c])
-        new = moved(inputs.part(is_scored)[index], sources, program.touched[n, c], is_scored)
+        changes, x = tried.changes.part(is_scored), inputs.part(is_scored)[index][None]
+        x = _sum_of(x, *sources, lambda source: changes[source, candidate][None])
+        new = _minus(x, last_removed, program.touched[n, c], tried.removed.part(is_scored))[0]
         if is_scored:
             return Values(inputs.everywhere, inputs.scored.at[index].set(new))
         return put(inputs, index, Values(new, at_scored(objective, new)))
@@ -236,7 +234,7 @@ def committed(
             inputs = jax.lax.fori_loop(jnp.int32(begin), jnp.int32(end), move, inputs)
         first, outputs = program.slot[n] * units.width, current.outputs
         own = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=first, slice_size=units.width)
-        new = own(outputs.part(is_scored)) + own(changes.part(is_scored))[:, row]
+        new = own(outputs.part(is_scored)) + own(tried.changes.part(is_scored))[:, candidate]
         if is_scored:
             scored = jax.lax.dynamic_update_slice_in_dim(outputs.scored, new, first, 0)
             return Current(inputs, Values(outputs.everywhere, scored), current.logits)
@@ -249,7 +247,7 @@ def committed(
     with jax.named_scope("scored"):
         scored = functools.partial(step, is_scored=True)
         current = jax.lax.fori_loop(count_everywhere, count, scored, current)
-    logits = jnp.where(last > 0, tried.logits[row], current.logits)
+    logits = jnp.where(last > 0, tried.logits[candidate], current.logits)
     return Current(current.inputs, current.outputs, logits)
 
 

@@ -29,7 +29,8 @@ def framed(pairs: Pairs, tokenizer: Any, *, bos: bool | None = None, template: s
       chat template has one there.
 
     Raises ValueError for a tokenizer without BOS token or chat template, for a clean prompt with BOS and a corrupt one
-    without, and for prompts that have other tokens inside the template, but for a space that begins the first.
+    without, for prompts with BOS inside a template, and for prompts that have other tokens there, but for a space that
+    begins the first.
     Warns where answers keep their space, since without it they are not one token each.
     """
     prompts: Any = pairs
@@ -39,9 +40,11 @@ def framed(pairs: Pairs, tokenizer: Any, *, bos: bool | None = None, template: s
         prompts, head, tail = _in_turns(prompts, tokenizer, before, after)
         if PROMPT in template and prompts.positions is None and not _goes_on_with_space(tokenizer, template, after):
             prompts = _without_space(prompts, tokenizer)
-    first = getattr(tokenizer, "bos_token_id", None)
+    first = bos_of(tokenizer)
     if bos and first is None:
         raise ValueError("bos: the model's tokenizer has no BOS token")
+    if template is not None and first is not None and _begin_with(pairs, first).any():
+        raise ValueError("template: expected prompts that do not begin with BOS, which would be within the turns")
     begins = bool(head) and head[0] == first
     if bos is False and begins:
         head = head[1:]
@@ -55,8 +58,17 @@ def framed(pairs: Pairs, tokenizer: Any, *, bos: bool | None = None, template: s
 
 def begins_texts_with_bos(tokenizer: Any) -> bool:
     """Whether the tokenizer puts its BOS token in front of a text."""
-    first = getattr(tokenizer, "bos_token_id", None)
+    first = bos_of(tokenizer)
     return first is not None and list(tokenizer.encode("a"))[:1] == [first]
+
+
+def bos_of(tokenizer: Any) -> int | None:
+    """The BOS token that a tokenizer names, or else the one token that it puts in front of a text."""
+    named = getattr(tokenizer, "bos_token_id", None)
+    if named is not None:
+        return named
+    whole, alone = list(tokenizer.encode("a")), list(tokenizer.encode("a", add_special_tokens=False))
+    return whole[0] if whole[1 : 1 + len(alone)] == alone and whole != alone else None
 
 
 def _begin_with(pairs: Any, token: int) -> np.ndarray:

@@ -233,8 +233,10 @@ class _Config:
 
     def _rope_scaling(self, theta: float, head_dim: int) -> dict[str, Any] | None:
         """`rope_scaling` of a config, None without one."""
-        kind = self.own.get("rope.scaling.type", "none")
+        kind = self.own.get("rope.scaling.type", "linear" if "rope.scaling.factor" in self.own else "none")
         if ROPE_FACTORS in self.stored:
+            if kind != "none":
+                raise ValueError(f"rope.scaling.type = {kind!r} is not supported beside {ROPE_FACTORS}; expected none")
             return llama3_scaling(self.file.tensor(ROPE_FACTORS), theta, head_dim)
         if kind == "none":
             return None

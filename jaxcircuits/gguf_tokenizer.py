@@ -1,11 +1,13 @@
 """The tokenizer that a GGUF file describes by its tokens and merges.
 
 Two kinds: byte-level BPE ("gpt2"), whose pieces of text are cut by a pattern that the file names, and SentencePiece's
-BPE ("llama"), which falls back to bytes and whose merges are in the order of its tokens.
+BPE ("llama"), which falls back to bytes and whose merges are in the order of its tokens' scores.
 Source: llama.cpp's llama-vocab.cpp; the patterns are those of the models' own tokenizer.json.
 """
 
 from typing import Any
+
+import numpy as np
 
 # The kinds of tokens that a text is cut at before anything else.
 CONTROL, USER_DEFINED = 3, 4
@@ -44,7 +46,10 @@ def read_tokenizer(metadata: dict[str, Any]) -> Any:
     if model not in ("gpt2", "llama"):
         raise ValueError(f"tokenizer.ggml.model = {model!r} is not supported; expected 'gpt2' or 'llama'")
     names = {name: _token(metadata, f"{key}_token_id", tokens) for name, key in SPECIAL.items()}
-    built = _byte_level(metadata, tokens) if model == "gpt2" else _sentencepiece(metadata, tokens, names["unk_token"])
+    if model == "gpt2":
+        built = _byte_level(metadata, tokens)
+    else:
+        built = _sentencepiece(metadata, tokens, kinds, names["unk_token"])
     _add_tokens(built, tokens, kinds)
     if metadata.get("tokenizer.ggml.add_bos_token", model == "llama" or pre == "llama-bpe") and names["bos_token"]:
         _begin_with(built, names["bos_token"])
@@ -82,14 +87,14 @@ def _byte_level(metadata: dict[str, Any], tokens: list[str]) -> Any:
     return built
 
 
-def _sentencepiece(metadata: dict[str, Any], tokens: list[str], unknown: str | None) -> Any:
+def _sentencepiece(metadata: dict[str, Any], tokens: list[str], kinds: list[int], unknown: str | None) -> Any:
     from tokenizers import Tokenizer, decoders, models, normalizers
 
     tokens = [SPACE * len(token) if token and not token.strip(" ") else token for token in tokens]
     vocabulary = {token: index for index, token in enumerate(tokens)}
     merges = [
         (token[:cut], token[cut:])
-        for token in tokens
+        for token in _by_score(metadata, tokens, kinds)
         for cut in range(len(token) - 1, 0, -1)
         if token[:cut] in vocabulary and token[cut:] in vocabulary
     ]
@@ -103,6 +108,19 @@ def _sentencepiece(metadata: dict[str, Any], tokens: list[str], unknown: str | N
     built.normalizer = normalizers.Sequence(spaces)
     built.decoder = decoders.Sequence(text)
     return built
+
+
+def _by_score(metadata: dict[str, Any], tokens: list[str], kinds: list[int]) -> list[str]:
+    """Tokens in the order in which they are merged: first the user's, which a text is cut at before anything else, then
+    by falling score, of equal ones as they are listed.
+    """
+    if "tokenizer.ggml.scores" not in metadata:
+        return tokens
+    scores = _list(metadata, "scores", float)
+    if len(scores) != len(tokens) or not np.isfinite(scores).all():
+        raise ValueError(f"tokenizer.ggml.scores: expected {len(tokens)} finite numbers, got {len(scores)} values")
+    order = np.lexsort((-np.array(scores), np.array(kinds) != USER_DEFINED))
+    return [tokens[index] for index in order]
 
 
 def _add_tokens(built: Any, tokens: list[str], kinds: list[int]) -> None:
@@ -125,7 +143,7 @@ def _begin_with(built: Any, token: str) -> None:
 def _list(metadata: dict[str, Any], name: str, kind: type) -> list[Any]:
     values = metadata.get(f"tokenizer.ggml.{name}")
     if not isinstance(values, list) or not values or not all(type(value) is kind for value in values):
-        wanted = "texts" if kind is str else "whole numbers"
+        wanted = {str: "texts", int: "whole numbers", float: "numbers"}[kind]
         raise ValueError(f"tokenizer.ggml.{name}: expected a list of {wanted}, got {type(values).__name__}")
     return values
 

@@ -10,7 +10,7 @@ reaches through kept edges; nothing else. A chain of candidates is evaluated so:
    node's output minus its current output is its own change.
 3. The same sum at `logits`, at the scored positions only, then the metric.
 
-Committing candidate i of a chain adds its changes to the current values: nothing is computed twice.
+Committing candidate i of a chain takes its changes into the current values: nothing is computed twice.
 
 A node whose output is read only at the scored positions (through `logits`, and through the MLPs and queries of such
 nodes) is computed only there. This file decides which nodes a chain touches; `chains.py` computes them, in one compiled

@@ -94,8 +94,7 @@ def run_chains(
         program = dataclasses.replace(unpacked(own, *shape), **shared)
         changes = jax.tree.map(with_spare_slot, changes)
         values, tried = chains.chain(objective, units, constants, current, program, changes)
-        changes = jax.tree.map(lambda x: x[:rows], tried.changes)
-        return values, chains.Tried(changes, tried.removed, tried.logits)
+        return values, dataclasses.replace(tried, changes=jax.tree.map(lambda x: x[:rows], tried.changes))
 
     values, tried = jax.vmap(one)(_stacked(currents), numbers, _stacked(changes))
     return values, [jax.tree.map(lambda x, n=n: x[n], tried) for n in range(len(currents))]

@@ -87,6 +87,18 @@ def test_what_begins_with_bos_gets_no_second_one():
     np.testing.assert_array_equal(bare.clean, once.clean[:, 1:])
 
 
+def test_bos_is_what_a_text_begins_with_where_the_tokenizer_does_not_name_it():
+    tokenizer = with_bos()
+    named = jc.tasks.TASKS["ioi"].generate(tokenizer, size=3)
+    tokenizer.bos_token = None
+    assert tokenizer.bos_token_id is None and (named.clean[:, 0] == 50256).all()
+    np.testing.assert_array_equal(jc.tasks.TASKS["ioi"].generate(tokenizer, size=3).clean, named.clean)
+    bare = jc.tasks.TASKS["ioi"].generate(tokenizer, size=3, bos=False)
+    np.testing.assert_array_equal(bare.clean, named.clean[:, 1:])
+    docstrings = jc.tasks.TASKS["docstring"].generate(tokenizer, size=3)  # which begin with BOS
+    assert (docstrings.clean[:, 0] == 50256).all() and (docstrings.clean[:, 1] != 50256).all()
+
+
 def test_where_some_prompts_begin_with_bos_the_others_get_it():
     tokenizer, end = gpt2_tokenizer(), "<|endoftext|>"
     rows = [dict(row, name="Mary") for row in ROWS]
@@ -197,6 +209,14 @@ def test_a_chat_that_cannot_be_is_refused(chat_template, template, message):
     tokenizer = chat(chat_template)
     with pytest.raises(ValueError, match=f"template: .*{message}"):
         jc.framed(from_text(ROWS, tokenizer), tokenizer, template=template)
+
+
+def test_a_prompt_with_bos_is_not_put_into_a_turn():
+    tokenizer = chat("{{ bos_token }}" + CHAT)
+    with_own = jc.framed(from_text(ROWS, tokenizer), tokenizer, bos=True)
+    for template in ("{prompt}", "Go on."):
+        with pytest.raises(ValueError, match="template: expected prompts that do not begin with BOS"):
+            jc.framed(with_own, tokenizer, template=template)
 
 
 LLAMA_2 = "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"

@@ -96,6 +96,8 @@ def test_metadata_become_the_keys_of_a_config(tmp_path):
     assert values["layer_types"] == ["sliding_attention", "full_attention"]
     values = GGUFTensors(write(tmp_path / "c.gguf", "llama")).values
     assert not values["tie_word_embeddings"] and "rope_scaling" not in values and values["rope_theta"] == 5000
+    values = GGUFTensors(write(tmp_path / "d.gguf", "llama", values={"llama.rope.scaling.factor": 8.0})).values
+    assert values["rope_scaling"] == {"rope_type": "linear", "factor": 8.0}  # llama.cpp's default
 
 
 @pytest.mark.parametrize("factor, theta, width", [(8.0, 500000.0, 128), (32.0, 500000.0, 64)])
@@ -120,6 +122,10 @@ def test_rotary_divisors_are_no_tensor_of_the_model(tmp_path):
     ones = {"rope_freqs.weight": np.ones(8, np.float32)}
     ours = GGUFTensors(write(tmp_path / "model.gguf", "llama", tensors=lambda drawn: drawn.update(ones)))
     assert ours.values["rope_scaling"]["rope_type"] == "llama3" and "rope_freqs.weight" not in ours.names()
+    both = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 8.0}
+    path = write(tmp_path / "both.gguf", "llama", values=both, tensors=lambda drawn: drawn.update(ones))
+    with pytest.raises(ValueError, match="type = 'linear' is not supported beside rope_freqs.weight; expected none"):
+        GGUFTensors(path)
 
 
 # --- what is refused -------------------------------------------------------------------------------

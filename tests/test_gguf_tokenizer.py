@@ -119,6 +119,18 @@ def test_sentencepieces_tokens_are_those_of_transformers(arch, prefix, tmp_path)
     assert_same_ids(load_tokenizer(path), theirs, texts)
 
 
+def test_what_has_the_higher_score_is_merged_first():
+    """As llama.cpp does, whatever the order in the file."""
+    kinds = {"tokens": ["<unk>", "a", "b", "c", "ab", "bc"], "token_type": [2, 1, 1, 1, 1, 1]}
+    metadata = {"model": "llama", **kinds, "unknown_token_id": 0, "add_space_prefix": False}
+    for scores, expected in (([0.0, -3.0, -4.0, -5.0, -1.0, -2.0], ["ab", "c"]), ([0.0] * 5 + [1.0], ["a", "bc"])):
+        given = {f"tokenizer.ggml.{key}": value for key, value in {**metadata, "scores": scores}.items()}
+        assert read_tokenizer(given).tokenize("abc") == expected
+    for scores, message in (([0.0], "expected 6 finite numbers, got 1"), ([float("nan")] * 6, "6 finite numbers")):
+        with pytest.raises(ValueError, match=f"scores: .*{message}"):
+            read_tokenizer({**given, "tokenizer.ggml.scores": scores})
+
+
 def test_a_space_in_front_is_kept_beside_the_one_that_is_put_there():
     """As SentencePiece and llama.cpp do."""
     ours = read_tokenizer(sentencepiece())

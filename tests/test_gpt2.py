@@ -10,6 +10,7 @@ import pytest
 from conftest import GOLDEN, MICRO, micro_model, random_mask
 
 import jaxcircuits as jc
+from jaxcircuits.models import parts
 from jaxcircuits.models.gpt2_config import ACTIVATIONS
 
 TOKENS = np.array([3, 1, 4, 1, 5, 9], np.int32)
@@ -214,3 +215,15 @@ def test_logits_equal_those_of_transformers(size, tmp_path):
         model = jc.load(tmp_path / "model", dtype="float64").model
         ours = eqx.filter_jit(eqx.filter_vmap(model))(jnp.asarray(tokens, jnp.int32))
         assert np.abs(np.asarray(ours) - double).max() <= 1e-10
+
+
+@pytest.mark.parametrize("name", ["LayerNorm", "RMSNorm"])
+def test_a_norm_in_float16_is_that_in_float32(name):
+    """Though the squares of what it reads are beyond float16."""
+    norm = (
+        parts.RMSNorm(jnp.ones(64), 1e-6) if name == "RMSNorm" else parts.LayerNorm(jnp.ones(64), jnp.zeros(64), 1e-6)
+    )
+    x = 900 * jax.random.normal(jax.random.key(0), 64)
+    found = jax.tree.map(lambda leaf: leaf.astype("float16"), norm)(x.astype("float16"))
+    assert found.dtype == jnp.float16
+    np.testing.assert_allclose(np.asarray(found, np.float32), norm(x), atol=3e-3)

@@ -40,19 +40,18 @@ def spelled(values: dict[str, Any]) -> dict[str, Any]:
     values |= {key: rope.pop(key) for key in ("rope_theta", "partial_rotary_factor") if key in rope}
     kind = rope.pop("type", None)
     kind = rope.setdefault("rope_type", kind or "default")
-    values["rope_scaling"] = None
-    if kind != "default":
-        if unknown := rope.keys() - RopeScaling.__dataclass_fields__.keys():
-            raise ValueError(f"rope_scaling: unknown key {min(unknown)!r}")
-        values["rope_scaling"] = fill(RopeScaling, rope)
+    if unknown := rope.keys() - RopeScaling.__dataclass_fields__.keys():
+        raise ValueError(f"rope_scaling: unknown key {min(unknown)!r}")
+    values["rope_scaling"] = None if kind == "default" else fill(RopeScaling, rope)
     return values
 
 
 def spelled_neox(values: dict[str, Any]) -> dict[str, Any]:
     """As `spelled`; GPT-NeoX has names of its own."""
-    if "rope_theta" in values:
-        raise ValueError("unknown key 'rope_theta'; a GPT-NeoX has rotary_emb_base")
     names = {"rotary_emb_base": "rope_theta", "rotary_pct": "partial_rotary_factor"}
+    for own, name in names.items():
+        if name in values:
+            raise ValueError(f"unknown key {name!r}; a GPT-NeoX has {own}")
     return spelled({names.get(key, key): value for key, value in values.items()})
 
 

@@ -7,14 +7,13 @@ belong to what the heads write. What a head writes is its share of the normed su
 import dataclasses
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
 from . import backward, parts
 from .architecture import Index, Layer, Positions
 from .decoder import Block, DecoderConfig, Draw, JointDecoder
-from .parts import RMSNorm
+from .parts import RMSNorm, inverse_rms
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,5 +70,5 @@ class Olmo2(JointDecoder):
 def _normed(norm: RMSNorm, ys: Float[Array, "head position key"]) -> Float[Array, "head position key"]:
     """Queries or keys of all heads after one norm of all; heads of a group have equal keys, so these count alike."""
     total = backward.now().whole(ys)
-    scale = backward.now().scale(jax.lax.rsqrt((total**2).mean((0, 2), keepdims=True) + norm.epsilon))
+    scale = backward.now().scale(inverse_rms(total, norm.epsilon, (0, 2)))
     return ys * scale * jnp.repeat(norm.weight, len(ys) // len(norm.weight), axis=0)[:, None]

@@ -7,6 +7,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from . import backward
@@ -52,7 +53,7 @@ class RMSNorm(eqx.Module):
     def shares(self, rows: Float[Array, "head at width"]) -> Float[Array, "head at width"]:
         """What each row is of the norm of their sum: they add up to it, under the sum's own scale."""
         total = backward.now().whole(rows.sum(0))
-        scale = backward.now().scale(jax.lax.rsqrt((total**2).mean(-1, keepdims=True) + self.epsilon))
+        scale = backward.now().scale(inverse_rms(total, self.epsilon))
         return rows * (scale * (self.offset + self.weight)[None])[None]
 
 
@@ -60,7 +61,17 @@ Norm = LayerNorm | RMSNorm
 
 
 def _scale(x: Float[Array, " width"], epsilon: float) -> Float[Array, ""]:
-    return backward.now().scale(jax.lax.rsqrt((backward.now().whole(x) ** 2).mean() + epsilon))
+    return backward.now().scale(inverse_rms(backward.now().whole(x), epsilon)[0])
+
+
+def inverse_rms(x: Float[Array, "*_ width"], epsilon: float, axes: int | tuple[int, ...] = -1) -> Float[Array, "*_ 1"]:
+    """`1 / sqrt(mean of x^2 + epsilon)`. In float32 at least: the square of 256 is none in float16."""
+    return jax.lax.rsqrt((wide(x) ** 2).mean(axes, keepdims=True) + epsilon).astype(x.dtype)
+
+
+def wide(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """As it is, or in float32 what is coarser."""
+    return x.astype(np.promote_types(x.dtype, np.float32))
 
 
 def normed(norm: Norm | None, x: Float[Array, "*inputs width"]) -> Float[Array, "*inputs width"]:
@@ -205,7 +216,8 @@ def attention_pattern(
     seen = jnp.ones_like(back, bool) if window is None else back < window
     if causal:
         seen &= back >= 0
-    return backward.now().softmax(jnp.where(seen, scores, jnp.finfo(scores.dtype).min))
+    masked = jnp.where(seen, wide(scores), jnp.finfo(scores.dtype).min)
+    return backward.now().softmax(masked).astype(scores.dtype)
 
 
 def capped(scores: Float[Array, "*shape"], cap: float | None) -> Float[Array, "*shape"]:

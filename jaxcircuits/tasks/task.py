@@ -6,7 +6,7 @@ from typing import Any
 
 from ..arguments import checked
 from ..data import PromptPairs
-from ..framing import framed
+from ..framing import bos_of, framed
 from ..graph import Graph
 from ..texts import encode_after
 
@@ -49,7 +49,7 @@ class Task:
         Raises ValueError for a tokenizer that lacks the words, BOS or the chat template, and for bad options.
         """
         bos = self.bos if bos is None and template is None else bos
-        if bos and getattr(tokenizer, "bos_token_id", None) is None:
+        if bos and (tokenizer is None or bos_of(tokenizer) is None):
             raise ValueError("these prompts begin with a BOS token, which the tokenizer does not have; pass bos=False")
         pairs = checked(self.make)(tokenizer, **options)
         return pairs if tokenizer is None else framed(pairs, tokenizer, bos=bos, template=template)
