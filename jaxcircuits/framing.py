@@ -43,8 +43,10 @@ def framed(pairs: Pairs, tokenizer: Any, *, bos: bool | None = None, template: s
     first = bos_of(tokenizer)
     if bos and first is None:
         raise ValueError("bos: the model's tokenizer has no BOS token")
-    if template is not None and first is not None and _begin_with(pairs, first).any():
-        raise ValueError("template: expected prompts that do not begin with BOS, which would be within the turns")
+    if template is not None and any((tokens[:, 0] == first).any() for tokens in (pairs.clean, pairs.corrupt)):
+        raise ValueError(
+            "template: expected prompts without BOS, which would be within a turn; leave it out of their text"
+        )
     begins = bool(head) and head[0] == first
     if bos is False and begins:
         head = head[1:]
@@ -65,7 +67,7 @@ def begins_texts_with_bos(tokenizer: Any) -> bool:
 def bos_of(tokenizer: Any) -> int | None:
     """The BOS token that a tokenizer names, or else the one token that it puts in front of a text."""
     named = getattr(tokenizer, "bos_token_id", None)
-    if named is not None:
+    if named is not None or not tokenizer.encode(""):  # which would be what it puts around a text
         return named
     whole, alone = list(tokenizer.encode("a")), list(tokenizer.encode("a", add_special_tokens=False))
     return whole[0] if whole[1 : 1 + len(alone)] == alone and whole != alone else None

@@ -99,6 +99,18 @@ def test_bos_is_what_a_text_begins_with_where_the_tokenizer_does_not_name_it():
     assert (docstrings.clean[:, 0] == 50256).all() and (docstrings.clean[:, 1] != 50256).all()
 
 
+def test_a_tokenizer_without_bos_is_asked_for_no_word_that_it_may_not_know():
+    import tokenizers
+    import transformers
+
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"b": 0, "c": 1}))
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words)
+    with pytest.raises(Exception, match="UNK"):
+        tokenizer.encode("a")
+    pairs = jc.PromptPairs(clean=[[0, 1]], corrupt=[[1, 1]], answer=[0], wrong=[1])
+    np.testing.assert_array_equal(jc.framed(pairs, tokenizer).clean, pairs.clean)
+
+
 def test_where_some_prompts_begin_with_bos_the_others_get_it():
     tokenizer, end = gpt2_tokenizer(), "<|endoftext|>"
     rows = [dict(row, name="Mary") for row in ROWS]
@@ -214,9 +226,13 @@ def test_a_chat_that_cannot_be_is_refused(chat_template, template, message):
 def test_a_prompt_with_bos_is_not_put_into_a_turn():
     tokenizer = chat("{{ bos_token }}" + CHAT)
     with_own = jc.framed(from_text(ROWS, tokenizer), tokenizer, bos=True)
-    for template in ("{prompt}", "Go on."):
-        with pytest.raises(ValueError, match="template: expected prompts that do not begin with BOS"):
-            jc.framed(with_own, tokenizer, template=template)
+    only_clean = dict(ROWS[0], clean="<|endoftext|> Mary met", corrupt=" Then Paul met")
+    for prompts in (with_own, from_text([only_clean], tokenizer)):
+        for template in ("{prompt}", "Go on."):
+            with pytest.raises(
+                ValueError, match="template: expected prompts without BOS, .* leave it out of their text"
+            ):
+                jc.framed(prompts, tokenizer, template=template)
 
 
 LLAMA_2 = "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
