@@ -43,10 +43,8 @@ def framed(pairs: Pairs, tokenizer: Any, *, bos: bool | None = None, template: s
     first = bos_of(tokenizer)
     if bos and first is None:
         raise ValueError("bos: the model's tokenizer has no BOS token")
-    if template is not None and any((tokens[:, 0] == first).any() for tokens in (pairs.clean, pairs.corrupt)):
-        raise ValueError(
-            "template: expected prompts without BOS, which would be within a turn; leave it out of their text"
-        )
+    if template is not None and first in {*prompts.clean[:, 0].tolist(), *prompts.corrupt[:, 0].tolist()}:
+        raise ValueError("template: expected prompts without BOS, which would be within a turn; leave it out of them")
     begins = bool(head) and head[0] == first
     if bos is False and begins:
         head = head[1:]

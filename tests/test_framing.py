@@ -229,9 +229,7 @@ def test_a_prompt_with_bos_is_not_put_into_a_turn():
     only_clean = dict(ROWS[0], clean="<|endoftext|> Mary met", corrupt=" Then Paul met")
     for prompts in (with_own, from_text([only_clean], tokenizer)):
         for template in ("{prompt}", "Go on."):
-            with pytest.raises(
-                ValueError, match="template: expected prompts without BOS, .* leave it out of their text"
-            ):
+            with pytest.raises(ValueError, match="template: expected prompts without BOS, .* leave it out of them"):
                 jc.framed(prompts, tokenizer, template=template)
 
 

@@ -227,3 +227,7 @@ def test_a_norm_in_float16_is_that_in_float32(name):
     found = jax.tree.map(lambda leaf: leaf.astype("float16"), norm)(x.astype("float16"))
     assert found.dtype == jnp.float16
     np.testing.assert_allclose(np.asarray(found, np.float32), norm(x), atol=3e-3)
+    if name == "RMSNorm":
+        rows = jnp.stack([x / 4, 3 * x / 4])[:, None]
+        found = jax.tree.map(lambda leaf: leaf.astype("float16"), norm).shares(rows.astype("float16"))
+        np.testing.assert_allclose(np.asarray(found, np.float32), norm.shares(rows), atol=3e-3)
