@@ -153,7 +153,7 @@ def test_backups_without_a_number_are_no_rounding(energy, said, monkeypatch):
 
 def test_information_flow_that_overflows_is_no_zero():
     model = micro_model("gpt2", dtype=jnp.float16)
-    large = eqx.tree_at(lambda m: m.token_embedding, model, model.token_embedding * 40000)
+    large = eqx.tree_at(lambda m: m.token_embedding, model, model.token_embedding * 30000)  # the run itself is finite
     with pytest.raises(ValueError, match=r"scores \(information-flow-routes\)"):
         jc.information_flow_routes(jc.Objective(large, micro_pairs()))
 

@@ -231,3 +231,13 @@ def test_a_norm_in_float16_is_that_in_float32(name):
         rows = jnp.stack([x / 4, 3 * x / 4])[:, None]
         found = jax.tree.map(lambda leaf: leaf.astype("float16"), norm).shares(rows.astype("float16"))
         np.testing.assert_allclose(np.asarray(found, np.float32), norm.shares(rows), atol=3e-3)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_attention_in_half_precision_is_that_in_float32(dtype):
+    """Also where the scores of many positions are summed."""
+    scores = jax.random.normal(jax.random.key(0), (2, 300, 300)).astype(dtype)
+    at = jnp.arange(300)
+    found, fine = (parts.attention_pattern(x, at) for x in (scores, scores.astype("float32")))
+    assert found.dtype == scores.dtype
+    np.testing.assert_array_equal(np.asarray(found, np.float32), np.asarray(fine.astype(dtype), np.float32))

@@ -216,7 +216,8 @@ def attention_pattern(
     seen = jnp.ones_like(back, bool) if window is None else back < window
     if causal:
         seen &= back >= 0
-    masked = jnp.where(seen, wide(scores), jnp.finfo(scores.dtype).min)
+    finer = wide(scores)
+    masked = jnp.where(seen, finer, jnp.finfo(finer.dtype).min)
     return backward.now().softmax(masked).astype(scores.dtype)
 
 
