@@ -242,11 +242,9 @@ def committed(
         return Current(inputs, outputs, current.logits)
 
     with jax.named_scope("everywhere"):
-        everywhere = functools.partial(step, is_scored=False)
-        current = jax.lax.fori_loop(0, count_everywhere, everywhere, current)
+        current = jax.lax.fori_loop(0, count_everywhere, functools.partial(step, is_scored=False), current)
     with jax.named_scope("scored"):
-        scored = functools.partial(step, is_scored=True)
-        current = jax.lax.fori_loop(count_everywhere, count, scored, current)
+        current = jax.lax.fori_loop(count_everywhere, count, functools.partial(step, is_scored=True), current)
     logits = jnp.where(last > 0, tried.logits[candidate], current.logits)
     return Current(current.inputs, current.outputs, logits)
 

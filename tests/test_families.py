@@ -13,6 +13,7 @@ from test_checkpoints import assert_equal_models
 
 import jaxcircuits as jc
 from jaxcircuits.formats import FAMILIES, FIXED_KEYS, IGNORED_KEYS, config_of
+from jaxcircuits.models.rotary import rotation
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -411,6 +412,19 @@ def test_what_transformers_writes_and_settings_of_generation_are_read(kind, tmp_
 def test_a_config_that_is_not_supported_is_refused_by_its_key(kind, values, message):
     with pytest.raises(ValueError, match=message):
         config_of({"model_type": kind, **values})
+
+
+def test_a_range_of_yarn_that_is_truncated_to_null_is_not_truncated():
+    config = transformers.LlamaConfig(**SMALL, **rope(60.0, **YARN, truncate=None))
+    theirs, scale = transformers.modeling_rope_utils.ROPE_INIT_FUNCTIONS["yarn"](config, device="cpu")
+    ours = config_of({"model_type": "llama", **config.to_dict()})[1]
+    assert ours.rope_scaling.truncate is False
+    turns = rotation(1, SMALL["hidden_size"] // SMALL["num_attention_heads"], 60.0, ours.rope_scaling)
+    np.testing.assert_allclose(turns.frequencies[0], theirs.numpy(), rtol=1e-6)
+    np.testing.assert_allclose(turns.scales, scale, rtol=1e-6)
+    default = config_of({"model_type": "llama", **SMALL, **rope(60.0, **YARN)})[1]
+    linear = config_of({"model_type": "llama", **SMALL, **rope(60.0, rope_type="linear", factor=2.0, truncate=None)})[1]
+    assert default.rope_scaling.truncate is linear.rope_scaling.truncate is None
 
 
 def test_positions_are_read_as_older_and_newer_configs_spell_them():

@@ -36,10 +36,12 @@ def spelled(values: dict[str, Any]) -> dict[str, Any]:
     rope = rope or values.get("rope_scaling") or {}
     if not isinstance(rope, dict):
         raise ValueError(f"rope_scaling = {rope!r} is not supported; expected a mapping")
-    rope = {key: value for key, value in rope.items() if value is not None}
+    rope, given = {key: value for key, value in rope.items() if value is not None}, rope
     values |= {key: rope.pop(key) for key in ("rope_theta", "partial_rotary_factor") if key in rope}
     kind = rope.pop("type", None)
     kind = rope.setdefault("rope_type", kind or "default")
+    if kind == "yarn" and given.get("truncate", True) is None:
+        rope["truncate"] = False  # as transformers reads null
     if unknown := rope.keys() - RopeScaling.__dataclass_fields__.keys():
         raise ValueError(f"rope_scaling: unknown key {min(unknown)!r}")
     values["rope_scaling"] = None if kind == "default" else fill(RopeScaling, rope)
