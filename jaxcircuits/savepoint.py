@@ -35,6 +35,9 @@ ENDING = ".state"
 
 Arrays = Mapping[str, np.ndarray]
 
+opened: list["Savepoint"] = []
+"""Those of this process that are in use: what ends it in the middle of a computation says what they have `kept`."""
+
 
 class Savepoint:
     """A folder that keeps how far one run is, for one process at a time; a context manager.
@@ -63,6 +66,7 @@ class Savepoint:
         except BaseException:
             os.close(self._lock)
             raise
+        opened.append(self)
 
     def _compare(self, identity: dict[str, Any]) -> None:
         saved = self.get("run")
@@ -144,6 +148,11 @@ class Savepoint:
         self._saved = time.monotonic()
         self._cost = self._saved - began
 
+    @property
+    def kept(self) -> str:
+        """What the user is told who ended the run."""
+        return f"what is done is kept in {self.folder}, and the same command goes on from there"
+
     def __enter__(self) -> "Savepoint":
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -154,10 +163,11 @@ class Savepoint:
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        opened.remove(self)
         self._restore()
         os.close(self._lock)
         if error is not None and not isinstance(error, Exception) and not self._is_failing:
-            error.add_note(f"what is done is kept in {self.folder}, and the same command goes on from there")
+            error.add_note(self.kept)
         if error is None and self._signal is not None:
             self._let_through()
 

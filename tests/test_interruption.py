@@ -76,6 +76,31 @@ def test_a_command_that_does_not_stop_is_stopped():
     assert process.communicate(timeout=30)[1] == "error: terminated\n" and process.returncode == 143
 
 
+def test_a_run_that_is_ended_in_a_long_call_says_how_to_go_on(tmp_path):
+    script = [
+        "import ctypes, sys, types",
+        "import jaxcircuits_program as program",
+        "from jaxcircuits.savepoint import Savepoint",
+        "program.GRACE = 0.3",
+        "def run(arguments):",
+        "    lock, mutex = ctypes.CDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(64)",
+        f"    with Savepoint({str(tmp_path / 'kept')!r}, {{}}):",
+        "        lock(mutex)",
+        "        print('ready', flush=True)",
+        "        lock(mutex)",  # a second time: Python's handlers never run again
+        "sys.modules['jaxcircuits.cli'] = types.ModuleType('jaxcircuits.cli')",
+        "sys.modules['jaxcircuits.cli'].run = run",
+        "program.main()",
+    ]
+    command = [sys.executable, "-c", "\n".join(script)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    error = process.communicate(timeout=30)[1]
+    words = f"what is done is kept in {tmp_path / 'kept'}, and the same command goes on from there"
+    assert error == f"error: terminated; {words}\n" and process.returncode == 143
+
+
 def test_a_signal_with_a_handler_of_its_own_ends_nothing():
     lines = [
         "import signal",
