@@ -43,8 +43,8 @@ def next_round(searches: Sequence["Search"], policy: FixedWidth | ExpectedWidth)
     while True:
         width = bucket(ahead)
         try:
-            if searches[0].is_decided_on_device and len(searches) == 1:
-                return [searches[0].advance_on_device(ahead)]
+            if len(searches) == 1 and searches[0].is_decided_on_device and searches[0].advance_on_device(ahead):
+                return list(searches)
             asked = [search.walk.upcoming(search.guess, ahead) for search in searches]
             values = _values(searches, asked, width)
             break
@@ -127,10 +127,10 @@ class Search:
         """Whether there is one judge, and an evaluator that can decide as it does."""
         return len(self.judges) == 1 and isinstance(self._evaluator, DeviceEvaluator)
 
-    def advance_on_device(self, ahead: int) -> "Search":
-        """After the steps left at this receiver, or the next `ahead` up to a wrong guess, whichever are more.
+    def advance_on_device(self, ahead: int) -> bool:
+        """Decides the steps left at this receiver, or the next `ahead` up to a wrong guess, whichever are more.
 
-        After a chain that the host decides where it would not have decided all of them so: at ties, by rounding.
+        False, and nothing is decided, where the host would not decide all of them so: at ties, by rounding.
         """
         steps, guesses = self.walk.upcoming(self.guess, CHAINS * ahead, at_receiver=True)
         if len(steps) <= ahead:
@@ -143,8 +143,7 @@ class Search:
         self.calls[width] = self.calls.get(width, 0) + 1
         if not self._decides_so(found.values, found.removed):
             self.wasted += found.tried
-            del found  # holds a circuit
-            return self._advance_on_host(ahead)
+            return False
         self.saved = None
         self._evaluator.accept(edges, found)
         for step, after, removed in zip(steps, found.values, found.removed, strict=False):
@@ -152,7 +151,7 @@ class Search:
             self.take(step, after, removed)
         self.saw(guesses[: len(found.removed)])
         self.wasted += found.tried - len(found.removed)
-        return self
+        return True
 
     def _decides_so(self, values: Float[np.ndarray, "step prompt"], removed: list[bool]) -> bool:
         """Whether the judge decides the next steps so by their values."""
@@ -162,15 +161,6 @@ class Search:
                 return False
             before = after if is_removed else before
         return True
-
-    def _advance_on_host(self, ahead: int) -> "Search":
-        """After one chain."""
-        steps, guesses = self.walk.upcoming(self.guess, ahead)
-        width = bucket(ahead)
-        values = self.evaluator.chain([step.edges for step in steps], guesses, width)
-        self.calls[width] = self.calls.get(width, 0) + 1
-        [search] = self.advance(steps, guesses, values)
-        return search
 
     def saw(self, guesses: Sequence[bool]) -> None:
         """Which of the guesses of the last decisions came true."""
