@@ -32,8 +32,10 @@ from .kinds import Units
 from .objective import Objective
 from .types import EdgeBools
 
-SLOTS = (16, 48, 144)
-"""Numbers of changeable nodes that are compiled for; beyond the last, its multiples."""
+SLOTS = (48, 144)
+"""Numbers of changeable nodes that are compiled for, or all of a smaller graph; beyond the last, its multiples. A slot
+that nothing is in costs memory alone, another number of them a program.
+"""
 
 Edges = Int[np.ndarray, "_ 2"]
 
@@ -51,7 +53,7 @@ class LiveEvaluator:
         self.slots: dict[int, int] = {}  # unit -> slot
         self.reads_everywhere: dict[int, bool] = {}  # unit -> is its output read at every position
         self.rest, self.fixed = batching.flattened((objective, self.units, self.constants))  # of every call
-        self.current = current_run.empty(objective, self.units, logits, SLOTS[0])
+        self.current = current_run.empty(objective, self.units, logits, slots_for(0, self.units))
         self.memory: dict[tuple, int] = {}  # what runs, slots, width -> bytes of the compiled program
         self._chain: _Chain | None = None  # the last one
         self._changes: list[current_run.Values] = []  # its changes, which the next chain of any fork is written over
@@ -190,7 +192,7 @@ class LiveEvaluator:
     def _grow(self, slots: int) -> None:
         """Room for at least so many units."""
         if slots > self._num_slots:
-            self.current = current_run.grow(self.current, next_bucket(slots))
+            self.current = current_run.grow(self.current, slots_for(slots, self.units))
 
     def _columns(self, number: int) -> list[int]:
         return [column for column in self.units.all[number].columns if column >= 0]
@@ -266,9 +268,10 @@ def touched(steps: Sequence[Edges]) -> list[int]:
     return sorted({int(edges[0, 1]) for edges in steps})
 
 
-def next_bucket(count: int) -> int:
+def slots_for(count: int, units: Units) -> int:
     """The number of slots compiled for, at least `count`."""
-    return next((size for size in SLOTS if size >= count), -(-count // SLOTS[-1]) * SLOTS[-1])
+    size = next((size for size in SLOTS if size >= count), -(-count // SLOTS[-1]) * SLOTS[-1])
+    return min(size, len(units.all))
 
 
 @dataclasses.dataclass

@@ -37,7 +37,7 @@ def test_the_plan_of_a_chain_on_gpt2_xl_is_within_20_gib():
     tokens = random.integers(0, XL.vocab_size, (2, 4, 16))
     pairs = jc.PromptPairs(clean=tokens[0], corrupt=tokens[1])
     model = eqx.filter_eval_shape(jc.GPT2.random, XL, jax.random.key(0))
-    slots, width = live.SLOTS[1], 4
+    slots, width = live.SLOTS[0], 4
 
     def chain(model):
         objective = jc.Objective(model, pairs, "kl", microbatch=4)
