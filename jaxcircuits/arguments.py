@@ -23,8 +23,9 @@ def is_count(value: Any, least: int = 0) -> bool:
 
 def is_number(value: Any) -> bool:
     """Whether it is a finite real number; True is none."""
-    kinds = int | float | np.integer | np.floating
-    return isinstance(value, kinds) and not isinstance(value, bool) and bool(abs(value) <= sys.float_info.max)
+    if isinstance(value, int | np.integer):
+        return not isinstance(value, bool) and abs(int(value)) <= sys.float_info.max
+    return isinstance(value, float | np.floating) and bool(np.isfinite(value))
 
 
 def check_count(name: str, value: Any, least: int = 0) -> None:

@@ -166,13 +166,14 @@ class _Chain(eqx.Module):
         read = functools.partial(self.objective.model.read, port.name, self.program.layer[n], index)
         run, at = (lambda x, at: jax.vmap(read)(self._by_prompt(x, part), at)), self._at(part)
         every = jax.vmap(run, (0, None))
+
+        def once() -> Array:
+            x = self.current.inputs.part(part)[self.program.slot[n], c]
+            return self._for_all(run(jax.lax.optimization_barrier(x), at))  # or a TPU lays out anew all inputs for one
+
         if len(kind.ports) == 1:
             return every(self._read(n, c, changes, part), at)
-        return jax.lax.cond(
-            self.program.changed[n, c] > 0,
-            lambda: every(self._read(n, c, changes, part), at),
-            lambda: self._for_all(run(self.current.inputs.part(part)[self.program.slot[n], c], at)),
-        )
+        return jax.lax.cond(self.program.changed[n, c] > 0, lambda: every(self._read(n, c, changes, part), at), once)
 
     def _computed_jointly(self, kind: Kind, number: int, n: Int[Array, ""], changes: Values, is_scored: bool) -> Array:
         """What the receivers of joint nodes compute for every candidate, [node, candidate, batch, ...]."""

@@ -88,7 +88,7 @@ def load(
     misshapen tensors, units that the model has not, and a precision that the device has not.
     """
     try:
-        dtype = np.dtype(dtype)
+        dtype = np.dtype("" if dtype is None else dtype)  # None would be float64
     except TypeError:
         raise ValueError(f"dtype: expected a floating dtype such as float32, got {dtype!r:.60}") from None
     if dtype == np.float64 and not jax.config.read("jax_enable_x64"):

@@ -63,6 +63,8 @@ class Circuit:
 
         - `run` adds to its record: `task`, `model` and the prompts' `seed` let it be judged from its file alone.
         """
+        if missing := [name for name in ("graph", "mask", "scores", "run") if not hasattr(result, name)]:
+            raise ValueError(f"expected a discovery result, got {type(result).__name__}, which has no {missing[0]}")
         return cls(result.graph, result.mask, result.scores, extended(result.run, run), d_model)
 
     @classmethod

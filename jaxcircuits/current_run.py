@@ -141,8 +141,15 @@ def _zeros(objective: Objective, rows: tuple[int, ...], axes: tuple[str | None, 
 
 
 def at_scored(objective: Objective, x: Float[Array, "*rows batch position width"]) -> Float[Array, "*rows row width"]:
-    """The scored positions of all prompts, in rows."""
+    """The scored positions of all prompts, in rows.
+
+    One of each is picked by a mask: a TPU gathers them in an order of its own, and would lay out anew, for every chain,
+    the whole table that they are written to.
+    """
     index = objective.scored.reshape((1,) * (x.ndim - 3) + (*objective.scored.shape, 1))
+    if objective.scored.shape[1] == 1:
+        positions = jnp.arange(x.shape[-2], dtype=index.dtype).reshape((1,) * (x.ndim - 2) + (-1, 1))
+        return jnp.sum(jnp.where(positions == index, x, 0), axis=-2)
     x = jnp.take_along_axis(x, index, axis=-2)
     return x.reshape(*x.shape[:-3], -1, x.shape[-1])
 

@@ -135,6 +135,7 @@ def _no_slopes(model: Model, reference: SenderValues) -> ReceiverValues:
 
 def _contract(model: Model, delta: SenderValues, slopes: ReceiverValues, spans: Spans) -> Gradient:
     """`<delta_s, slope_r>` of every pair, over all positions or those of each span."""
+    slopes = jax.lax.optimization_barrier(slopes)  # of constant zeros XLA's CPU makes NaN here (jaxlib 0.10.2)
     with products(model.precision):
         if spans is None:
             return jnp.einsum("std,rtd->sr", delta, slopes)

@@ -181,7 +181,7 @@ class Graph:
 
     def edge_index(self, name: str) -> tuple[int, int]:
         """(sender, receiver) of `"a0.h3->m5"`. Raises ValueError for a name that is no edge of this graph."""
-        sender, arrow, receiver = name.partition("->")
+        sender, arrow, receiver = name.partition("->") if isinstance(name, str) else ("", "", "")
         if not arrow:
             raise ValueError(f"expected an edge as 'sender->receiver', got {name!r}")
         index = self.sender_index(sender), self.receiver_index(receiver)
@@ -194,7 +194,9 @@ class Graph:
         return f"{self.senders[sender]}->{self.receivers[receiver]}"
 
     def mask_of(self, names: "list[str] | tuple[str, ...]") -> EdgeBools:
-        """The circuit made of the named edges."""
+        """The circuit made of the named edges. Raises ValueError for what names no edge, or is one name."""
+        if isinstance(names, str):
+            raise ValueError(f"expected names of edges in a list, got {names!r:.60}")
         mask = np.zeros(self.shape, bool)
         for name in names:
             mask[self.edge_index(name)] = True

@@ -33,7 +33,10 @@ def write_mib(
     Returns the files. Raises ValueError for names with an underscore at the wrong place and for circuits too large.
     """
     files: dict[Path, Circuit] = {}
-    for (task, model), result in results.items():
+    for key, result in results.items():
+        if not isinstance(key, tuple) or len(key) != 2:
+            raise ValueError(f"MIB: expected results by (task, model), got {key!r:.60}")
+        task, model = key
         place = Path(folder) / mib_name(task, model)
         if isinstance(result, Circuit):
             files[place / IMPORTANCES] = result

@@ -84,6 +84,21 @@ def test_autocircuits_edges_and_mibs_names(check):
 for score in (float("nan"), float("inf"), 10**400, True, "1", None):
     check(lambda: jc.from_autocircuit(graph, {"A0.1->MLP 1": score}), "score of A0.1->MLP 1: expected a finite number")
 check(lambda: jc.from_autocircuit(graph, [3]), "sender->receiver', got 3")
+circuit = jc.Circuit(graph, graph.valid, zeros, {})
+for key in ("ioi", ("ioi",), ("ioi", "gpt2", "x")):
+    check(lambda: jc.write_mib({key: circuit}, "nowhere"), "MIB: expected results by (task, model), got")
+""")
+
+
+def test_edges_are_named_in_a_list_and_circuits_are_made_of_results(check):
+    check("""
+assert graph.mask_of(["m0->m1"]).sum() == 1
+check(lambda: graph.mask_of("m0->m1"), "expected names of edges in a list, got 'm0->m1'")
+for name in (5, None, ("m0", "m1")):
+    check(lambda: graph.mask_of([name]), "expected an edge as 'sender->receiver', got")
+for result in (graph.valid, None, {}):
+    check(lambda: jc.Circuit.of(result), "expected a discovery result, got", "which has no graph")
+check(lambda: jc.load("tiny-gpt2", dtype=None), "dtype: expected a floating dtype such as float32, got None")
 """)
 
 
@@ -166,6 +181,10 @@ for call in numbers:
     for bad in (True, float("nan"), float("inf"), "3", None, [1]):
         check(lambda: call(bad), "expected a finite number")
 check(lambda: jc.edge_pruning(objective, sparsity=5), "sparsity: expected a share of at most 1.5, got 5")
+check(lambda: jc.edge_pruning(objective, steps=1), "steps: expected at least 2")
+assert jc.acdc(objective, np.float32(0.5)).options["threshold"] == 0.5
+for bad in (float("nan"), -float("inf")):
+    check(lambda: jc.acdc(objective, 0.5, predictor=np.full(graph.shape, bad)), "predictor: expected finite numbers")
 check(lambda: jc.edge_pruning(objective, decay=-1), "decay: expected a number of at least 0, got -1")
 check(lambda: jc.acdc(objective, 0.1, groups=1), "groups: expected True or False, got 1")
 check(lambda: jc.acdc(objective, 0.1, evaluator="live"), "evaluator: expected DeviceEvaluator, LiveEvaluator or")

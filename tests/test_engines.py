@@ -5,11 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import drawn
+from conftest import drawn, micro_model, micro_pairs
 from test_acdc import sequential
 
 import jaxcircuits as jc
-from jaxcircuits import models
+from jaxcircuits import current_run, models
 
 SIZES = dict(
     vocab_size=11,
@@ -180,3 +180,18 @@ def test_a_circuit_is_saved_drawn_and_named(objective, tmp_path):
         assert set(owners) <= {graph.senders[row] for row in receiver.readers} and owners
     assert all(f'"{node}"' in jc.report.to_dot(circuit) for node in circuit.nodes)
     assert jc.report.plot(circuit) is not None and "<!doctype html>" in jc.report.render_page([circuit]).lower()
+
+
+@pytest.mark.parametrize("kind", ["last", "positions"])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_scored_positions_of_a_run_are_its_rows(kind, dtype):
+    """To the bit, whatever the others hold: where one of each prompt is scored, it is masked, not gathered."""
+    objective = jc.Objective(micro_model("gpt2"), micro_pairs(kind=kind), "kl")
+    scored = np.asarray(objective.scored)
+    assert (scored.shape[1] == 1) == (kind == "last")
+    x = np.array(jax.random.normal(jax.random.key(0), (2, 3, *objective.clean.shape, 5)).astype(dtype))
+    is_other = np.ones(objective.clean.shape, bool)
+    is_other[np.arange(len(scored))[:, None], scored] = False
+    x[:, :, is_other] = np.array([np.nan, np.inf, -np.inf, 1e9, 0], x.dtype)
+    rows = x[:, :, np.arange(len(scored))[:, None], scored].reshape(2, 3, scored.size, 5)
+    np.testing.assert_array_equal(np.asarray(current_run.at_scored(objective, jnp.asarray(x))), rows)

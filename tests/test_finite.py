@@ -15,6 +15,7 @@ import jaxcircuits as jc
 from jaxcircuits import finite
 from jaxcircuits.batching import compile_clock
 from jaxcircuits.finite import check_finite
+from jaxcircuits.models.parts import LayerNorm, RMSNorm
 
 NAN, INF = float("nan"), float("inf")
 WEIGHTS = {
@@ -149,6 +150,38 @@ def test_backups_without_a_number_are_no_rounding(energy, said, monkeypatch):
     objective = jc.Objective(micro_model("one-head"), micro_pairs(), undefined_far_away)
     with pytest.raises(ValueError, match=f"backups: {said}"):
         jc.backups(objective, ["a0.h0"])
+
+
+def test_a_norm_of_what_overflows_is_no_zero():
+    """Every weight is finite, and so is every value but the mean square within a norm."""
+    x = jnp.full(4, 1e25)
+    for norm in (RMSNorm(jnp.ones(4), 1e-5), LayerNorm(jnp.ones(4), jnp.zeros(4), 1e-5)):
+        assert np.isnan(norm(x.at[0].set(0))).all() and np.isfinite(norm(1e-10 * x)).all()
+    model = micro_model("gpt2")
+    large = eqx.tree_at(lambda m: m.blocks.mlp.w_out, model, model.blocks.mlp.w_out * 1e25)
+    with pytest.raises(ValueError, match=r"clean run: expected finite numbers, got .*sender a1.h0, prompt 0"):
+        jc.acdc(jc.Objective(large, micro_pairs(), "logit_diff"), 0.1)
+
+
+def flat(logits, labels):
+    return jnp.where(logits.argmax() == labels.answer[0], 0.0, 1.0)
+
+
+def rounded(logits, labels):
+    return jnp.round(logits[labels.answer[0]])
+
+
+@pytest.mark.parametrize("metric", [flat, rounded])
+def test_a_metric_of_steps_has_slopes_of_zero_and_no_edge_scores(metric):
+    """Of a size at which XLA's product with constant zeros was NaN on a CPU."""
+    loaded = jc.load("tiny-gpt2")
+    pairs = jc.tasks.by_name("ioi").generate(loaded.tokenizer, size=2)
+    objective = jc.Objective(loaded.model, pairs, metric)
+    for share in (1.0, 0.5):
+        assert not np.asarray(objective.gradient(np.full(objective.graph.shape, share))).any()
+    for method in (jc.eap, jc.eap_ig_inputs, jc.mask_ig, jc.hisp, jc.atp_star):
+        with pytest.raises(ValueError, match=f"{metric.__name__} is .* but its gradient is zero for every edge"):
+            method(objective)
 
 
 def test_information_flow_that_overflows_is_no_zero():

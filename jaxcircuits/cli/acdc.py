@@ -9,6 +9,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from ..arguments import check_number
 from ..circuit import Circuit
 from ..discovery import ACDCResult, Replicates, acdc, acdc_sweep, per_prompt, replicates
 from ..discovery import Progress as ACDCProgress
@@ -105,6 +106,7 @@ def discover(
     out_file: Annotated[Path | None, typer.Option("--out", help="write the circuit to this JSON file")] = None,
 ) -> None:
     """Finds a circuit with ACDC and prints it."""
+    check_number("threshold", threshold)
     check_writable(task, search.within, out=out_file, report=report)
     resampling.check()
     if resampling.per_prompt and out_file is not None:

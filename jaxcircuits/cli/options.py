@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from .. import checkpoints, tasks
+from ..arguments import check_number
 from ..batching import compile_clock, device_mesh, use_compilation_cache
 from ..data import PromptPairs
 from ..files import check_can_fill, check_can_write, visible
@@ -232,11 +233,14 @@ def dtype_of(name: str) -> Literal["float32", "float64"]:
 
 
 def numbers_of(text: str) -> list[float]:
-    """The numbers of `1,0.1,0.01`."""
+    """The numbers of `1,0.1,0.01`. Raises ValueError for NaN and infinity."""
     try:
-        return [float(part) for part in text.split(",")]
+        numbers = [float(part) for part in text.split(",")]
     except ValueError:
         raise ValueError(f"expected numbers separated by commas, got {text!r}") from None
+    for number in numbers:
+        check_number(text, number)
+    return numbers
 
 
 def span_of(text: str) -> tuple[int, int]:

@@ -126,6 +126,8 @@ def edge_pruning(
     """
     refuse_flat(objective, "edge-pruning", at_clean=False)
     started = time.perf_counter()
+    if steps < 2:
+        raise ValueError(f"steps: expected at least 2, one of them beyond the warm-up, got {steps}")
     ramp = max(1, steps * 5 // 6) if ramp is None else ramp
     warm_up = max(1, steps // 15) if warm_up is None else warm_up
     multiplier_rate = rate if multiplier_rate is None else multiplier_rate

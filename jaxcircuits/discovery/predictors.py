@@ -4,6 +4,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from ..finite import check_finite
 from ..graph import Graph
 from ..types import EdgeScores
 from .schedule import Step
@@ -97,4 +98,5 @@ def predictor_of(source: Any, graph: Graph) -> Predictor:
     scores = np.asarray(source)
     if scores.shape != graph.shape:
         raise ValueError(f"predictor: expected scores of shape {graph.shape} or a result, got {scores.shape}")
+    check_finite("predictor", np.where(graph.valid, scores, 0), sender=graph.senders, receiver=graph.receivers)
     return FromScores(scores)

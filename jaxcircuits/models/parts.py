@@ -65,8 +65,12 @@ def _scale(x: Float[Array, " width"], epsilon: float) -> Float[Array, ""]:
 
 
 def inverse_rms(x: Float[Array, "*_ width"], epsilon: float, axes: int | tuple[int, ...] = -1) -> Float[Array, "*_ 1"]:
-    """`1 / sqrt(mean of x^2 + epsilon)`. In float32 at least: the square of 256 is none in float16."""
-    return jax.lax.rsqrt((wide(x) ** 2).mean(axes, keepdims=True) + epsilon).astype(x.dtype)
+    """`1 / sqrt(mean of x^2 + epsilon)`, in float32 at least: the square of 256 is none in float16.
+
+    NaN where that mean is beyond the type: 0 would be an answer, of a model whose every value is finite.
+    """
+    mean = (wide(x) ** 2).mean(axes, keepdims=True)
+    return jnp.where(mean < jnp.inf, jax.lax.rsqrt(mean + epsilon), jnp.nan).astype(x.dtype)
 
 
 def wide(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
