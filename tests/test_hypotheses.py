@@ -189,7 +189,7 @@ def _exceeded(k):
     return np.where(np.arange(100) < k, 0.0, 1.0)
 
 
-@pytest.mark.parametrize("test, wins", [(sufficiency, lambda d: d), (partial_necessity, lambda d: -d)])
+@pytest.mark.parametrize("test, wins", [(sufficiency, lambda d: d), (partial_necessity, lambda d: 2 - d)])
 def test_counts_against_random_circuits(test, wins):
     """The p-value is the upper tail of the binomial; ties count for sufficiency, against partial necessity."""
     others = np.concatenate([np.full(95, wins(2.0)), np.full(5, wins(0.0))])
@@ -198,6 +198,9 @@ def test_counts_against_random_circuits(test, wins):
     assert outcome.p_value == pytest.approx(tail) and outcome.statistic == 0.95 and not outcome.rejected
     assert test(wins(1.0), np.full(100, wins(2.0))).rejected
     assert test(1.0, np.full(100, 1.0)).rejected == (test is sufficiency)
+    assert test(1.0, np.full(100, 1 + 1e-3), noise=1e-3).rejected == (test is sufficiency)  # ties, up to rounding
+    assert test(1.0, np.full(100, 1 - 1e-3), noise=1e-3).rejected == (test is sufficiency)
+    assert not test(wins(0.99), np.full(100, wins(1.01)), noise=0.1).rejected or test is sufficiency
     assert test(1.0, np.array([])).rejected is None
 
 

@@ -165,10 +165,9 @@ def parts_by_hand(graph, mask, granularity):
     return graph.valid & np.array([[sender in named] for sender in graph.senders])
 
 
-def counted(found, values, least):
-    """Whether so many values are at least another one, where those that rounding alone tells apart may count or not."""
-    values, close = np.array(values), 1e-9 * abs(least) + 1e-15
-    return (values > least + close).sum() <= found <= (values > least - close).sum()
+def larger(first, second):
+    """How many mean squares exceed others by more than scores that are off by 1e-9 can make of them."""
+    return (np.sqrt(first) - np.sqrt(second) > 2e-9).sum()
 
 
 WAYS = [("edge", "circuit"), ("node", "circuit"), ("edge", "complement"), ("node", "complement")]
@@ -204,21 +203,21 @@ def test_every_number_of_the_five_tests_by_hand(granularity, set, spread_out):
     distance = far(runs(own), model)
     details = record.of("sufficiency").details
     assert details["distance"] == pytest.approx(distance, rel=1e-9)
-    assert counted(details["wins"], [far(runs(parts(circuit)), model) for circuit in drawn], distance)
+    assert 12 - details["wins"] == larger(distance, [far(runs(parts(circuit)), model) for circuit in drawn])
     distance = far(loss(valid & ~own), model)
     details = record.of("partial necessity").details
     assert details["distance"] == pytest.approx(distance, rel=1e-9) and distance > 1e-3
-    assert counted(12 - details["wins"], [far(loss(valid & ~parts(circuit)), model) for circuit in drawn], distance)
+    assert details["wins"] == larger(distance, [far(loss(valid & ~parts(circuit)), model) for circuit in drawn])
 
     inflated, reduced = _inflated(judged, mask, 12, np.random.default_rng(4))
-    for larger, smaller in zip(inflated, reduced, strict=True):
-        [removed] = graph.names_of(larger & ~smaller)
-        assert not own[graph.edge_index(removed)] and (larger >= own).all() and (larger >= smaller).all()
-    random = [far(runs(smaller), runs(larger)) for larger, smaller in zip(inflated, reduced, strict=True)]
+    for more, less in zip(inflated, reduced, strict=True):
+        [removed] = graph.names_of(more & ~less)
+        assert not own[graph.edge_index(removed)] and (more >= own).all() and (more >= less).all()
+    random = [far(runs(less), runs(more)) for more, less in zip(inflated, reduced, strict=True)]
     for name, (effect, exceeded, _) in record.of("minimality").details["edges"].items():
         without = own & ~graph.mask_of([name])
         assert effect == pytest.approx(far(runs(without), runs(own)), rel=1e-9, abs=1e-18)
-        assert counted(12 - exceeded, random, effect)
+        assert exceeded == larger(effect, random)
     assert tuple(record.of("minimality").details["edges"]) == graph.names_of(mask)
 
 
@@ -235,8 +234,23 @@ def test_a_circuit_that_matters_is_missed_more_than_random_ones(spread_out):
     )
     circuit = jc.Circuit(objective.graph, own, np.zeros(objective.graph.shape), {})
     wins = jc.hypothesis_tests(objective, circuit, random=12, seed=4).of("partial necessity").details["wins"]
-    assert counted(12 - wins, others, distance[0]) and not counted(12 - wins, alone, distance[0])
-    assert wins > 0
+    assert 0 < wins == larger(distance, others) != larger(distance, alone)
+
+
+def test_what_rounding_makes_of_removed_nodes_is_no_necessity():
+    """Random circuits reach back to the embedding: without their nodes every run is the corrupt one."""
+    model, (wins, told) = micro_model("gpt2"), ([], [])
+    circuit = jc.Circuit(model.graph, model.graph.mask_of(PARTS), np.zeros(model.graph.shape), {})
+    for seed in range(4):
+        objective = jc.Objective(model, micro_pairs(seed, batch=12), "logit_diff")
+        judged = jc.ablated(objective, granularity="node")
+        found = jc.hypothesis_tests(judged, circuit, random=30, permutations=9).of("partial necessity")
+        drawn = jc.random_circuits(model.graph, len(PARTS), 30)
+        rows = [parts_by_hand(model.graph, mask, "node") for mask in (model.graph.valid, *drawn)]
+        losses = judged.losses(np.stack([model.graph.valid & ~parts for parts in rows]))
+        told.append(len(np.unique(losses, axis=0)))
+        wins.append(found.details["wins"])
+    assert wins == [0, 0, 0, 0] and max(told) > 1
 
 
 @pytest.mark.quick(1)

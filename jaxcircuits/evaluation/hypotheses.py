@@ -47,6 +47,11 @@ def distance(first: Float[np.ndarray, "*n prompt"], second: Float[np.ndarray, "*
     return ((first - second) ** 2).mean(-1)
 
 
+def _exceeds(first: Any, second: Any, noise: float) -> np.ndarray:
+    """Whether a distance is larger by more than rounding: the root of each is off by at most the scores' `noise`."""
+    return np.sqrt(first) > np.sqrt(second) + 2 * noise
+
+
 def equivalence(
     circuit: Values, model: Values, *, epsilon: float = 0.1, level: float = 0.05, noise: float | Values = NOISE
 ) -> Outcome:
@@ -118,19 +123,20 @@ def minimality(
     *,
     share: float = 0.9,
     level: float = 0.05,
+    noise: float = NOISE,
 ) -> Outcome:
     """Does every edge matter more than an edge that was added at random?
 
-    For each edge, `k` counts how many of the R `inflated` effects its own exceeds; p is a binomial test of k in R
+    For each edge, `k` counts how many of the R `inflated` effects its own exceeds (what scores that are off by `noise`
+    can make of them is no more); p is a binomial test of k in R
     against `share`, alternative "less", times the number of edges (Bonferroni). Rejected if the least of these p is;
-    `details` names the edges that are, and has effect,
-    k and p of each. Undecided without edges or inflated circuits.
+    `details` names the edges that are, and has effect, k and p of each. Undecided without edges or inflated circuits.
     """
     null = f"the chance that an edge's removal changes more than a random added edge's is at least {share}, for all"
     if not len(effects) or not len(inflated):
         missing = "edges in the circuit" if len(inflated) else "edges that a random path adds to the circuit"
         return _undecided("minimality", null, "bad", level, f"there are no {missing}")
-    counts = (effects[:, None] > inflated[None, :]).sum(1)
+    counts = _exceeds(effects[:, None], inflated[None, :], noise).sum(1)
     p_values = np.array([_binomial(int(count), len(inflated), share, "less") for count in counts])
     p_values = np.minimum(1.0, p_values * len(effects))
     superfluous = [names[index] for index in np.flatnonzero(p_values <= level)]
@@ -146,26 +152,37 @@ def minimality(
 
 
 def sufficiency(
-    circuit: float, random: Float[np.ndarray, " circuit"], *, share: float = 0.9, level: float = 0.05
+    circuit: float,
+    random: Float[np.ndarray, " circuit"],
+    *,
+    share: float = 0.9,
+    level: float = 0.05,
+    noise: float = NOISE,
 ) -> Outcome:
     """Is the circuit at least as close to the model as random circuits of its size?
 
-    `k` counts `d(M, C) <= d(M, C_r)`; a binomial test against `share`, alternative "greater". Undecided without any.
+    `k` counts `d(M, C) <= d(M, C_r)`, up to scores that are off by `noise`; a binomial test against `share`,
+    alternative "greater". Undecided without any.
     """
     null = f"the chance that the circuit is at least as close to the model as a random one is at most {share}"
-    return _against_random("sufficiency", null, circuit <= random, (share, level), circuit)
+    return _against_random("sufficiency", null, ~_exceeds(circuit, random, noise), (share, level), circuit)
 
 
 def partial_necessity(
-    complement: float, random: Float[np.ndarray, " circuit"], *, share: float = 0.9, level: float = 0.05
+    complement: float,
+    random: Float[np.ndarray, " circuit"],
+    *,
+    share: float = 0.9,
+    level: float = 0.05,
+    noise: float = NOISE,
 ) -> Outcome:
     """Does removing the circuit take the model further away than removing random circuits of its size?
 
-    `k` counts `d(M, M - C) > d(M, M - C_r)`; a binomial test against `share`, alternative "greater". Undecided
-    without any.
+    `k` counts `d(M, M - C) > d(M, M - C_r)`, by more than scores that are off by `noise` can; a binomial test against
+    `share`, alternative "greater". Undecided without any.
     """
     null = f"the chance that removing the circuit changes more than removing a random one is at most {share}"
-    return _against_random("partial necessity", null, complement > random, (share, level), complement)
+    return _against_random("partial necessity", null, _exceeds(complement, random, noise), (share, level), complement)
 
 
 def _against_random(

@@ -82,13 +82,14 @@ def hypothesis_tests(
     near = float(distance(s["circuit"], s["model"])[0]), distance(s["random"], s["model"])
     far = float(distance(s["complement"], s["model"])[0]), distance(s["without_random"], s["model"])
     noise = np.maximum(NOISE, STANDARD_ERRORS * judged.rounding())
+    against = {"share": share, "level": level, "noise": float(np.sqrt((noise**2).mean()))}
     shuffled = {"permutations": permutations, "seed": seed, "noise": float(noise.mean())}
     outcomes = (
         equivalence(s["circuit"][0], s["model"][0], epsilon=epsilon, level=level, noise=noise),
         independence(s["complement"][0], s["model"][0], level=level, **shuffled),
-        minimality(*effects, names, share=share, level=level),
-        sufficiency(*near, share=share, level=level),
-        partial_necessity(*far, share=share, level=level),
+        minimality(*effects, names, **against),
+        sufficiency(*near, **against),
+        partial_necessity(*far, **against),
     )
     run = {**judged.describe(), "circuit": circuit.run, "seed_of_tests": seed, "random_circuits": "walks"}
     return HypothesisTests(outcomes, int(mask.sum()), len(losses), run)
