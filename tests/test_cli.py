@@ -390,7 +390,7 @@ WRONG = {
     "a method without steps": (["score", "ioi", "--steps", "3"], "unknown hyperparameter 'steps'"),
     "no slope": (["score", "ioi", "--metric", "kl", "--size", "2"], "least at the clean run"),
     "no threshold": (["discover", "no such task", "--threshold", "nan"], "threshold: expected a finite number"),
-    "no thresholds": (["sweep", "no such task", "--thresholds", "1,1e999"], "1,1e999: expected a finite number"),
+    "no thresholds": (["sweep", "no such task", "--thresholds", "1,1e999"], "thresholds: expected a finite number"),
     "no scores": (["prune", "nothing.json", "--edges", "3"], "no circuit file"),
 }
 

@@ -170,7 +170,7 @@ def sweep(
     out_folder: Annotated[Path | None, typer.Option("--out", help="write circuits, table and plot here")] = None,
 ) -> None:
     """Finds the circuits of several thresholds, sharing the work, and prints a table."""
-    chosen = numbers_of(thresholds)
+    chosen = numbers_of("thresholds", thresholds)
     check_fillable(out=out_folder, checkpoint=checkpoint)
     files = [] if out_folder is None else [out_folder / name for name in (*map(file_name, chosen), TABLE, PLOT)]
     own = {f"out {file.name}": file for file in files if file.parent.is_dir()}

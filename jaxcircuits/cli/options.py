@@ -232,14 +232,14 @@ def dtype_of(name: str) -> Literal["float32", "float64"]:
     return "float32"
 
 
-def numbers_of(text: str) -> list[float]:
-    """The numbers of `1,0.1,0.01`. Raises ValueError for NaN and infinity."""
+def numbers_of(name: str, text: str) -> list[float]:
+    """The numbers of an option such as `1,0.1,0.01`. Raises ValueError for NaN and infinity."""
     try:
         numbers = [float(part) for part in text.split(",")]
     except ValueError:
-        raise ValueError(f"expected numbers separated by commas, got {text!r}") from None
+        raise ValueError(f"{name}: expected numbers separated by commas, got {text!r}") from None
     for number in numbers:
-        check_number(text, number)
+        check_number(name, number)
     return numbers
 
 
