@@ -86,8 +86,8 @@ class _Ending:
             if self.signal is not None and self.can_unwind and not self.is_unwinding:
                 _thread.interrupt_main(signal.Signals(self.signal))
         self.signal = self.signal or number
-        savepoints = getattr(sys.modules.get("jaxcircuits.savepoint"), "opened", [])
-        self.finish(note="; ".join(point.kept for point in savepoints[-1:]))
+        savepoints = getattr(sys.modules.get("jaxcircuits.savepoint"), "opened", ())
+        self.finish(note="; ".join(filter(None, [point.kept for point in savepoints])))
 
     def _unraisable(self, caught: "Any") -> None:
         if isinstance(caught.exc_value, Interrupted):

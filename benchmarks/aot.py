@@ -37,6 +37,7 @@ from jax.experimental import topologies  # noqa: E402
 from jax.sharding import Mesh, SingleDeviceSharding  # noqa: E402
 
 from jaxcircuits import batching  # noqa: E402
+from jaxcircuits.live import SLOTS  # noqa: E402
 from jaxcircuits.precision import PRECISIONS  # noqa: E402
 
 CHIPS = {
@@ -170,7 +171,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--metric", default="kl")
     parser.add_argument("--precision", choices=PRECISIONS, default="highest")
     parser.add_argument("--command-buffers", action="store_true", help="of a GPU, for loops and branches too")
-    parser.add_argument("--slots", type=int, default=16)
+    parser.add_argument("--slots", type=int, default=SLOTS[0])
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--only", default="", help="programs whose names match")
     return parser.parse_args()

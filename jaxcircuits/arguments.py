@@ -25,7 +25,7 @@ def is_number(value: Any) -> bool:
     """Whether it is a finite real number; True is none."""
     if isinstance(value, int | np.integer):
         return not isinstance(value, bool) and abs(int(value)) <= sys.float_info.max
-    return isinstance(value, float | np.floating) and bool(np.isfinite(value))
+    return isinstance(value, float | np.floating) and math.isfinite(float(value))
 
 
 def check_count(name: str, value: Any, least: int = 0) -> None:

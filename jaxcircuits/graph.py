@@ -7,6 +7,7 @@ Edge names are those of the public benchmark format (MIB, EAP-IG): `a0.h3->a5.h1
 
 import dataclasses
 from collections import Counter
+from collections.abc import Iterable
 from functools import cached_property
 
 import numpy as np
@@ -195,7 +196,7 @@ class Graph:
 
     def mask_of(self, names: "list[str] | tuple[str, ...]") -> EdgeBools:
         """The circuit made of the named edges. Raises ValueError for what names no edge, or is one name."""
-        if isinstance(names, str):
+        if isinstance(names, str) or not isinstance(names, Iterable):
             raise ValueError(f"expected names of edges in a list, got {names!r:.60}")
         mask = np.zeros(self.shape, bool)
         for name in names:

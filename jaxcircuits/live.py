@@ -100,7 +100,8 @@ class LiveEvaluator:
             search._chain = None
         slots = max(search._num_slots for search in searches)
         for search in searches:
-            search._grow(slots)
+            if search._num_slots < slots:
+                search.current = current_run.grow(search.current, slots)
         made = [
             each._program(*own, width) for each, own in zip(searches, zip(steps, guesses, strict=True), strict=True)
         ]

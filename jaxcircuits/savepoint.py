@@ -18,6 +18,7 @@ import signal
 import threading
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ ENDING = ".state"
 
 Arrays = Mapping[str, np.ndarray]
 
-opened: list["Savepoint"] = []
+opened: "weakref.WeakSet[Savepoint]" = weakref.WeakSet()
 """Those of this process that are in use: what ends it in the middle of a computation says what they have `kept`."""
 
 
@@ -66,7 +67,7 @@ class Savepoint:
         except BaseException:
             os.close(self._lock)
             raise
-        opened.append(self)
+        opened.add(self)
 
     def _compare(self, identity: dict[str, Any]) -> None:
         saved = self.get("run")
@@ -150,8 +151,12 @@ class Savepoint:
 
     @property
     def kept(self) -> str:
-        """What the user is told who ended the run."""
-        return f"what is done is kept in {self.folder}, and the same command goes on from there"
+        """What the user is told who ended the run; nothing if it could not be saved."""
+        return (
+            ""
+            if self._is_failing
+            else f"what is done is kept in {self.folder}, and the same command goes on from there"
+        )
 
     def __enter__(self) -> "Savepoint":
         if threading.current_thread() is threading.main_thread():
@@ -163,10 +168,10 @@ class Savepoint:
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        opened.remove(self)
+        opened.discard(self)
         self._restore()
         os.close(self._lock)
-        if error is not None and not isinstance(error, Exception) and not self._is_failing:
+        if error is not None and not isinstance(error, Exception) and self.kept:
             error.add_note(self.kept)
         if error is None and self._signal is not None:
             self._let_through()

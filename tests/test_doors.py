@@ -94,6 +94,8 @@ def test_edges_are_named_in_a_list_and_circuits_are_made_of_results(check):
     check("""
 assert graph.mask_of(["m0->m1"]).sum() == 1
 check(lambda: graph.mask_of("m0->m1"), "expected names of edges in a list, got 'm0->m1'")
+for names in (5, None):
+    check(lambda: graph.mask_of(names), "expected names of edges in a list, got")
 for name in (5, None, ("m0", "m1")):
     check(lambda: graph.mask_of([name]), "expected an edge as 'sender->receiver', got")
 for result in (graph.valid, None, {}):
@@ -185,6 +187,8 @@ check(lambda: jc.edge_pruning(objective, steps=1), "steps: expected at least 2")
 assert jc.acdc(objective, np.float32(0.5)).options["threshold"] == 0.5
 for bad in (float("nan"), -float("inf")):
     check(lambda: jc.acdc(objective, 0.5, predictor=np.full(graph.shape, bad)), "predictor: expected finite numbers")
+check(lambda: jc.acdc(objective, 0.5, predictor=np.full(graph.shape, "x")), "predictor: expected numbers of shape")
+check(lambda: jc.acdc(objective, np.longdouble("1e400")), "threshold: expected a finite number")
 check(lambda: jc.edge_pruning(objective, decay=-1), "decay: expected a number of at least 0, got -1")
 check(lambda: jc.acdc(objective, 0.1, groups=1), "groups: expected True or False, got 1")
 check(lambda: jc.acdc(objective, 0.1, evaluator="live"), "evaluator: expected DeviceEvaluator, LiveEvaluator or")

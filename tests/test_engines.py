@@ -185,7 +185,7 @@ def test_a_circuit_is_saved_drawn_and_named(objective, tmp_path):
 @pytest.mark.parametrize("kind", ["last", "positions"])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_the_scored_positions_of_a_run_are_its_rows(kind, dtype):
-    """To the bit, whatever the others hold: where one of each prompt is scored, it is masked, not gathered."""
+    """Exactly, whatever the others hold: where one of each prompt is scored, it is masked, not gathered."""
     objective = jc.Objective(micro_model("gpt2"), micro_pairs(kind=kind), "kl")
     scored = np.asarray(objective.scored)
     assert (scored.shape[1] == 1) == (kind == "last")

@@ -166,6 +166,13 @@ def test_minimality_names_superfluous_edges():
     outcome = minimality(np.array([inflated[85] - 1e-6, 5.0]), inflated, ("a", "b"))
     assert outcome.details["edges"]["a"][1:] == pytest.approx([85, min(1, 2 * one)])
     assert outcome.p_value == pytest.approx(2 * one) and not outcome.rejected
+    near = np.full(100, 1.0)
+    outcome = minimality(np.array([1.0, 4.0]), near, ("a", "b"), noise=1e-3)
+    assert outcome.rejected is None and outcome.details["superfluous"] == [] and "ties" in outcome.reason
+    nothing = minimality(np.array([0.0, 4.0]), np.zeros(100), ("a", "b"), noise=1e-3)
+    assert nothing.rejected and nothing.details["superfluous"] == ["a"]  # to the bit, which is no rounding
+    assert minimality(np.array([0.9, 4.0]), near, ("a", "b"), noise=1e-3).details["superfluous"] == ["a"]
+    assert minimality(np.array([1.1, 4.0]), near, ("a", "b"), noise=1e-3).rejected is False
     assert minimality(np.array([]), inflated, ()).rejected is None
     assert minimality(np.ones(2), np.array([]), ("a", "b")).rejected is None
 
@@ -191,16 +198,19 @@ def _exceeded(k):
 
 @pytest.mark.parametrize("test, wins", [(sufficiency, lambda d: d), (partial_necessity, lambda d: 2 - d)])
 def test_counts_against_random_circuits(test, wins):
-    """The p-value is the upper tail of the binomial; ties count for sufficiency, against partial necessity."""
+    """The p-value is the upper tail of the binomial; ties are no wins, and where they would decide nothing is said."""
     others = np.concatenate([np.full(95, wins(2.0)), np.full(5, wins(0.0))])
     outcome = test(wins(1.0), others)
     tail = sum(binomial(k, 100, 0.9) for k in range(95, 101))
     assert outcome.p_value == pytest.approx(tail) and outcome.statistic == 0.95 and not outcome.rejected
     assert test(wins(1.0), np.full(100, wins(2.0))).rejected
-    assert test(1.0, np.full(100, 1.0)).rejected == (test is sufficiency)
-    assert test(1.0, np.full(100, 1 + 1e-3), noise=1e-3).rejected == (test is sufficiency)  # ties, up to rounding
-    assert test(1.0, np.full(100, 1 - 1e-3), noise=1e-3).rejected == (test is sufficiency)
-    assert not test(wins(0.99), np.full(100, wins(1.01)), noise=0.1).rejected or test is sufficiency
+    for tied, noise in ((1.0, 1e-9), (1 + 1e-3, 1e-3), (1 - 1e-3, 1e-3)):
+        outcome = test(1.0, np.full(100, tied), noise=noise)
+        assert outcome.rejected is None and "ties" in outcome.reason and outcome.details["tied"] == 100
+    some = np.concatenate([np.full(97, wins(2.0)), np.full(3, wins(1.0))])
+    assert test(wins(1.0), some).rejected and test(wins(1.0), some).details["wins"] == 97
+    assert test(wins(1.5), np.full(100, wins(1.0)), noise=1e-3).rejected is False
+    assert not test(np.nan, np.full(100, 1.0)).rejected and not test(1.0, np.full(100, np.nan)).rejected
     assert test(1.0, np.array([])).rejected is None
 
 

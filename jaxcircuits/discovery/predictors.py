@@ -96,7 +96,8 @@ def predictor_of(source: Any, graph: Graph) -> Predictor:
     if hasattr(source, "decisions"):
         return FromDecisions({decision.name: decision.removed for decision in source.decisions})
     scores = np.asarray(source)
-    if scores.shape != graph.shape:
-        raise ValueError(f"predictor: expected scores of shape {graph.shape} or a result, got {scores.shape}")
+    if scores.shape != graph.shape or scores.dtype.kind not in "biuf":
+        got = f"{scores.shape} of {scores.dtype}"
+        raise ValueError(f"predictor: expected numbers of shape {graph.shape} or a result, got {got}")
     check_finite("predictor", np.where(graph.valid, scores, 0), sender=graph.senders, receiver=graph.receivers)
     return FromScores(scores)

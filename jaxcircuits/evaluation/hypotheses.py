@@ -48,8 +48,13 @@ def distance(first: Float[np.ndarray, "*n prompt"], second: Float[np.ndarray, "*
 
 
 def _exceeds(first: Any, second: Any, noise: float) -> np.ndarray:
-    """Whether a distance is larger by more than rounding: the root of each is off by at most the scores' `noise`."""
+    """Whether a distance is the larger one, beyond what rounding makes: differences of scores are off by `noise`."""
     return np.sqrt(first) > np.sqrt(second) + 2 * noise
+
+
+def _may_exceed(first: Any, second: Any, noise: float) -> np.ndarray:
+    """Whether it is, or ties."""
+    return np.sqrt(first) + 2 * noise >= np.sqrt(second)
 
 
 def equivalence(
@@ -127,18 +132,24 @@ def minimality(
 ) -> Outcome:
     """Does every edge matter more than an edge that was added at random?
 
-    For each edge, `k` counts how many of the R `inflated` effects its own exceeds (what scores that are off by `noise`
-    can make of them is no more); p is a binomial test of k in R
+    For each edge, `k` counts how many of the R `inflated` effects its own exceeds; p is a binomial test of k in R
     against `share`, alternative "less", times the number of edges (Bonferroni). Rejected if the least of these p is;
-    `details` names the edges that are, and has effect, k and p of each. Undecided without edges or inflated circuits.
+    `details` names the edges that are, and has effect, k and p of each. Ties, which differences of scores that are off
+    by `noise` can make, count for an edge that changes any score at all. Undecided where they alone save one, and
+    without edges or inflated circuits.
     """
     null = f"the chance that an edge's removal changes more than a random added edge's is at least {share}, for all"
     if not len(effects) or not len(inflated):
         missing = "edges in the circuit" if len(inflated) else "edges that a random path adds to the circuit"
         return _undecided("minimality", null, "bad", level, f"there are no {missing}")
-    counts = _exceeds(effects[:, None], inflated[None, :], noise).sum(1)
-    p_values = np.array([_binomial(int(count), len(inflated), share, "less") for count in counts])
-    p_values = np.minimum(1.0, p_values * len(effects))
+    counts, least = (of(effects[:, None], inflated[None, :], noise).sum(1) for of in (_may_exceed, _exceeds))
+    counts = np.where(effects > 0, counts, 0)
+
+    def p_values_of(counts: np.ndarray) -> np.ndarray:
+        each = np.array([_binomial(int(count), len(inflated), share, "less") for count in counts])
+        return np.minimum(1.0, each * len(effects))
+
+    p_values = p_values_of(counts)
     superfluous = [names[index] for index in np.flatnonzero(p_values <= level)]
     details = {
         "superfluous": superfluous,
@@ -148,7 +159,8 @@ def minimality(
         "inflated_circuits": len(inflated),
         "share": share,
     }
-    return _decided("minimality", null, "bad", level, (float(counts.min()), float(p_values.min())), details)
+    found = float(counts.min()), float(p_values.min())
+    return _decided_beyond_ties("minimality", null, "bad", level, found, float(p_values_of(least).min()), details)
 
 
 def sufficiency(
@@ -161,11 +173,12 @@ def sufficiency(
 ) -> Outcome:
     """Is the circuit at least as close to the model as random circuits of its size?
 
-    `k` counts `d(M, C) <= d(M, C_r)`, up to scores that are off by `noise`; a binomial test against `share`,
-    alternative "greater". Undecided without any.
+    `k` counts `d(M, C) <= d(M, C_r)`; a binomial test against `share`, alternative "greater". Ties, which differences
+    of scores that are off by `noise` can make, are no wins. Undecided where they would decide, and without any circuit.
     """
     null = f"the chance that the circuit is at least as close to the model as a random one is at most {share}"
-    return _against_random("sufficiency", null, ~_exceeds(circuit, random, noise), (share, level), circuit)
+    wins = _exceeds(random, circuit, noise), _may_exceed(random, circuit, noise)
+    return _against_random("sufficiency", null, wins, (share, level), circuit)
 
 
 def partial_necessity(
@@ -178,24 +191,41 @@ def partial_necessity(
 ) -> Outcome:
     """Does removing the circuit take the model further away than removing random circuits of its size?
 
-    `k` counts `d(M, M - C) > d(M, M - C_r)`, by more than scores that are off by `noise` can; a binomial test against
-    `share`, alternative "greater". Undecided without any.
+    `k` counts `d(M, M - C) > d(M, M - C_r)`; a binomial test against `share`, alternative "greater". Ties are no wins,
+    as in `sufficiency`. Undecided where they would decide, and without any circuit.
     """
     null = f"the chance that removing the circuit changes more than removing a random one is at most {share}"
-    return _against_random("partial necessity", null, _exceeds(complement, random, noise), (share, level), complement)
+    wins = _exceeds(complement, random, noise), _may_exceed(complement, random, noise)
+    return _against_random("partial necessity", null, wins, (share, level), complement)
 
 
 def _against_random(
-    name: str, null: str, wins: np.ndarray, share_and_level: tuple[float, float], own: float
+    name: str, null: str, wins: tuple[np.ndarray, np.ndarray], share_and_level: tuple[float, float], own: float
 ) -> Outcome:
-    share, level = share_and_level
-    if not len(wins):
+    """`wins`: without ties, and with them."""
+    (share, level), (sure, possible) = share_and_level, wins
+    if not len(sure):
         return _undecided(name, null, "good", level, "there are no random circuits to compare with")
-    count = int(wins.sum())
-    details = {"wins": count, "random_circuits": len(wins), "share": share, "distance": own}
-    return _decided(
-        name, null, "good", level, (count / len(wins), _binomial(count, len(wins), share, "greater")), details
-    )
+    count, most = int(sure.sum()), int(possible.sum())
+    p_value, p_with_ties = (_binomial(k, len(sure), share, "greater") for k in (count, most))
+    details = {"wins": count, "tied": most - count, "random_circuits": len(sure), "share": share, "distance": own}
+    return _decided_beyond_ties(name, null, "good", level, (count / len(sure), p_value), p_with_ties, details)
+
+
+def _decided_beyond_ties(
+    name: str,
+    null: str,
+    rejecting_is: str,
+    level: float,
+    found: tuple[float, float],
+    p_otherwise: float,
+    details: dict[str, Any],
+) -> Outcome:
+    """`found`: statistic and p, ties counted for the null; `p_otherwise`: counted against it."""
+    if p_otherwise <= level < found[1]:
+        reason = f"ties decide: up to rounding, what is compared is the same (p {found[1]:.2g} or {p_otherwise:.2g})"
+        return dataclasses.replace(_undecided(name, null, rejecting_is, level, reason), details=details)
+    return _decided(name, null, rejecting_is, level, found, details)
 
 
 def _binomial(count: int, draws: int, share: float, alternative: str) -> float:
