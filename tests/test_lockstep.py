@@ -8,6 +8,7 @@ from conftest import micro_model, micro_pairs
 from test_units import make, make_pairs
 
 import jaxcircuits as jc
+from jaxcircuits import current_run
 from jaxcircuits.discovery.width import searches_at_once
 
 THRESHOLDS = [0.005, 0.02, 0.05, 0.1, 0.3]
@@ -107,3 +108,18 @@ def test_a_number_of_searches_that_none_can_mean_is_refused():
     with pytest.raises(ValueError, match="together: expected 1 to 64, got 65"):
         jc.acdc(jc.Objective(micro_model("one-head"), micro_pairs(), "kl"), 0.1, together=65)
     assert jc.acdc(jc.Objective(micro_model("one-head"), micro_pairs(), "kl"), 0.1, together=64).decisions
+
+
+def test_searches_of_other_numbers_of_slots_share_a_call(x64):
+    """One restored from where more slots were compiled for than this graph has units."""
+    search = jc.LiveEvaluator(objective_of("gpt2"))
+    other = search.fork()
+    other.current = current_run.grow(other.current, 2 * len(search.units.all))
+    restored = search.fork()
+    restored.restore(other.state())
+    column = len(search.graph.receivers) - 1
+    steps = [np.array([[row, column]]) for row in np.flatnonzero(search.graph.valid[:, column])[:3]]
+    guesses = [True, False, True]
+    alone = search.fork().chain(steps, guesses, 4)
+    for one in jc.LiveEvaluator.together([restored, search], [steps] * 2, [guesses] * 2, 4):
+        np.testing.assert_allclose(one, alone, rtol=1e-12)
