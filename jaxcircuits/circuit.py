@@ -62,6 +62,8 @@ class Circuit:
         """The circuit of a discovery result (`graph`, `mask`, `scores`, `run`).
 
         - `run` adds to its record: `task`, `model` and the prompts' `seed` let it be judged from its file alone.
+
+        Raises ValueError for what is no result.
         """
         if missing := [name for name in ("graph", "mask", "scores", "run") if not hasattr(result, name)]:
             raise ValueError(f"expected a discovery result, got {type(result).__name__}, which has no {missing[0]}")

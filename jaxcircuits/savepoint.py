@@ -152,11 +152,9 @@ class Savepoint:
     @property
     def kept(self) -> str:
         """What the user is told who ended the run; nothing if it could not be saved."""
-        return (
-            ""
-            if self._is_failing
-            else f"what is done is kept in {self.folder}, and the same command goes on from there"
-        )
+        if self._is_failing:
+            return ""
+        return f"what is done is kept in {self.folder}, and the same command goes on from there"
 
     def __enter__(self) -> "Savepoint":
         if threading.current_thread() is threading.main_thread():

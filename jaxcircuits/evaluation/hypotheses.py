@@ -160,7 +160,8 @@ def minimality(
         "share": share,
     }
     found = float(counts.min()), float(p_values.min())
-    return _decided_beyond_ties("minimality", null, "bad", level, found, float(p_values_of(least).min()), details)
+    outcome = _decided("minimality", null, "bad", level, found, details)
+    return _unless_ties_decide(outcome, float(p_values_of(least).min()))
 
 
 def sufficiency(
@@ -209,23 +210,16 @@ def _against_random(
     count, most = int(sure.sum()), int(possible.sum())
     p_value, p_with_ties = (_binomial(k, len(sure), share, "greater") for k in (count, most))
     details = {"wins": count, "tied": most - count, "random_circuits": len(sure), "share": share, "distance": own}
-    return _decided_beyond_ties(name, null, "good", level, (count / len(sure), p_value), p_with_ties, details)
+    return _unless_ties_decide(_decided(name, null, "good", level, (count / len(sure), p_value), details), p_with_ties)
 
 
-def _decided_beyond_ties(
-    name: str,
-    null: str,
-    rejecting_is: str,
-    level: float,
-    found: tuple[float, float],
-    p_otherwise: float,
-    details: dict[str, Any],
-) -> Outcome:
-    """`found`: statistic and p, ties counted for the null; `p_otherwise`: counted against it."""
-    if p_otherwise <= level < found[1]:
-        reason = f"ties decide: up to rounding, what is compared is the same (p {found[1]:.2g} or {p_otherwise:.2g})"
-        return dataclasses.replace(_undecided(name, null, rejecting_is, level, reason), details=details)
-    return _decided(name, null, rejecting_is, level, found, details)
+def _unless_ties_decide(outcome: Outcome, p_otherwise: float) -> Outcome:
+    """An outcome in which ties count for the null; `p_otherwise`: counted against it."""
+    p_value = outcome.p_value
+    if p_value is None or not p_otherwise <= outcome.level < p_value:
+        return outcome
+    reason = f"ties decide: up to rounding, what is compared is the same (p {p_value:.2g} or {p_otherwise:.2g})"
+    return dataclasses.replace(outcome, statistic=None, p_value=None, rejected=None, reason=reason)
 
 
 def _binomial(count: int, draws: int, share: float, alternative: str) -> float:
