@@ -26,6 +26,7 @@ for name, value in {
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # else a second process fails on a lock file
+    "LIBTPU_INIT_ARGS": "--xla_tpu_scoped_vmem_limit_kib=8192",  # as the commands set
 }.items():
     os.environ.setdefault(name, value)
 

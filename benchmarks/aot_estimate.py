@@ -78,8 +78,14 @@ class Counting(DeviceEvaluator):
             phase = "everywhere" if n < program.count_everywhere else "scored"
             kind = self.units.kinds[program.kind[n]]
             unit = f"{phase}/{kind.nodes.kind}"
-            done.update({phase: 1, unit: 1, f"{phase}/sources": int(program.counts[n].sum())})
-            done[f"{phase}/removed"] += int((program.touched[n] > 0).sum())
+            done.update({phase: 1, unit: 1})
+            of_scored = self.units.num_local if phase == "scored" else 0
+            last = max((c + 1 for c, is_changed in enumerate(program.changed[n]) if is_changed), default=0)
+            for part, own in (("local", slice(min(last, of_scored))), ("inputs", slice(of_scored, last))):
+                sources, touched = program.counts[n][own], program.touched[n][own]
+                done[f"{phase}/{part}"] += len(sources)
+                done[f"{phase}/{part}/sources"] += int(sources.sum())
+                done[f"{phase}/{part}/removed"] += int((touched > 0).sum())
             for port, places in kind.ports:
                 for c in places:
                     own = {"changed": int(program.changed[n, c]), "sources": int(program.counts[n, c])}
@@ -101,7 +107,7 @@ def replayed(removed: list[bool], guesses: list[bool], width: int) -> tuple[int,
 
 def of_loop(done: Counter[str], units: Units) -> Counts:
     """Means of the loops and branches of `run_loop`."""
-    chain, commit = of_chain(done, units.kinds), of_commit(done, units.num_places)
+    chain, commit = of_chain(done, units.kinds), of_commit(done)
     turns = {"chains": _mean(done["chains"], done["calls"])}
     turns |= {f"chains/{name}": mean for name, mean in chain.turns.items()}
     turns |= {f"chains/commit/{name}": mean for name, mean in commit.turns.items()}
@@ -128,15 +134,19 @@ def of_chain(done: Counter[str], kinds: Any) -> Counts:
     return Counts(turns, shares)
 
 
-def of_commit(done: Counter[str], places: int) -> Counts:
+def of_commit(done: Counter[str]) -> Counts:
     """Means of the loops of what commits a chain, if anything goes."""
-    calls = done["chains"]
     turns = {}
     for phase in ("everywhere", "scored"):
         count = done[f"commit {phase}"]
-        turns[phase] = _mean(count, calls)
-        for name in ("sources", "removed"):
-            turns[f"{phase}/{name}"] = _mean(done[f"commit {phase}/{name}"], count * places)
+        turns[phase] = _mean(count, done["chains"])
+        for part in ("local", "inputs"):
+            moved = done[f"commit {phase}/{part}"]
+            turns[f"{phase}/{part}"] = _mean(moved, count)
+            turns |= {
+                f"{phase}/{part}/{name}": _mean(done[f"commit {phase}/{part}/{name}"], moved)
+                for name in ("sources", "removed")
+            }
     return Counts(turns, {})
 
 

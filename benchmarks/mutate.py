@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 
 LEARNT = ("learning", "hard_concrete")
 TESTS = {
-    "metrics.py": ("metrics", "objective"),
+    "metrics.py": ("metrics", "objective", "engines"),
     "gradients.py": ("gate_methods", "objective", "attribution", "eap_gp"),
     "losses.py": ("gate_methods", "objective"),
     "masks.py": ("objective", "doors", "finite"),
@@ -90,7 +90,7 @@ TESTS = {
     "discovery/subnetwork_probing.py": (*LEARNT, "subnetwork_probing"),
     "discovery/ugs.py": ("ugs", "methods"),
     "chains.py": ("gate_methods", "acdc", "engines"),
-    "current_run.py": ("gate_methods", "acdc", "engines"),
+    "current_run.py": ("gate_methods", "acdc", "engines", "lockstep"),
     "device_loop.py": ("device_loop",),
     "lockstep.py": ("lockstep",),
     "live.py": ("gate_methods", "acdc", "engines", "savepoint"),

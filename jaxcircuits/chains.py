@@ -230,9 +230,13 @@ def committed(
     def step(n: Array, current: Current, is_scored: bool) -> Current:
         inputs = current.inputs
         of_scored = units.num_local if is_scored else 0  # so many inputs are kept up at the scored positions only
-        for begin, end, part in ((0, of_scored, True), (of_scored, units.num_places, False)):
-            move = functools.partial(move_input, n, is_scored=part)
-            inputs = jax.lax.fori_loop(jnp.int32(begin), jnp.int32(end), move, inputs)
+        places = 1 + jnp.arange(units.num_places, dtype=jnp.int32)
+        last = jnp.max(jnp.where(program.changed[n] > 0, places, 0))
+        for scope, begin, end in (("local", 0, of_scored), ("inputs", of_scored, units.num_places)):
+            if begin < end:
+                move = functools.partial(move_input, n, is_scored=scope == "local")
+                with jax.named_scope(scope):
+                    inputs = jax.lax.fori_loop(jnp.int32(begin), jnp.minimum(last, end), move, inputs)
         first, outputs = program.slot[n] * units.width, current.outputs
         own = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=first, slice_size=units.width)
         new = own(outputs.part(is_scored)) + own(tried.changes.part(is_scored))[:, candidate]

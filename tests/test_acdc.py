@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxcircuits as jc
-from jaxcircuits import batching
+from jaxcircuits import batching, live
 from jaxcircuits.discovery.schedule import HEAD_ORDERS, NAME_ORDERS, Walk, all_steps
 
 RUNS = ["greater_than-kl-zero-0.05", "induction-kl-0.05", "ioi-kl-0.1", "ioi-logit_diff-0.3"]
@@ -165,6 +165,24 @@ def assert_sequential(model, reference, seed, threshold, width, evaluator, **opt
     np.testing.assert_array_equal(result.mask, mask)
     np.testing.assert_allclose(result.metric_final, final, rtol=1e-10)
     return trace
+
+
+@pytest.mark.parametrize("evaluator", [jc.DeviceEvaluator, jc.LiveEvaluator])
+def test_a_search_whose_changeable_nodes_become_more_than_its_slots(evaluator, x64, monkeypatch):
+    objective = jc.Objective(micro_model("gpt2", dtype=jnp.float64), micro_pairs(), "kl")
+    roomy = jc.acdc(objective, 0.02, width=4, evaluator=evaluator)
+    monkeypatch.setattr(live, "SLOTS", (1, 2))
+    slots = []
+
+    class Growing(evaluator):
+        def _program(self, *given):
+            slots.append(self._num_slots)
+            return super()._program(*given)
+
+    grown = jc.acdc(objective, 0.02, width=4, evaluator=Growing)
+    assert slots == sorted(slots) and {1, 2} <= set(slots) <= {1, 2, 4}
+    assert [(d.name, d.removed) for d in grown.decisions] == [(d.name, d.removed) for d in roomy.decisions]
+    np.testing.assert_allclose([d.after for d in grown.decisions], [d.after for d in roomy.decisions], rtol=1e-12)
 
 
 @pytest.mark.slow

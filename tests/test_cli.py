@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import pytest
 from conftest import GOLDEN, expected, micro_model, micro_pairs
 
 import jaxcircuits as jc
+from jaxcircuits import cli
 
 REFERENCE = str(GOLDEN / "ref-4l")
 
@@ -450,20 +452,23 @@ def test_the_version_is_the_packages(run):
     assert run("--version") == (0, f"jaxcircuits {metadata.version('jaxcircuits')}\n", "")
 
 
-@pytest.mark.parametrize("given", [None, "--xla_dump_to=x", "--xla_gpu_enable_command_buffer="])
-@pytest.mark.parametrize("plugin", ["xla_cuda13", "xla_tpu"])
-def test_loops_are_left_to_an_nvidia_gpu_unless_the_user_says_otherwise(given, plugin, monkeypatch):
-    found = [metadata.EntryPoint(plugin, "x", "jax_plugins")]
+@pytest.mark.parametrize("given", [None, "--xla_dump_to=x", *(f"{flag}=x" for _, _, flag, _ in cli.COMPILER_FLAGS)])
+@pytest.mark.parametrize("installed", ["xla_cuda13", "libtpu", None])
+def test_what_a_devices_compiler_is_told_unless_the_user_says_otherwise(installed, given, monkeypatch):
+    found = [metadata.EntryPoint(installed, "x", "jax_plugins")] if installed == "xla_cuda13" else []
     monkeypatch.setattr(metadata, "entry_points", lambda group: found if group == "jax_plugins" else [])
-    monkeypatch.setenv("XLA_FLAGS", given or "")
-    if given is None:
-        monkeypatch.delenv("XLA_FLAGS")
-    from jaxcircuits.cli import run
-
-    assert run(["--version"]) == 0
-    buffers = "--xla_gpu_enable_command_buffer=+WHILE,+CONDITIONAL"
-    is_set = plugin == "xla_cuda13" and "command_buffer" not in (given or "")
-    assert os.environ.get("XLA_FLAGS") == (f"{given or ''} {buffers}".strip() if is_set else given)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True if name == installed else None)
+    for variable in ("XLA_FLAGS", "LIBTPU_INIT_ARGS"):
+        monkeypatch.setenv(variable, given or "")
+        if given is None:
+            monkeypatch.delenv(variable)
+    assert cli.run(["--version"]) == 0
+    for driver, variable, flag in (
+        ("xla_cuda13", "XLA_FLAGS", "--xla_gpu_enable_command_buffer=+WHILE,+CONDITIONAL"),
+        ("libtpu", "LIBTPU_INIT_ARGS", "--xla_tpu_scoped_vmem_limit_kib=8192"),
+    ):
+        is_set = driver == installed and flag.split("=")[0] not in (given or "")
+        assert os.environ.get(variable) == (f"{given or ''} {flag}".strip() if is_set else given)
 
 
 def test_every_xla_knows_the_flag_for_loops():

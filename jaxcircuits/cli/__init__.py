@@ -1,5 +1,6 @@
 """The command line: the library's calls, in order."""
 
+import importlib.util
 import io
 import logging
 import os
@@ -28,7 +29,14 @@ from .vary import vary
 
 INTERRUPTED = 130  # the exit code of programs ended by Ctrl-C
 
-COMMAND_BUFFERS = "--xla_gpu_enable_command_buffer"
+COMPILER_FLAGS = (
+    ("cuda", "XLA_FLAGS", "--xla_gpu_enable_command_buffer", "+WHILE,+CONDITIONAL"),
+    ("libtpu", "LIBTPU_INIT_ARGS", "--xla_tpu_scoped_vmem_limit_kib", "8192"),
+)
+"""What drives such devices, where their compiler's flags are set, and which. Loops and branches become command buffers,
+which an NVIDIA GPU runs without the host, as far as its driver can. A TPU's operations work in half the fast memory of
+the default: they take 5 % longer, and compile in two thirds of the time.
+"""
 
 app = typer.Typer(
     add_completion=False,
@@ -69,7 +77,7 @@ def run(arguments: Sequence[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a letter is shown its number
-    _leave_loops_to_gpus()
+    _set_compiler_flags()
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # where it keeps its fonts is of no concern here
     try:
         return app(args=list(arguments) or ["--help"], standalone_mode=False) or 0
@@ -85,15 +93,14 @@ def run(arguments: Sequence[str]) -> int:
         return _fail(f"out of memory: {error}; {LESS}", 1)
 
 
-def _leave_loops_to_gpus() -> None:
-    """Has XLA compile loops and branches into command buffers, so that an NVIDIA GPU runs them without the host.
-
-    XLA keeps to what the driver can do. What the user's `XLA_FLAGS` say of it stays.
-    """
-    flags = os.environ.get("XLA_FLAGS", "")
-    has_cuda = any("cuda" in plugin.name for plugin in metadata.entry_points(group="jax_plugins"))
-    if has_cuda and COMMAND_BUFFERS not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} {COMMAND_BUFFERS}=+WHILE,+CONDITIONAL".strip()
+def _set_compiler_flags() -> None:
+    """Sets those of `COMPILER_FLAGS` of which the user says nothing, for what is installed."""
+    installed = [plugin.name for plugin in metadata.entry_points(group="jax_plugins")]
+    installed += ["libtpu"] if importlib.util.find_spec("libtpu") else []
+    for driver, variable, flag, value in COMPILER_FLAGS:
+        given = os.environ.get(variable, "")
+        if flag not in given and any(driver in name for name in installed):
+            os.environ[variable] = f"{given} {flag}={value}".strip()
 
 
 def main() -> NoReturn:
