@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 
 LEARNT = ("learning", "hard_concrete")
 TESTS = {
-    "metrics.py": ("metrics", "objective", "engines"),
+    "metrics.py": ("metrics", "objective", "acdc"),
     "gradients.py": ("gate_methods", "objective", "attribution", "eap_gp"),
     "losses.py": ("gate_methods", "objective"),
     "masks.py": ("objective", "doors", "finite"),

@@ -204,7 +204,7 @@ def test_counts_against_random_circuits(test, wins):
     tail = sum(binomial(k, 100, 0.9) for k in range(95, 101))
     assert outcome.p_value == pytest.approx(tail) and outcome.statistic == 0.95 and not outcome.rejected
     assert test(wins(1.0), np.full(100, wins(2.0))).rejected
-    for tied, noise in ((1.0, 1e-9), (1 + 1e-3, 1e-3), (1 - 1e-3, 1e-3)):
+    for tied, noise in ((1.0, 0.0), (1.0, 1e-9), (1 + 1e-3, 1e-3), (1 - 1e-3, 1e-3)):
         outcome = test(1.0, np.full(100, tied), noise=noise)
         assert outcome.rejected is None and "ties" in outcome.reason and outcome.details["tied"] == 100
     some = np.concatenate([np.full(97, wins(2.0)), np.full(3, wins(1.0))])
