@@ -45,8 +45,9 @@ def checked(function: Function) -> Function:
     """A function that refuses arguments of another kind than its annotations state, by name and as ValueError.
 
     These are whole numbers (True and 2.0 are none; `seed` is at least 0), finite numbers, truth values, texts, paths,
-    this library's records, and unions of them. What is annotated otherwise, the function checks itself. It is one that
-    goes on where memory does not do, see `fitting`.
+    this library's records, and unions of them. What is annotated otherwise, the function checks itself. NumPy's whole
+    numbers become Python's, which compiled functions do not trace. It is one that goes on where memory does not do, see
+    `fitting`.
     """
     fits = fitting(function)
     annotations = {name: parameter.annotation for name, parameter in inspect.signature(function).parameters.items()}
@@ -60,7 +61,9 @@ def checked(function: Function) -> Function:
                 plain = isinstance(value, bool | int | float | str | None)
                 got = f"{value!r:.60}" if plain else getattr(type(value), "said", f"a {type(value).__name__}")
                 raise ValueError(f"{name}: expected {expected}, got {got}")
-        return fits(*given, **named)
+        taken = [_plain(value, kinds.get(name, ())) for name, value in zip(annotations, given, strict=False)]
+        rest = given[len(taken) :]
+        return fits(*taken, *rest, **{name: _plain(value, kinds.get(name, ())) for name, value in named.items()})
 
     return typing.cast(Function, called)
 
@@ -121,6 +124,12 @@ def _is_of(name: str, value: Any, kind: type) -> bool:
     if kind is float:
         return is_number(value)
     return isinstance(value, bool | np.bool_ if kind is bool else kind)
+
+
+def _plain(value: Any, kinds: tuple[type, ...]) -> Any:
+    """Python's own number in place of a whole one, or a truth value, of NumPy or JAX."""
+    kind = {"i": int, "u": int, "b": bool}.get(getattr(getattr(value, "dtype", None), "kind", ""))
+    return kind(value) if kind in kinds else value  # type: ignore[misc]
 
 
 def _said(name: str, kind: type) -> str:

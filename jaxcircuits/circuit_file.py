@@ -198,7 +198,7 @@ def _check_nodes(nodes: Any) -> None:
 
 
 def _neurons(node: dict[str, Any]) -> str | None:
-    """The entry that chooses or scores some of a node's neurons; None where it is whole."""
+    """The entry that chooses or scores some neurons of a node, or of an edge's sender; None where it is whole."""
     whole = node.get("neurons")
     if whole is not None and not (isinstance(whole, list) and whole and all(neuron is True for neuron in whole)):
         return "neurons"
@@ -219,6 +219,8 @@ def _check_ends(graph: Graph, mask: EdgeBools, nodes: dict[str, Any]) -> None:
 def _edge(name: str, edge: Any) -> tuple[bool, float]:
     if not isinstance(edge, dict) or not isinstance(edge.get("in_graph"), bool):
         raise ValueError(f"edge {name}: expected an object with 'in_graph' true or false")
+    if (part := _neurons(edge)) is not None:
+        raise ValueError(f"edge {name} has {part!r}: a circuit of single neurons cannot be read")
     score = edge.get("score", 0.0)
     if not is_number(score):
         raise ValueError(f"edge {name}: expected a finite number as score, got {score!r}")

@@ -145,8 +145,9 @@ def write_whole(path: str | os.PathLike, write: Callable[[Path], object]) -> Non
             os.fchmod(handle, mode)
         os.fsync(handle)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        _name(path, error)
         raise
     finally:
         os.close(handle)
@@ -169,8 +170,9 @@ def write_folder(path: str | os.PathLike, write: Callable[[Path], object]) -> No
         with contextlib.suppress(OSError):  # some file systems cannot, of folders
             os.fsync(handle)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        _name(path, error)
         raise
     finally:
         os.close(handle)
@@ -178,12 +180,23 @@ def write_folder(path: str | os.PathLike, write: Callable[[Path], object]) -> No
         _sync(path.parent)
 
 
+def _name(path: Path, error: BaseException) -> None:
+    """Has an error of the system name the file that was to be written: a full disk's names none."""
+    if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+        error.filename = str(path)
+
+
 def check_can_write(path: str | os.PathLike) -> None:
     """Raises ValueError for what `write_whole` could not write: found out by trying, with nothing left behind."""
     path = _checked(path)
     temporary, handle = _temporary(path, 0o600)
-    os.close(handle)
-    temporary.unlink()
+    try:
+        os.write(handle, bytes(4096))  # for which a full disk has no room
+    except OSError as error:
+        raise ValueError(f"cannot write {path}: {error.strerror}; choose another place") from None
+    finally:
+        os.close(handle)
+        temporary.unlink()
 
 
 def short_name(number: float) -> str:
@@ -286,14 +299,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value
-
-
-PICTURES = (".png", ".svg", ".pdf")
-
-
-def picture_path(path: str | os.PathLike) -> Path:
-    """The path of a picture to draw. Raises ValueError for another ending than those of `PICTURES`."""
-    path = Path(path)
-    if path.suffix not in PICTURES:
-        raise ValueError(f"{path}: expected a picture ending in .png, .svg or .pdf")
-    return path

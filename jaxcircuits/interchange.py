@@ -101,7 +101,7 @@ def from_autocircuit(graph: Graph, edges: Iterable[str] | Mapping[str, float], *
 
     Raises ValueError for names that are no edge of the graph, and scores that are not finite.
     """
-    given = edges if isinstance(edges, Mapping) else dict.fromkeys(edges, 0.0)
+    given = edges if isinstance(edges, Mapping) else {"->".join(_two(edge)): 0.0 for edge in edges}
     mask, scores = np.zeros(graph.shape, bool), np.zeros(graph.shape)
     for name, score in given.items():
         index = graph.edge_index(from_autocircuit_name(name))

@@ -95,7 +95,7 @@ def cast_many(objective: Any, masks: MaskLike, width: int) -> tuple[Array, int]:
     if masks.shape[1:] not in (graph.shape, _positioned_shape(objective)):
         raise ValueError(f"masks: expected shape (circuits, *{graph.shape}), got {masks.shape}")
     check_count("width", width, 1)
-    return masks, rounded_width(objective, width)
+    return masks, rounded_width(objective, int(width))
 
 
 def cast_spans(objective: Any, spans: ArrayLike | None) -> Float[Array, "span position"] | None:

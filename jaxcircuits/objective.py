@@ -168,7 +168,7 @@ class Objective(eqx.Module):
         """Bytes that `many` takes for `width` circuits at a time."""
         check_count("width", width, 1)
         masks = placed(self, np.zeros((width, *self.graph.shape), bool))
-        return batching.memory_needed(losses.many, self, masks, rounded_width(self, width))
+        return batching.memory_needed(losses.many, self, masks, rounded_width(self, int(width)))
 
     @fitting
     def gradient(self, mask: MaskLike, *, spans: ArrayLike | None = None) -> Float[Array, "*span sender receiver"]:

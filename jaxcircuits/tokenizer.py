@@ -72,7 +72,9 @@ def load_tokenizer(files: Path) -> Any:
                 loader = transformers.PreTrainedTokenizerFast
             # the folder's own files before those that its settings name, which transformers 5.0 takes first
             own = dict.fromkeys(set(OWN_FILES) & named.keys())
-            return loader.from_pretrained(files, **own, local_files_only=True, trust_remote_code=False)
+            loaded = loader.from_pretrained(files, **own, local_files_only=True, trust_remote_code=False)
+            loaded("")  # settings of another kind than they should be are seen when it is used
+            return loaded
     except Exception as error:  # transformers and tokenizers raise many unrelated types for malformed files
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"{files}: its tokenizer cannot be read: {reason}") from None

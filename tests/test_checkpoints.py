@@ -528,6 +528,13 @@ def test_a_malformed_tokenizer_is_refused_by_name(text, saved):
         _ = jc.load(saved[1]).tokenizer
 
 
+@pytest.mark.parametrize("settings", [{"model_max_length": "x"}, {"model_max_length": [1]}, {"truncation_side": 3}])
+def test_a_setting_that_is_no_setting_is_refused_with_the_tokenizer(settings, saved):
+    (saved[1] / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="model: its tokenizer cannot be read: "):
+        _ = jc.load(saved[1]).tokenizer
+
+
 # --- the hub ---------------------------------------------------------------------------------------
 
 

@@ -142,6 +142,10 @@ FIRST = "input->a0.h0<q>"
         (damaged("nodes", "m0", to={"in_graph": True, "neurons": []}), "m0 has 'neurons': .*single neurons"),
         (damaged("neurons", to=[[True]]), "'neurons': a circuit of single neurons cannot be read"),
         (
+            damaged("edges", FIRST, to={"in_graph": True, "neurons": [True, False]}),
+            f"edge {FIRST} has 'neurons': a circuit of single neurons",
+        ),
+        (
             damaged("nodes", "a0.h1", to={"in_graph": False}),
             "nodes: a0.h1 is not in the circuit, but edge .*a0.h1.* is",
         ),

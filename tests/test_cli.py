@@ -448,6 +448,15 @@ def test_ctrl_c_ends_cleanly(tmp_path):
     assert list(tmp_path.iterdir()) == [cache]
 
 
+def test_a_file_is_written_though_nobody_reads_what_is_printed(tmp_path):
+    """As with `| head`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    made = program("score", "ioi", "--size", 2, "--method", "random", "--out", tmp_path / "s.json", stdout=writing)
+    os.close(writing)
+    assert made.wait(timeout=120) == 0 and jc.Circuit.load(tmp_path / "s.json").num_edges
+
+
 def test_the_version_is_the_packages(run):
     assert run("--version") == (0, f"jaxcircuits {metadata.version('jaxcircuits')}\n", "")
 

@@ -83,7 +83,8 @@ def test_autocircuits_edges_and_mibs_names(check):
     check("""
 for score in (float("nan"), float("inf"), 10**400, True, "1", None):
     check(lambda: jc.from_autocircuit(graph, {"A0.1->MLP 1": score}), "score of A0.1->MLP 1: expected a finite number")
-check(lambda: jc.from_autocircuit(graph, [3]), "sender->receiver', got 3")
+for name in (3, ["A0.1->MLP 1"], None):
+    check(lambda: jc.from_autocircuit(graph, [name]), "sender->receiver', got")
 circuit = jc.Circuit(graph, graph.valid, zeros, {})
 for key in ("ioi", ("ioi",), ("ioi", "gpt2", "x")):
     check(lambda: jc.write_mib({key: circuit}, "nowhere"), "MIB: expected results by (task, model), got")
@@ -193,6 +194,17 @@ check(lambda: jc.edge_pruning(objective, decay=-1), "decay: expected a number of
 check(lambda: jc.acdc(objective, 0.1, groups=1), "groups: expected True or False, got 1")
 check(lambda: jc.acdc(objective, 0.1, evaluator="live"), "evaluator: expected DeviceEvaluator, LiveEvaluator or")
 assert jc.random_scores(objective, seed=np.int64(3)).run["seed"] == 3
+two, more = np.int64(2), jc.Objective(model, pairs, microbatch=np.int32(1))
+assert more.microbatch == 1 and more.memory_needed(two) == more.memory_needed(2)
+assert (objective.many(masks, width=two) == objective.many(masks, width=2)).all()
+assert (objective.per_example_many(masks, two) == objective.per_example_many(masks, 2)).all()
+assert jc.edge_pruning(objective, steps=two, batch=two, seed=np.uint8(1)).run["batch"] == 2
+assert jc.ugs(objective, 0.1, steps=two, samples=two, batch=two).run["samples"] == 2
+assert jc.acdc(objective, 0.5, groups=np.bool_(False)).options["groups"] is False
+import equinox, jax
+assert equinox.tree_equal(jc.reset_network(model, np.int64(3)), jc.reset_network(model, jax.random.key(3)))
+for bad in (-1, 1.5, None, True, "0"):
+    check(lambda: jc.reset_network(model, bad), "key: expected a whole number, at least 0, got")
 """,
         OBJECTIVE,
     )

@@ -1,5 +1,6 @@
 """Files are read as what they say they are, and written whole or not at all."""
 
+import errno
 import fcntl
 import os
 import stat
@@ -117,6 +118,17 @@ def test_devices_and_pipes_stay_what_they_are(tmp_path):
     assert stat.S_ISCHR(os.stat("/dev/null").st_mode) and (tmp_path / "pipe").is_fifo()
 
 
+def without_room(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("write", [write_whole, write_folder])
+def test_a_disk_that_becomes_full_is_said_with_the_file(write, tmp_path):
+    with pytest.raises(OSError, match="No space left on device: '.*/result'") as caught:
+        write(tmp_path / "result", without_room)
+    assert caught.value.errno == errno.ENOSPC and os.listdir(tmp_path) == []
+
+
 def test_whether_a_file_can_be_written_is_known_without_writing(tmp_path, monkeypatch):
     path = tmp_path / "result.txt"
     check_can_write(path)
@@ -127,6 +139,11 @@ def test_whether_a_file_can_be_written_is_known_without_writing(tmp_path, monkey
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["result.txt"]
     with pytest.raises(ValueError, match="is a file: expected the name of a folder"):
         check_can_fill(path)
+    with monkeypatch.context() as full:
+        full.setattr(files.os, "write", without_room)
+        with pytest.raises(ValueError, match="cannot write .*result.txt: No space left on device; choose"):
+            check_can_write(path)
+    assert os.listdir(tmp_path) == ["result.txt"]
     monkeypatch.setattr(files.os, "access", lambda path, how: False)
     with pytest.raises(ValueError, match="the file is read-only"):
         check_can_write(path)

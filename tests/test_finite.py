@@ -12,7 +12,7 @@ from conftest import micro_model, micro_pairs
 from safetensors.numpy import load_file, save_file
 
 import jaxcircuits as jc
-from jaxcircuits import finite
+from jaxcircuits import finite, losses
 from jaxcircuits.batching import compile_clock
 from jaxcircuits.finite import check_finite
 from jaxcircuits.models.parts import LayerNorm, RMSNorm
@@ -142,6 +142,13 @@ def test_scores_of_nodes_name_the_one_that_has_none(monkeypatch):
         jc.atp_nodes(objective, grad_drop=False)
 
 
+@pytest.mark.parametrize("name", ["rms_norm_eps", "rope_theta"])
+@pytest.mark.parametrize("value", [0.0, -1.0, NAN, INF])
+def test_norms_and_turns_need_a_number_above_0(name, value):
+    with pytest.raises(ValueError, match=f"config: {name} must be a finite number above 0"):
+        jc.models.LlamaConfig(**{name: value})
+
+
 @pytest.mark.parametrize(("energy", "said"), [(NAN, r"energies: .*\(node input, base 0\)"), (0.0, "metric .*got nan")])
 def test_backups_without_a_number_are_no_rounding(energy, said, monkeypatch):
     backups = importlib.import_module("jaxcircuits.evaluation.backups")
@@ -182,6 +189,22 @@ def test_a_metric_of_steps_has_slopes_of_zero_and_no_edge_scores(metric):
     for method in (jc.eap, jc.eap_ig_inputs, jc.mask_ig, jc.hisp, jc.atp_star):
         with pytest.raises(ValueError, match=f"{metric.__name__} is .* but its gradient is zero for every edge"):
             method(objective)
+
+
+def of_a_logarithm(logits, labels):
+    """NaN beyond the whole model's values, where the logarithm's slope is a number."""
+    return jnp.log(logits[labels.answer[0]] - labels.full[labels.answer[0]] + 1e-3)
+
+
+@pytest.mark.parametrize("method", [jc.eap_ig_inputs, jc.eap_ig_activations, jc.mask_ig, jc.eap_gp])
+def test_a_metric_without_a_number_on_the_path_gives_no_scores(method):
+    model, pairs = micro_model("gpt2"), micro_pairs()
+    objective = jc.Objective(model, pairs, of_a_logarithm)
+    half = np.full(objective.graph.shape, 0.5)
+    missing = np.isnan(np.asarray(eqx.filter_jit(losses.per_example)(objective, jnp.asarray(half, jnp.float32))))
+    assert missing.any() and np.isnan(np.asarray(objective.gradient(half))).any()
+    with pytest.raises(ValueError, match="scores .*: expected finite numbers"):
+        method(objective)
 
 
 def test_information_flow_that_overflows_is_no_zero():

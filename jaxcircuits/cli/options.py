@@ -1,11 +1,11 @@
 """What several commands share: their options, the prompts and the model that these name, the two consoles."""
 
+import contextlib
 import dataclasses
 import functools
 import inspect
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_type_hints
 
@@ -31,10 +31,17 @@ DEFAULT_MODEL = "tiny-gpt2"
 
 
 class Terminal(Console):
-    """A console whose texts cannot steer it: what files say is shown, control characters as escapes."""
+    """A console whose texts cannot steer it: what files say is shown, control characters as escapes.
+
+    Where nobody reads on (`| head`), the command does: it may have a file to write.
+    """
 
     def print(self, *objects: Any, **options: Any) -> None:
         super().print(*(visible(part) if isinstance(part, str) else part for part in objects), **options)
+
+    def on_broken_pipe(self) -> None:
+        with contextlib.suppress(SystemExit):
+            super().on_broken_pipe()
 
 
 out = Terminal(soft_wrap=True, highlight=False)
@@ -280,7 +287,7 @@ def check_fillable(**folders: Path | None) -> None:
             raise ValueError(f"--{option}: {error}") from None
 
 
-@contextmanager
+@contextlib.contextmanager
 def warnings_as_lines() -> Iterator[None]:
     """Prints the library's warnings to stderr, one line each."""
     with warnings.catch_warnings():

@@ -9,10 +9,11 @@ import typer
 from .. import checkpoints
 from ..circuit import Circuit
 from ..evaluation import Inspection, inspect_circuit, read_record
-from ..files import PICTURES, read_json, write_text, write_whole
+from ..files import read_json, write_text, write_whole
 from ..objective import Objective
 from ..report import plot, to_dot, to_markdown, write_page
 from ..report.page import check_judgements
+from ..report.pictures import PICTURES
 from ..run import Source
 from .config import Context
 from .options import Config, check_writable, out, recorded, warnings_as_lines

@@ -10,9 +10,9 @@ import typer
 from ..data import PromptPairs
 from ..discovery.methods import METHODS, by_name
 from ..evaluation.comparison import Comparison, compare_methods
-from ..files import picture_path
 from ..objective import Objective
 from ..report import plot_comparison, write_comparison
+from ..report.pictures import picture_path
 from ..run import extended
 from .config import Context, config_of
 from .options import (

@@ -1,6 +1,7 @@
 """What decoders with rotary positions have in common; each family's own file has what its units compute."""
 
 import dataclasses
+import math
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -48,6 +49,9 @@ class DecoderConfig:
             if type(value) is int and value < 1 - may_be_0:
                 expected = "0 or more" if may_be_0 else "a positive whole number"
                 raise ValueError(f"config: {field.name} must be {expected}, got {value}")
+            if field.name.startswith(("rms_norm_eps", "layer_norm_eps", "rope_")) and isinstance(value, int | float):
+                if not 0 < value < math.inf:
+                    raise ValueError(f"config: {field.name} must be a finite number above 0, got {value}")
         if self.head_dim is None and self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"config: hidden_size {self.hidden_size} must be a multiple of num_attention_heads "

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
+from ..arguments import check_count
 from .decoder import Decoder
 from .gates import Gates
 from .gpt2 import GPT2
@@ -22,8 +23,7 @@ GATED = ("gate", "up"), ("gate_bias", "up_bias")
 """Of a gated MLP, the weights [width, neuron] and the biases [neuron]."""
 
 
-@singledispatch
-def reset_network(model: Any, key: PRNGKeyArray) -> Any:
+def reset_network(model: Any, key: PRNGKeyArray | int) -> Any:
     """The model with its weights permuted over heads and neurons, as a control: its circuits mean nothing.
 
     In every layer each of the q, k and v weights and biases gets its own permutation over heads (shared keys and values
@@ -32,13 +32,23 @@ def reset_network(model: Any, key: PRNGKeyArray) -> Any:
     et al. 2021, 2104.03514). In every layer of a network of units the columns of the weights and the biases move along
     by a number of units each, as a permutation of so few might leave them in place.
 
+    - `key`: of the permutations, or a seed of it.
+
     Raises ValueError for a model that has nothing to permute: one head and no MLPs, or one unit a layer.
     """
+    if not isinstance(key, jax.Array):
+        check_count("key", key)
+        key = jax.random.key(int(key))
+    return _reset(model, key)
+
+
+@singledispatch
+def _reset(model: Any, key: PRNGKeyArray) -> Any:
     raise ValueError(f"reset network: expected a model of jaxcircuits, got a {type(model).__name__}")
 
 
-@reset_network.register(GPT2)
-@reset_network.register(Decoder)
+@_reset.register(GPT2)
+@_reset.register(Decoder)
 def _reset_blocks(model: Any, key: PRNGKeyArray) -> Any:
     attention, mlp = model.blocks.attention, model.blocks.mlp
     if mlp is None and attention.query.shape[1] == 1:
@@ -54,9 +64,9 @@ def _reset_blocks(model: Any, key: PRNGKeyArray) -> Any:
     )
 
 
-@reset_network.register(Regrouped)
+@_reset.register(Regrouped)
 def _reset_regrouped(model: Regrouped, key: PRNGKeyArray) -> Regrouped:
-    return cast(Regrouped, eqx.tree_at(lambda m: m.model, model, reset_network(model.model, key)))
+    return cast(Regrouped, eqx.tree_at(lambda m: m.model, model, _reset(model.model, key)))
 
 
 def _with_permuted(model: Any, part: Callable[[Any], Any], keys: Array, axes: dict[str, int]) -> Any:
@@ -66,7 +76,7 @@ def _with_permuted(model: Any, part: Callable[[Any], Any], keys: Array, axes: di
     return eqx.tree_at(lambda m: [getattr(part(m), name) for name in own], model, new)
 
 
-@reset_network.register(Gates)
+@_reset.register(Gates)
 def _reset_gates(model: Gates, key: PRNGKeyArray) -> Gates:
     weights, biases = model.weights, model.biases
     first = below = 0

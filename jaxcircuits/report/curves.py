@@ -4,7 +4,8 @@ import os
 from typing import Any
 
 from ..evaluation.comparison import Comparison
-from ..files import picture_path, write_whole
+from ..files import write_whole
+from .pictures import picture_path
 
 
 def plot_comparison(comparison: Comparison, path: str | os.PathLike) -> None:

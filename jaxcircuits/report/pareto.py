@@ -4,7 +4,8 @@ import os
 from collections.abc import Sequence
 
 from ..circuit import Circuit
-from ..files import picture_path, write_whole
+from ..files import write_whole
+from .pictures import picture_path
 
 
 def plot_pareto(circuits: Sequence[Circuit], path: str | os.PathLike) -> None:
