@@ -167,7 +167,7 @@ def path_gradient(objective: Any, steps: int, spans: Spans, mask: Mask | None) -
 
     def one(objective, prompt):
         (tokens, reference, *rest), towards = prompt
-        score = _score_of(objective, *rest)
+        score = score_of(objective, *rest)
         return on_gradient_path(objective.model, score, (tokens, reference), towards, steps, spans, mask)
 
     prompts = objective._prompts(), (objective.corrupt, objective.inside)
@@ -179,12 +179,12 @@ def _of_each(objective: Any, gradient: Callable, *arguments: Any) -> Any:
 
     def one(objective, prompt):
         tokens, reference, *rest = prompt
-        return gradient(objective.model, _score_of(objective, *rest), (tokens, reference), *arguments)
+        return gradient(objective.model, score_of(objective, *rest), (tokens, reference), *arguments)
 
     return batching.over_prompts(objective, one, objective._prompts())
 
 
-def _score_of(objective: Any, *of_prompt: Any) -> Score:
+def score_of(objective: Any, *of_prompt: Any) -> Score:
     """A prompt's loss, whose slope is NaN where the loss is no finite number: a metric's own may be one even there."""
 
     def score(residual: Float[Array, "position width"]) -> Float[Array, ""]:

@@ -17,6 +17,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from . import batching
 from .arguments import checked, fitting
+from .gradients import score_of
 from .graph import Graph
 from .masks import mask_of
 from .models import NodeValues
@@ -122,7 +123,7 @@ class NodeObjective(eqx.Module):
 
 def _loss(node_mask: NodeMask, objective: Objective, prompt: tuple) -> Float[Array, ""]:
     (tokens, _, *rest), reference = prompt
-    return objective._score(objective.model.node_run(tokens, node_mask, reference), *rest)
+    return score_of(objective, *rest)(objective.model.node_run(tokens, node_mask, reference))
 
 
 @eqx.filter_jit

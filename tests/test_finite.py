@@ -196,7 +196,7 @@ def of_a_logarithm(logits, labels):
     return jnp.log(logits[labels.answer[0]] - labels.full[labels.answer[0]] + 1e-3)
 
 
-@pytest.mark.parametrize("method", [jc.eap_ig_inputs, jc.eap_ig_activations, jc.mask_ig, jc.eap_gp])
+@pytest.mark.parametrize("method", [jc.eap_ig_inputs, jc.eap_ig_activations, jc.mask_ig, jc.eap_gp, jc.node_ig])
 def test_a_metric_without_a_number_on_the_path_gives_no_scores(method):
     model, pairs = micro_model("gpt2"), micro_pairs()
     objective = jc.Objective(model, pairs, of_a_logarithm)

@@ -59,7 +59,7 @@ MAY_IMPORT = {
     | {"losses", "gradients", "objective_checks"},
     "scores": BASE | {"graph", "notebook"},
     "conditional": BASE | {"graph", "masks", "objective"},
-    "nodes": BASE | {"models", "graph", "objective", "masks", "batching"},
+    "nodes": BASE | {"models", "graph", "gradients", "objective", "masks", "batching"},
     "kinds": BASE | {"graph", "layout"},
     "programs": BASE | {"kinds"},
     "current_run": BASE | {"kinds", "objective", "references", "precision", "programs", "batching"},
@@ -72,7 +72,7 @@ MAY_IMPORT = {
     | {"kinds", "precision", "programs", "graph", "objective", "references", "models", "batching", "sparse_plan"},
     "resampling": set(),
     "discovery": BASE
-    | {"resampling", "npz", "graph", "scores", "objective", "references", "nodes", "metrics", "batching"}
+    | {"resampling", "npz", "graph", "scores", "gradients", "objective", "references", "nodes", "metrics", "batching"}
     | {"live", "device_loop", "lockstep", "crossings", "conditional", "masks", "precision"}
     | KEEPS,
     "expand": BASE | {"axes", "graph", "span_names"},

@@ -23,6 +23,7 @@ from jaxtyping import Array, Bool, Float
 from .. import batching
 from ..arguments import checked
 from ..finite import check_finite
+from ..gradients import score_of
 from ..graph import Graph
 from ..objective import Held, Objective
 from ..precision import products
@@ -140,7 +141,7 @@ def _runs(objective: Objective, drops: Array, prompt: tuple) -> tuple[Array, Arr
     reads, writes = jnp.asarray(graph.reads >= moments, change.dtype), jnp.asarray(graph.written == moments)
 
     def run(total, dropped):
-        _, slopes = model.receiver_slopes(tokens, lambda x: objective._score(x, *rest), Held(dropped, written))
+        _, slopes = model.receiver_slopes(tokens, score_of(objective, *rest), Held(dropped, written))
         with products(model.precision):
             scores = jnp.einsum("std,rtd->sr", change, slopes)
             total = total + (scores if len(drops) == 1 else jnp.abs(scores))

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from .. import batching
 from ..arguments import checked
 from ..crossings import Peap, check_crossing, names_of_spans
+from ..gradients import score_of
 from ..objective import Objective
 from .attribution import eap
 from .measure import ruled
@@ -47,6 +48,6 @@ def _last(objective: Objective) -> tuple[str, ...]:
 def _crossing(objective: Objective) -> Float[Array, "layer head port span span"]:
     def one(objective, prompt):
         tokens, reference, *rest = prompt
-        return objective.model.crossing(tokens, reference, lambda x: objective._score(x, *rest))
+        return objective.model.crossing(tokens, reference, score_of(objective, *rest))
 
     return batching.over_prompts(objective, one, objective._prompts()).mean(0)
