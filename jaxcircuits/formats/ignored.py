@@ -12,7 +12,7 @@ OF_OUTPUTS = """output_attentions output_hidden_states output_past output_scores
     return_dict_in_generate tie_last_hidden_states num_logits_to_keep"""
 OF_HOW_IT_IS_COMPUTED = """use_cache cache_implementation reorder_and_upcast_attn attn_implementation
     _attn_implementation _attn_implementation_autoset _attn_implementation_internal chunk_size_feed_forward
-    pretraining_tp torchscript use_bfloat16 tf_legacy_loss tie_encoder_decoder is_llama_config
+    pretraining_tp torchscript use_bfloat16 xla_device tf_legacy_loss tie_encoder_decoder is_llama_config
     _sliding_window_pattern"""
 OF_GENERATION = """
     max_length max_new_tokens min_length min_new_tokens max_time stop_strings do_sample early_stopping
