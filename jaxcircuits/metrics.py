@@ -132,7 +132,7 @@ def by_name(metric: str | Metric) -> Metric:
     if callable(metric):
         return metric
     if not isinstance(metric, str) or metric not in METRICS:
-        raise ValueError(f"unknown metric {metric!r}: expected a function or one of {', '.join(METRICS)}")
+        raise ValueError(f"unknown metric {metric!r}: expected one of {', '.join(METRICS)}, or in Python a function")
     return METRICS[metric]
 
 

@@ -72,7 +72,13 @@ class Savepoint:
     def _compare(self, identity: dict[str, Any]) -> None:
         saved = self.get("run")
         if saved is None:
-            if others := [path.name for path in self.folder.iterdir() if path.name != "lock" and path.suffix != ".tmp"]:
+            others = [path.name for path in self.folder.iterdir() if path.name != "lock" and path.suffix != ".tmp"]
+            if states := [name for name in others if name.endswith(ENDING)]:
+                raise ValueError(
+                    f"{self.folder} keeps {states[0]}, but run{ENDING}, which says of what run, is gone: put it back, "
+                    "or remove the folder to begin anew"
+                )
+            if others:
                 raise ValueError(f"{self.folder} has other files ({others[0]}): choose a new folder, or an empty one")
             return self.put("run", identity)
         if told := differences(saved[0], identity):

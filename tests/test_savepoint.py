@@ -373,6 +373,32 @@ def test_judgements_go_on_to_the_same_bits(tmp_path, stops):
 
 
 @pytest.mark.mission
+def test_variation_goes_on_to_the_same_bits(tmp_path, stops):
+    """After signals; every run that is kept is not run again. Another method is refused by what it found or says."""
+    objective = jc.Objective(micro_model("gpt2"), micro_pairs(batch=8), "logit_diff")
+    seen = []
+
+    def method(objective, threshold=0.05, seed=0):
+        seen.append(seed)
+        return jc.acdc(objective, threshold, width=4, head_order="random", seed=seed)
+
+    def varied(method=method, seeds=2, **options):
+        groups = np.arange(8) % 2
+        counts = {"bootstrap": 3, "corruptions": 2, "seeds": seeds}
+        return jc.variation(objective, method, groups=groups, **counts, **options)
+
+    whole = varied()
+    found, parts = in_parts(stops, 4, lambda: varied(checkpoint=tmp_path))
+    assert untimed(found.to_json()) == untimed(whole.to_json()) and parts > 1
+    seen.clear()
+    assert untimed(varied(checkpoint=tmp_path).to_json()) == untimed(whole.to_json()) and seen == [0]
+    with pytest.raises(ValueError, match="method.threshold was 0.05, now 0.06"):
+        varied(lambda o, seed=0: method(o, 0.06, seed), checkpoint=tmp_path)
+    with pytest.raises(ValueError, match="runs.seeds was 2, now 3"):
+        varied(seeds=3, checkpoint=tmp_path)
+
+
+@pytest.mark.mission
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_same_command_goes_on(number, run, tmp_path):
     """A signal in the middle of a search, then the command again; then once more, which finds everything done."""
@@ -418,6 +444,7 @@ def test_every_command_that_can_take_long_takes_a_folder(run, tmp_path):
         "discover": ["discover", *task, "--metric", "nll", "--threshold", "0.05", "--batch", "4", "--out", circuit],
         "evaluate": ["evaluate", circuit, "--random", "20"],
         "test": ["test", circuit, "--random", "20"],
+        "vary": ["vary", *task, "--threshold", "0.05", "--bootstrap", "3", "--corruptions", "2"],
     }
     for name, command in commands.items():
         first, second = (run(*command, "--checkpoint", tmp_path / name) for _ in range(2))

@@ -15,7 +15,18 @@ from ..objective import Objective
 from ..run import extended
 from ..scores import Scores
 from .config import Context, config_of
-from .options import Config, PromptOptions, TaskName, check_writable, load, out, takes_groups, warnings_as_lines
+from .options import (
+    Checkpoint,
+    Config,
+    PromptOptions,
+    TaskName,
+    check_fillable,
+    check_writable,
+    load,
+    out,
+    takes_groups,
+    warnings_as_lines,
+)
 
 
 @takes_groups
@@ -33,10 +44,12 @@ def vary(
     seeds: Annotated[int, typer.Option(help="runs with other seeds of the method")] = 0,
     prompts: PromptOptions = PromptOptions(metric="kl"),
     config: Config = None,
+    checkpoint: Checkpoint = None,
     out_file: Annotated[Path | None, typer.Option("--out", help="write the record to this JSON file")] = None,
 ) -> None:
     """Runs a method again with other prompts, templates, corruption or seeds: a table of variance components."""
     check_writable(task, out=out_file)
+    check_fillable(checkpoint=checkpoint)
     run_method = _method(method, option or [], threshold, seeds)
     with warnings_as_lines():
         objective, run, pairs, _ = load(task, prompts)
@@ -45,8 +58,8 @@ def vary(
         if groups and pairs.group is None:
             raise ValueError(f"--groups: {task} has no column `group`")
         given = pairs.group if groups else None
-        counts = {"bootstrap": bootstrap, "corruptions": corruptions, "seeds": seeds}
-        record = variation(objective, run_method, groups=given, **counts, seed=prompts.seed or 0)
+        counts = {"bootstrap": bootstrap, "corruptions": corruptions, "seeds": seeds, "seed": prompts.seed or 0}
+        record = variation(objective, run_method, groups=given, **counts, checkpoint=checkpoint)
     record = dataclasses.replace(record, run=extended(record.run, {**run, "config": config_of(ctx)}))
     _print(record)
     if out_file is not None:

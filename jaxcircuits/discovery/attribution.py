@@ -37,9 +37,9 @@ def eap(objective: Objective | Conditional, *, backward: str = "plain", position
 
     Raises ValueError where the gradient at the clean run is zero: KL, and L2 to the model's own output.
     """
-    refuse_flat(objective, "eap")
     own = ruled(objective, backward)
     named, spans = spans_of(objective, positions)
+    refuse_flat(objective, "eap")
     return scored(
         objective,
         "eap",
@@ -59,8 +59,8 @@ def clean_corrupted(
     Under KL the clean end adds nothing. Raises ValueError for another reference than "resample".
     """
     named, spans = spans_of(objective, positions)
-    refuse_flat(objective, "clean-corrupted", at_clean=False)
     own = ruled(objective, backward)
+    refuse_flat(objective, "clean-corrupted", at_clean=False)
     return scored(
         objective,
         "clean-corrupted",
@@ -91,9 +91,9 @@ def eap_ig_inputs(
     m = int(steps)
     if points not in POINTS:
         raise ValueError(f"points: expected one of {', '.join(POINTS)}, got {points!r}")
-    refuse_flat(objective, "eap-ig-inputs", at_clean=False)
     own = ruled(objective, backward)
     named, spans = spans_of(objective, positions)
+    refuse_flat(objective, "eap-ig-inputs", at_clean=False)
     alphas = (np.arange(m) + (0.5 if points == "midpoint" else 0.0)) / m
     return scored(
         objective,
@@ -118,9 +118,9 @@ def eap_ig_activations(
     """
     check_count("steps", steps, 1)
     m = int(steps)
-    refuse_flat(objective, "eap-ig-activations", at_clean=False)
     own = ruled(objective, backward)
     named, spans = spans_of(objective, positions)
+    refuse_flat(objective, "eap-ig-activations", at_clean=False)
     groups = objective.graph.sender_groups
     held = np.repeat(groups, m, axis=0)
     alphas = np.tile(np.arange(1, m + 1) / m, len(groups))
@@ -154,9 +154,9 @@ def eap_gp(
     """
     check_count("steps", steps, 1)
     k = int(steps)
-    refuse_flat(objective, "eap-gp", at_clean=False)
     own = ruled(objective, backward)
     named, spans = spans_of(objective, positions)
+    refuse_flat(objective, "eap-gp", at_clean=False)
     return scored(
         objective,
         "eap-gp",
@@ -179,9 +179,9 @@ def mask_ig(
     """
     check_count("steps", steps, 1)
     m = int(steps)
-    refuse_flat(objective, "mask-ig", at_clean=False)
     own = ruled(objective, backward)
     named, spans = spans_of(objective, positions)
+    refuse_flat(objective, "mask-ig", at_clean=False)
     shape = objective.graph.shape
 
     def values() -> np.ndarray:

@@ -124,7 +124,6 @@ def edge_pruning(
 
     Raises ValueError for targets, steps or rates out of range, a checkpoint of another run, and a run that diverged.
     """
-    refuse_flat(objective, "edge-pruning", at_clean=False)
     started = time.perf_counter()
     if steps < 2:
         raise ValueError(f"steps: expected at least 2, one of them beyond the warm-up, got {steps}")
@@ -144,6 +143,7 @@ def edge_pruning(
         raise ValueError(f"ramp and warm_up: expected 1 to {steps} steps, warm_up fewer; got {ramp} and {warm_up}")
     learner = EdgePruning(sparsity, node_sparsity, steps, ramp, warm_up, rate, multiplier_rate, decay)
     own = narrowed(objective, within)
+    refuse_flat(objective, "edge-pruning", at_clean=False)
     state = learn(learner, own, steps=steps, batch=batch, seed=seed, progress=progress, checkpoint=checkpoint)
     log_alpha = {kind: np.asarray(a, np.float64) for kind, a in state.parameters["log_alpha"].items()}
     options = {

@@ -31,8 +31,8 @@ def hisp(objective: Objective, *, backward: str = "plain") -> Scores:
 
     Raises ValueError for KL and for L2 to the model's own output, whose gradient at the whole model is zero.
     """
-    refuse_flat(objective, "hisp")
     nodes = NodeObjective(ruled(objective, backward))
+    refuse_flat(objective, "hisp")
 
     def values() -> np.ndarray:
         sizes = np.abs(_float64(nodes.gradient_per_example(nodes.full_mask()))).mean(0)
@@ -47,8 +47,8 @@ def node_attribution(objective: Objective, *, backward: str = "plain") -> Scores
 
     x_ref is what the node computes from the objective's reference values. Raises ValueError as `hisp`.
     """
-    refuse_flat(objective, "node-attribution")
     nodes = NodeObjective(ruled(objective, backward), "edges")
+    refuse_flat(objective, "node-attribution")
 
     def values() -> np.ndarray:
         return -_float64(nodes.value_and_gradient(nodes.full_mask())[1])
@@ -65,8 +65,8 @@ def node_ig(objective: Objective, *, steps: int = 10, backward: str = "plain") -
     """
     check_count("steps", steps, 1)
     m = int(steps)
-    refuse_flat(objective, "node-ig", at_clean=False)
     nodes = NodeObjective(ruled(objective, backward), "edges")
+    refuse_flat(objective, "node-ig", at_clean=False)
 
     def values() -> np.ndarray:
         points = [nodes.value_and_gradient(nodes.full_mask() * (k + 0.5) / m)[1] for k in range(m)]

@@ -133,7 +133,6 @@ def mattr(
     Raises ValueError for settings out of range, a `cmd` whose f is the same without edges but for rounding, a
     checkpoint of another run, and a run that diverged.
     """
-    refuse_flat(objective, "mattr", at_clean=False)
     started = time.perf_counter()
     for name, value, known in (("optimiser", optimiser, RATES), ("sizes", sizes, SIZES), ("loss", loss, LOSSES)):
         if value not in known:
@@ -144,6 +143,7 @@ def mattr(
     rate = RATES[optimiser] if rate is None else rate
     if temperature <= 0 or (rate is not None and rate <= 0):
         raise ValueError(f"expected temperature > 0, rate > 0; got {temperature}, {rate}")
+    refuse_flat(objective, "mattr", at_clean=False)
     step = rate if rate is not None else 1 / max(steps, 1)
     learner = MAttr(temperature, step, _gap(own) if loss == "cmd" else 1.0, optimiser, sizes, loss)
     state = learn(learner, own, steps=steps, batch=batch, seed=seed, progress=progress, checkpoint=checkpoint)

@@ -84,7 +84,6 @@ def subnetwork_probing(
 
     Raises ValueError for settings out of range, a checkpoint of another run, and a run that diverged.
     """
-    refuse_flat(objective, "subnetwork-probing", at_clean=False)
     started = time.perf_counter()
     if on not in ("nodes", "edges"):
         raise ValueError(f"on: expected 'nodes' or 'edges', got {on!r}")
@@ -93,6 +92,7 @@ def subnetwork_probing(
     own: Any = narrowed(objective, within)
     if on == "nodes" and isinstance(own, Conditional):
         raise ValueError("within, without: expected on='edges', as nodes are no edges; got on='nodes'")
+    refuse_flat(objective, "subnetwork-probing", at_clean=False)
     batch = int(objective.num_prompts) if batch is None else batch
     graph, dtype = objective.graph, objective.model.dtype
     nodes = NodeObjective(own, "edges") if on == "nodes" else None

@@ -101,12 +101,12 @@ def ugs(
 
     Raises ValueError for settings out of range, a checkpoint of another run, and a run that diverged.
     """
-    refuse_flat(objective, "ugs", at_clean=False)
     started = time.perf_counter()
     if strength < 0 or rate <= 0 or samples < 1:
         raise ValueError(f"expected strength >= 0, rate > 0, samples >= 1; got {strength}, {rate}, {samples}")
     learner = UGS(strength, rate, start_at, samples)
     own = narrowed(objective, within)
+    refuse_flat(objective, "ugs", at_clean=False)
     state = learn(learner, own, steps=steps, batch=batch, seed=seed, progress=progress, checkpoint=checkpoint)
     theta, valid = np.asarray(state.parameters, np.float64), kept_edges(own)
     options = {"strength": strength, "steps": steps, "rate": rate, "start_at": start_at, "samples": samples}

@@ -1,7 +1,8 @@
 """How much a result owes to choices that nobody means: which prompts, which templates, which corruption, which seed."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -12,8 +13,10 @@ from jaxtyping import ArrayLike, Float, Int
 from ..arguments import check_count, checked
 from ..circuit import Circuit
 from ..finite import on_host
+from ..identity import digest_of, identity_of
 from ..objective import Objective
 from ..references import divided
+from ..savepoint import journal_of
 from ..scores import Scores
 from .records import Record
 from .similarity import jaccard, rank_correlation
@@ -62,6 +65,7 @@ def variation(
     corruptions: int = 10,
     seeds: int = 0,
     seed: int = 0,
+    checkpoint: str | os.PathLike | None = None,
 ) -> Variation:
     """Runs a method again and again, each time with one choice made otherwise.
 
@@ -72,50 +76,76 @@ def variation(
       whose spread the delete-one-group jackknife makes a variance (Efron and Stein, 1981).
     - `corruptions`: runs in which every prompt has the corrupt version of another one of its length.
     - `seeds`: runs with other seeds, from 1 on; the others have seed 0. `seed`: of the draws of prompts.
+    - `checkpoint`: a folder that keeps what runs gave; the same call goes on after them. The method is known by its
+      result on all prompts, which is computed first and always, and by what that one's record says.
 
     A variance is that of one result: of the prompts at hand, of one corrupt draw, of one seed. Raises ValueError for a
-    choice with less than 2 runs, for groups that are not 2 or more, and for corruptions of another reference than
-    "resample" or of prompts whose lengths are all different.
+    choice with less than 2 runs, for groups that are not 2 or more, for corruptions of another reference than
+    "resample" or of prompts whose lengths are all different, and for a checkpoint that is damaged or another run's.
     """
     for name, count in (("bootstrap", bootstrap), ("corruptions", corruptions), ("seeds", seeds)):
         if count:
             check_count(name, count, 2)
     random = np.random.default_rng(seed)
     seeded = {"seed": 0} if seeds else {}
-    runs: dict[str, Iterator[Any]] = {}
+    runs: dict[str, list[Callable[[], Any]]] = {}
     if bootstrap:
         rows = random.integers(0, objective.num_prompts, (bootstrap, objective.num_prompts))
-        runs["prompts"] = (method(_of_rows(objective, some), **seeded) for some in rows)
+        runs["prompts"] = [lambda some=some: method(_of_rows(objective, some), **seeded) for some in rows]
     if groups is not None:
         without = _without_each(groups, objective.num_prompts)
-        runs["groups"] = (method(_of_rows(objective, some), **seeded) for some in without)
+        runs["groups"] = [lambda some=some: method(_of_rows(objective, some), **seeded) for some in without]
     if corruptions:
         orders = [_exchange(objective, random) for _ in range(corruptions)]
-        runs["corruptions"] = (method(_corrupted(objective, order), **seeded) for order in orders)
+        runs["corruptions"] = [lambda order=order: method(_corrupted(objective, order), **seeded) for order in orders]
     if seeds:
-        runs["seeds"] = (method(objective, seed=number) for number in range(1, seeds + 1))
+        runs["seeds"] = [lambda number=number: method(objective, seed=number) for number in range(1, seeds + 1)]
     if not runs:
         raise ValueError("variation: expected a choice to vary, got none of bootstrap, groups, corruptions and seeds")
     full = _comparable(method(objective, **seeded))
-    components = tuple(_component(choice, full, [*map(_comparable, results)]) for choice, results in runs.items())
-    return Variation(components, {**full.run, "draws_seed": seed})
+
+    def identity() -> dict[str, Any]:
+        counts = {choice: len(results) for choice, results in runs.items()}
+        given = {} if groups is None else {"groups": digest_of(np.asarray(groups))}
+        return {"runs": counts, "seed": seed, **given, "method": _identity_of(full), **identity_of(objective)}
+
+    with journal_of(checkpoint, identity) as journal:
+        components = []
+        for choice, results in runs.items():
+            found = []
+            for number, result in enumerate(results):
+                row = lambda result=result: _row(full, _comparable(result()))  # noqa: E731
+                found.append(row() if journal is None else journal.call(f"{choice} {number}", row))
+            components.append(_component(choice, np.array(found)))
+    return Variation(tuple(components), {**full.run, "draws_seed": seed})
+
+
+def _identity_of(full: Scores | Circuit) -> dict[str, Any]:
+    """What a method's result tells of it: its record, but for what the clock said, and its values."""
+    said = {name: value for name, value in full.run.items() if isinstance(value, str | bool | int | float)}
+    return {name: value for name, value in said.items() if "seconds" not in name} | {"result": digest_of(_values(full))}
 
 
 def _comparable(result: Any) -> Scores | Circuit:
     return result if isinstance(result, Scores) else Circuit.of(result)
 
 
-def _component(choice: str, full: Scores | Circuit, results: list[Any]) -> Component:
-    values = np.array([_values(result) for result in results])
-    count = len(results)
+def _row(full: Scores | Circuit, result: Scores | Circuit) -> Float[np.ndarray, " column"]:
+    """What is compared of a result: its likeness to the full one (NaN: not defined), its edges, and its values."""
+    alike: Callable[..., float | None] = rank_correlation if isinstance(full, Scores) else jaccard
+    likeness = alike(full, result)
+    return np.array([np.nan if likeness is None else likeness, result.mask.sum(), *_values(result)])
+
+
+def _component(choice: str, rows: Float[np.ndarray, "run column"]) -> Component:
+    count = len(rows)
+    likenesses, sizes, values = rows[:, 0], rows[:, 1].astype(int), rows[:, 2:]
     variance = values.var(0, ddof=1).sum()
     if choice == "groups":
         variance *= (count - 1) ** 2 / count
-    alike: Callable[..., float | None] = rank_correlation if isinstance(full, Scores) else jaccard
-    likenesses = [found for result in results if (found := alike(full, result)) is not None]
-    likeness = (float(np.mean(likenesses)), min(likenesses)) if likenesses else None
-    sizes = [int(result.mask.sum()) for result in results]
-    return Component(choice, count, float(variance), likeness, (min(sizes), max(sizes)))
+    defined = likenesses[~np.isnan(likenesses)]
+    likeness = (float(defined.mean()), float(defined.min())) if len(defined) else None
+    return Component(choice, count, float(variance), likeness, (int(sizes.min()), int(sizes.max())))
 
 
 def _values(result: Any) -> Float[np.ndarray, " edge"]:
