@@ -112,18 +112,18 @@ def test_the_width_is_the_one_with_most_decisions_for_its_cost(free, right, widt
 
 
 def test_on_a_cpu_no_chain_is_wider_than_4():
-    assert ExpectedWidth().next(1.0) == (4 if jax.default_backend() == "cpu" else 64)
+    assert ExpectedWidth().next(1.0) == (4 if jax.default_backend() == "cpu" else 16)
 
 
 @pytest.mark.parametrize(
     ("platform", "tokens", "devices", "width"),
     [
-        *[("tpu", 100 * 16, 1, 4), ("tpu", 32 * 16, 1, 16), ("tpu", 8 * 16, 1, 64), ("tpu", 10**6, 1, 4)],
+        *[("tpu", 100 * 16, 1, 4), ("tpu", 32 * 16, 1, 16), ("tpu", 8 * 16, 1, 16), ("tpu", 10**6, 1, 4)],
         *[("tpu", 10**6, 8, 16), ("tpu", 1024, 8, 64), ("tpu", 1025, 8, 16), ("tpu", 8192, 3, 4)],
-        ("gpu", 10**6, 1, 64),
+        *[("gpu", 10**6, 1, 16), ("gpu", 10**6, 3, 16), ("gpu", 10**6, 4, 64)],
     ],
 )
-def test_a_tpu_gets_no_program_that_is_wider_than_keeps_it_busy(platform, tokens, devices, width, monkeypatch):
+def test_an_accelerator_gets_no_program_that_is_wider_than_keeps_it_busy(platform, tokens, devices, width, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: platform)
     assert largest_width(tokens, devices) == width
     assert ExpectedWidth(largest=width).next(1.0) == width

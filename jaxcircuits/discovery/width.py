@@ -15,11 +15,14 @@ FREE = {"cpu": 4}
 FREE_OF_ACCELERATORS = 16
 
 LARGEST = {"cpu": 4}
-"""By platform, else the last of `WIDTHS`: beyond it a candidate costs no less, and a second program is compiled."""
+"""By platform: the widest chain, on all devices. Beyond it a candidate costs no less, and another program is compiled.
+"""
+
+LARGEST_OF_A_DEVICE = 16
+"""As `LARGEST`, of the candidates of a chain on one device, on any platform."""
 
 TOKENS = {"tpu": 8192}
-"""By platform: as `LARGEST`, of the tokens of one search's candidates on a device (by what the compiler says of a
-v5e)."""
+"""By platform: as `LARGEST_OF_A_DEVICE`, of these candidates' tokens (by what the compiler says of a v5e)."""
 
 SEARCHES = {"cpu": 1}
 """By platform, else `SEARCHES_OF_ACCELERATORS`: how many searches take one call together."""
@@ -41,7 +44,7 @@ def largest_width(tokens: int = 1, devices: int = 1) -> int:
 
     def is_worth_it(width: int) -> bool:
         own = width if width % devices else width // devices
-        return own <= 4 or own * tokens <= TOKENS.get(platform, own * tokens)
+        return own <= 4 or (own <= LARGEST_OF_A_DEVICE and own * tokens <= TOKENS.get(platform, own * tokens))
 
     widest = max(width for width in WIDTHS if is_worth_it(width))
     return min(widest, LARGEST.get(platform, WIDTHS[-1]))
