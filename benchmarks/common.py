@@ -7,6 +7,7 @@ import resource
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -99,7 +100,8 @@ def matmul_ceiling() -> float:
 
 def machine() -> dict:
     """Device, versions and commit of a measurement."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    asked, here = ["git", "rev-parse", "--short", "HEAD"], Path(__file__).parent
+    commit = subprocess.run(asked, cwd=here, capture_output=True, text=True).stdout.strip()
     device = jax.devices()[0]
     return {
         "device": f"{len(jax.devices())} x {device.platform} {device.device_kind}",

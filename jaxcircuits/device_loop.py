@@ -74,7 +74,8 @@ class DeviceEvaluator(LiveEvaluator):
         dtype = jax.dtypes.canonicalize_dtype(np.float64)
         least = 2 * float(np.finfo(dtype).tiny)  # what is less might count as 0
         threshold = max(judge.threshold, least) if judge.threshold > 0 else judge.threshold
-        rule = np.concatenate([[threshold], judge.weights, before]).astype(dtype)
+        with np.errstate(over="ignore"):  # a threshold beyond float32 is infinite there
+            rule = np.concatenate([[threshold], judge.weights, before]).astype(dtype)
         self._chain = None
         given = (place(x, self.objective.mesh) for x in (program, trials, rule))
         inputs = self.rest, self.fixed, self.current, *given, self._changes_to_write(width)

@@ -3,6 +3,7 @@
 import hashlib
 import platform
 import re
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from typing import Any
 
@@ -16,6 +17,8 @@ from .run import SOURCE, digest
 RECORDED = ("reference", "average", "prompts", "dtype", "precision", "device", "mesh")
 PACKAGES = ("jaxcircuits", "jax", "jaxlib", "equinox", "numpy", "optax")
 """Whose versions may show in the last bits of an answer, or in what a seed draws."""
+SETTINGS = ("jax_enable_x64", "jax_threefry_partitionable", "jax_default_prng_impl", "jax_default_matmul_precision")
+"""Of JAX, which show there too."""
 
 
 def description(objective: Any) -> dict[str, Any]:
@@ -64,7 +67,8 @@ def _digest_of_pairs(objective: Any) -> str:
 def identity_of(objective: Any) -> dict[str, Any]:
     """Of an `Objective`, a `NodeObjective` or an `Ablated`: weights, prompts and values by their digests.
 
-    Raises ValueError in a run of several processes, of which none has all values.
+    Raises ValueError in a run of several processes, of which none has all values, and for a metric or a model that
+    calls back to Python, of which nothing is known.
     """
     if jax.process_count() > 1:
         raise ValueError("checkpoint: expected a run of one process, got one of several; run it without")
@@ -74,15 +78,17 @@ def identity_of(objective: Any) -> dict[str, Any]:
     record = inner.describe()
     labels = eqx.tree_at(lambda labels: labels.full, inner.labels, None)
     return {
-        "model": f"{digest_of(inner.model)}-{_structure(inner.model)}",
+        "model": f"{digest_of(inner.model)}-{_structure(inner.model)}-{_run_of(inner)}",
         "data": digest_of(
             (inner.clean, inner.corrupt, inner.inside, inner.scored, inner.weights, labels, inner.span_at)
         ),
         "metric": _metric(inner),
         "reference values": digest_of(inner.reference),
+        **({"restoring": True} if inner.is_restoring else {}),
         **({"kept edges": digest_of(objective.kept)} if hasattr(objective, "kept") else {}),
         **{name: record[name] for name in RECORDED},
         "versions": {name: record["versions"][name] for name in PACKAGES} | runtime_of(jax.devices()[0]),
+        "settings": {name: getattr(jax.config, name) for name in SETTINGS},
     }
 
 
@@ -101,14 +107,62 @@ def _structure(tree: Any) -> str:
     return _of_text(repr(jax.tree.structure(tree)) + repr([x for x in jax.tree.leaves(tree) if not eqx.is_array(x)]))
 
 
+def _run_of(objective: Any) -> str:
+    """Of what a model computes: of functions that it holds, or whose code was changed, the names tell nothing."""
+    arrays, rest = eqx.partition(objective.model, eqx.is_array)
+    prompt = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (objective.clean, objective.span_at))
+
+    def run(arrays: Any, tokens: Any, spans: Any) -> Any:
+        model = eqx.combine(arrays, rest).of_prompt(spans)
+        streams, written = model.recorded(tokens)
+        return model.unembed(streams[-1]), written
+
+    return _traced(run, arrays, *prompt)
+
+
 def _metric(objective: Any) -> str:
-    """Its name; of a user's, also what it computes, and from which constants."""
+    """Its name; of a user's, also what it computes, and its slope."""
     metric, name = objective.metric, metrics.name_of(objective.metric)
     if any(metric is known for known in metrics.METRICS.values()):
         return name
     at_one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[2:], x.dtype), objective.labels)
-    traced = jax.make_jaxpr(metric)(at_one.full, at_one)
-    return f"{name}-{_of_text(str(traced.jaxpr))}-{digest(traced.consts)}"
+
+    def with_slope(logits: Any, labels: Any) -> Any:
+        value, pull = jax.vjp(lambda logits: metric(logits, labels), logits)
+        return value, pull(jax.numpy.ones_like(value))
+
+    try:
+        traced = _traced(with_slope, at_one.full, at_one)
+    except (TypeError, ValueError, NotImplementedError):  # it has none, and no method takes it
+        traced = _traced(metric, at_one.full, at_one)
+    return f"{name}-{traced}"
+
+
+def _traced(function: Callable[..., Any], *given: Any) -> str:
+    """The digest of what a function computes of such arguments, and from which constants."""
+    traced = jax.make_jaxpr(function)(*given)
+    return f"{_of_text(str(traced.jaxpr))}-{digest(map(_plain, _constants(traced)))}"
+
+
+def _constants(traced: Any) -> Iterator[Any]:
+    """Those of a jaxpr and of all within it, of which its text has some. Raises ValueError for a call to Python."""
+    yield from getattr(traced, "consts", ())
+    for equation in getattr(traced, "jaxpr", traced).eqns:
+        if "callback" in equation.primitive.name:
+            raise ValueError(f"checkpoint: expected a metric and a model in JAX alone, got a {equation.primitive.name}")
+        yield from (value.val for value in equation.invars if hasattr(value, "val"))
+        for inner in jax.tree.leaves(equation.params, is_leaf=_is_jaxpr):
+            if _is_jaxpr(inner):
+                yield from _constants(inner)
+
+
+def _plain(constant: Any) -> np.ndarray:
+    is_key = jax.numpy.issubdtype(getattr(constant, "dtype", None), jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(constant) if is_key else constant)
+
+
+def _is_jaxpr(value: Any) -> bool:
+    return hasattr(value, "eqns") or hasattr(getattr(value, "jaxpr", None), "eqns")
 
 
 def _of_text(text: str) -> str:

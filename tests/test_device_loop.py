@@ -1,5 +1,7 @@
 """The loop that decides on the device decides what the host's does, of the same values."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -83,6 +85,19 @@ def test_both_agree_with_the_original_in_wide_chains(name, evaluator, x64_refere
     assert [(d.name, d.removed) for d in result.decisions] == [(name, gone) for name, _, _, gone in run["trace"]]
     np.testing.assert_allclose([d.after for d in result.decisions], [t[2] for t in run["trace"]], atol=1e-9)
     assert abs(result.metric_final - run["metric_final"]) <= 1e-9
+
+
+def test_numbers_as_large_as_there_are():
+    """Only the ratios of weights matter, also where their sum is infinite; a threshold beyond float32 is as good."""
+    objective = jc.Objective(micro_model("gpt2"), micro_pairs(), "logit_diff")
+    every = [jc.acdc(objective, 0.02, prompt_weights=[by, 0, by, by, by], width=4) for by in (1.0, 1e308, 5e-324)]
+    for found in every:
+        np.testing.assert_array_equal(found.mask, every[0].mask)
+        assert [d.after for d in found.decisions] == [d.after for d in every[0].decisions]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        assert not jc.acdc(objective, 1e39, width=4).mask.any()
+        assert (jc.acdc(objective, -1e39, width=4).mask == objective.graph.valid).all()
 
 
 @pytest.mark.parametrize("width", [4, 1])

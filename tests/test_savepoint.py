@@ -1,5 +1,6 @@
 """A folder keeps how far a run is: the same run goes on from there to the same bits; any other is refused by name."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -9,7 +10,9 @@ import sys
 import time
 import types
 from importlib import metadata
+from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,8 +20,8 @@ import pytest
 from conftest import micro_model, micro_pairs, random_mask
 
 import jaxcircuits as jc
-from jaxcircuits.identity import runtime_of
-from jaxcircuits.savepoint import Journal, Savepoint
+from jaxcircuits.identity import identity_of, runtime_of
+from jaxcircuits.savepoint import Journal, Savepoint, differences
 
 
 class Killed(BaseException):
@@ -372,6 +375,88 @@ def test_judgements_go_on_to_the_same_bits(tmp_path, stops):
         jc.hypothesis_tests(objective, other, random=40, checkpoint=tmp_path / "tests")
 
 
+def jitted(ids):
+    ids = np.array(ids)
+    return jax.jit(lambda logits, labels: -jax.nn.log_softmax(logits)[ids].sum())
+
+
+def sloped(by):
+    @jax.custom_jvp
+    def most(x):
+        return x.max()
+
+    most.defjvp(lambda x, t: (x[0].max(), by * t[0].mean()))
+    return lambda logits, labels: most(logits)
+
+
+class Bent(jc.GPT2):
+    bend: Any = eqx.field(static=True, default=None)
+
+    def unembed(self, x, columns=None):
+        return self.bend(super().unembed(x, columns))
+
+
+def bent(bend):
+    model = micro_model("gpt2")
+    return Bent(**{field.name: getattr(model, field.name) for field in dataclasses.fields(model)}, bend=bend)
+
+
+def objectives(of):
+    """Two whose answers differ, and which of the identity's entries says so."""
+    model, pairs = micro_model("gpt2"), micro_pairs()
+    swapped = dataclasses.replace(pairs, clean=pairs.corrupt, corrupt=pairs.clean)
+    if of == "restoring":
+        return [jc.Objective(model, swapped), jc.Objective(model, pairs).restoring(pairs)], "restoring"
+    if of == "code of the model":
+        return [jc.Objective(bent(bend), pairs, "nll") for bend in (lambda x: x, lambda x: jnp.tanh(2 * x))], "model"
+    metrics = {"constants": [jitted([0, 1]), jitted([5, 6])], "slope": [sloped(1.0), sloped(-1.0)]}[of]
+    return [jc.Objective(model, pairs, metric) for metric in metrics], "metric"
+
+
+@pytest.mark.parametrize("of", ["constants", "slope", "restoring", "code of the model"])
+def test_an_answer_is_not_taken_for_that_of_another_function(of, tmp_path):
+    """What a user's function holds or does inside, no name tells."""
+    (first, second), name = objectives(of)
+    before, now = (identity_of(objective) for objective in (first, second))
+    assert differences(before, now).startswith(f"{name} was") and differences(before, identity_of(first)) == ""
+    jc.acdc(first, 0.05, checkpoint=tmp_path)
+    with pytest.raises(ValueError, match=f"keeps another run: {name} was"):
+        jc.acdc(second, 0.05, checkpoint=tmp_path)
+
+
+def test_a_metric_without_a_slope_or_in_python_is_told(tmp_path):
+    model, pairs = micro_model("gpt2"), micro_pairs()
+
+    def looped(logits, labels):
+        return jax.lax.while_loop(lambda x: x < 3, lambda x: x + 1, logits[0])
+
+    def called(logits, labels):
+        return jax.pure_callback(
+            lambda x: x.max(), jax.ShapeDtypeStruct((), logits.dtype), logits, vmap_method="sequential"
+        )
+
+    assert identity_of(jc.Objective(model, pairs, looped))["metric"].startswith("looped-")
+    with pytest.raises(ValueError, match="checkpoint: expected a metric and a model in JAX alone, got a pure_callback"):
+        identity_of(jc.Objective(model, pairs, called))
+
+
+def test_a_judgement_is_not_taken_for_that_of_another_control(tmp_path):
+    model, pairs = micro_model("gpt2"), micro_pairs(batch=8)
+    objective = jc.Objective(model, pairs, "logit_diff")
+    circuit = jc.Circuit.select(jc.random_scores(objective), edges=20)
+    network = jc.reset_network(model, 0)
+
+    def evaluated(reset, **options):
+        method = lambda o: jc.random_scores(o, seed=3)  # noqa: E731
+        return jc.evaluate(objective, circuit, random=2, reset=reset, method=method, checkpoint=tmp_path, **options)
+
+    evaluated(jc.Objective(network, pairs, "logit_diff"))
+    with pytest.raises(ValueError, match="reset.data was .*; reset.metric was"):
+        evaluated(jc.Objective(network, micro_pairs(9, batch=8), "nll"))
+    with pytest.raises(ValueError, match="rediscovered was false, now true"):
+        evaluated(jc.Objective(network, pairs, "logit_diff"), rediscovered=jc.eap)
+
+
 @pytest.mark.mission
 def test_variation_goes_on_to_the_same_bits(tmp_path, stops):
     """After signals; every run that is kept is not run again. Another method is refused by what it found or says."""
@@ -388,6 +473,9 @@ def test_variation_goes_on_to_the_same_bits(tmp_path, stops):
         return jc.variation(objective, method, groups=groups, **counts, **options)
 
     whole = varied()
+    for names in (np.array(["a", "b"] * 4, dtype=object), np.arange(8, dtype=np.int8) % 2 + 3):
+        kept = {"checkpoint": tmp_path / "names", "bootstrap": 0, "corruptions": 0}
+        jc.variation(objective, jc.eap, groups=names, **kept)
     found, parts = in_parts(stops, 4, lambda: varied(checkpoint=tmp_path))
     assert untimed(found.to_json()) == untimed(whole.to_json()) and parts > 1
     seen.clear()

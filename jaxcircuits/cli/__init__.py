@@ -94,12 +94,16 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _set_compiler_flags() -> None:
-    """Sets those of `COMPILER_FLAGS` of which the user says nothing, for what is installed."""
+    """Sets those of `COMPILER_FLAGS` of which the user says nothing, for what is installed.
+
+    A variable that names a file of flags, as XLA reads one that does not begin with a dash, stays as it is.
+    """
     installed = [plugin.name for plugin in metadata.entry_points(group="jax_plugins")]
     installed += ["libtpu"] if importlib.util.find_spec("libtpu") else []
     for driver, variable, flag, value in COMPILER_FLAGS:
-        given = os.environ.get(variable, "")
-        if flag not in given and any(driver in name for name in installed):
+        given = os.environ.get(variable, "").strip()
+        is_file = bool(given) and not given.startswith("-")
+        if not is_file and flag not in given and any(driver in name for name in installed):
             os.environ[variable] = f"{given} {flag}={value}".strip()
 
 

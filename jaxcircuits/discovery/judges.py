@@ -73,7 +73,9 @@ def _weights(objective: Objective, counts: Any) -> Float[np.ndarray, "judge prom
     counts, prompts = np.atleast_2d(np.asarray(counts, np.float64)), objective.num_prompts
     if counts.shape[1] != prompts or not np.isfinite(counts).all() or (counts < 0).any():
         raise ValueError(f"prompt_weights: expected {prompts} numbers, 0 or more, got {counts.tolist()!r:.60}")
-    whole = counts @ on_host(objective.weights).astype(np.float64).sum(1)
-    if not whole.all():
+    if not counts.any(1).all():
         raise ValueError("prompt_weights: expected one above 0, got none")
-    return counts / whole[:, None]
+    counts = np.ldexp(
+        counts, -np.frexp(counts.max(1, keepdims=True))[1]
+    )  # below 1, to the same bits: no sum is infinite
+    return counts / (counts @ on_host(objective.weights).astype(np.float64).sum(1))[:, None]

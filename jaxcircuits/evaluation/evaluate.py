@@ -69,8 +69,11 @@ def evaluate(
     if not circuit.num_edges:
         raise ValueError("evaluate: expected a circuit with edges, got an empty one")
     control = None if reset is None else ablated(reset)
-    asked = {"method": "evaluate", "random": random, "seed": seed}
-    asked["reset model"] = checkpoint is not None and control is not None and identity_of(control)["model"]
+    asked: dict[str, Any] = {"method": "evaluate", "random": random, "seed": seed}
+    if checkpoint is not None:
+        is_reset = control is not None
+        asked["reset"] = is_reset and {**identity_of(control), "ablation": dataclasses.asdict(control.ablation)}
+        asked["rediscovered"] = rediscovered is not None
     with kept(judged, circuit, checkpoint, **asked) as judged:
         if control is not None:
             control = dataclasses.replace(control, journal=judged.journal)

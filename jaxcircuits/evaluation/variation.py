@@ -106,7 +106,7 @@ def variation(
 
     def identity() -> dict[str, Any]:
         counts = {choice: len(results) for choice, results in runs.items()}
-        given = {} if groups is None else {"groups": digest_of(np.asarray(groups))}
+        given = {} if groups is None else {"groups": digest_of(np.unique(np.asarray(groups), return_inverse=True)[1])}
         return {"runs": counts, "seed": seed, **given, "method": _identity_of(full), **identity_of(objective)}
 
     with journal_of(checkpoint, identity) as journal:

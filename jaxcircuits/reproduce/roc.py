@@ -5,6 +5,7 @@ import numpy as np
 from ..checkpoints import Checkpoint
 from ..circuit import Circuit
 from ..discovery import acdc, eap
+from ..identity import identity_of
 from ..metrics import kl
 from ..objective import Objective
 from ..tasks import by_name
@@ -90,12 +91,12 @@ def _truth(settings: Settings, model: Checkpoint, size: int) -> tuple[EdgeBools,
         return model.graph.mask_of(known(model.graph)), ""
     except ValueError:
         pairs = settings.prompts(model, settings.task, size, other=True)
-        name = f"{settings.task}-{settings.stem}-truth"
+        name, objective = f"{settings.task}-{settings.stem}-truth", Objective(model.model, pairs, "kl")
         circuit = settings.kept(
             name,
-            lambda: acdc(Objective(model.model, pairs, "kl"), REHEARSED),
+            lambda: acdc(objective, REHEARSED, checkpoint=settings.part(name)),
             threshold=REHEARSED,
-            prompts=len(pairs),
+            objective=identity_of(objective),
         )
         note = f"a rehearsal on {model.source}: truth is ACDC's circuit on other prompts, KL, threshold {REHEARSED}"
         return circuit.mask, note
