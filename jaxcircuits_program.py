@@ -27,6 +27,7 @@ class Interrupted(BaseException):
 
 def main() -> "NoReturn":
     """Runs the command line and ends the process: with 130 (143) and one line if a signal cut it short."""
+    _open_what_is_closed()
     ending = _Ending(sys._getframe())
     code, note = 1, ""
     try:
@@ -42,6 +43,17 @@ def main() -> "NoReturn":
             raise
         note = "; ".join(getattr(error, "__notes__", ()))
     ending.finish(code, note)
+
+
+def _open_what_is_closed() -> None:
+    """Standard streams that the shell closed (`>&-`): else the next files that are opened would be taken for them."""
+    for name, number in (("stdin", 0), ("stdout", 1), ("stderr", 2)):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # which takes the lowest number that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r", encoding="utf-8", closefd=False))
 
 
 class _Ending:

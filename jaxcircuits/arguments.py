@@ -11,7 +11,10 @@ import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import jax
 import numpy as np
+from jax.core import Tracer
+from jaxtyping import PRNGKeyArray
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -28,10 +31,18 @@ def is_number(value: Any) -> bool:
     return isinstance(value, float | np.floating) and math.isfinite(float(value))
 
 
-def check_count(name: str, value: Any, least: int = 0) -> None:
-    """Raises ValueError, naming the argument, for what is no whole number of at least `least`."""
-    if not is_count(value, least):
-        raise ValueError(f"{name}: expected a whole number, at least {least}, got {value!r:.60}")
+MOST = (1 << 31) - 1
+"""The largest count that compiled functions hold."""
+
+MOST_DRAWN = 100_000
+"""The largest number of prompts, replicates or random circuits that is drawn: nobody means more, and all are kept."""
+
+
+def check_count(name: str, value: Any, least: int = 0, most: int | None = None) -> None:
+    """Raises ValueError, naming the argument, for what is no whole number of at least `least`, at most `most`."""
+    if not is_count(value, least) or (most is not None and value > most):
+        span = f"at least {least}" if most is None else f"from {least} to {most}"
+        raise ValueError(f"{name}: expected a whole number, {span}, got {value!r:.60}")
 
 
 def check_number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> None:
@@ -39,6 +50,12 @@ def check_number(name: str, value: Any, low: float = -math.inf, high: float = ma
     if not is_number(value) or not low <= value <= high:
         span = "" if math.isinf(low) and math.isinf(high) else f" from {low:g} to {high:g}"
         raise ValueError(f"{name}: expected a finite number{span}, got {value!r:.60}")
+
+
+def key_of(seed: int) -> PRNGKeyArray:
+    """JAX's key of a seed, of all its 63 bits: `jax.random.key` takes 32 of them."""
+    key = jax.random.key(seed % 2**32)
+    return jax.random.fold_in(key, np.uint32(seed >> 32)) if seed >> 32 else key
 
 
 def checked(function: Function) -> Function:
@@ -117,6 +134,8 @@ def _is_record(kind: type) -> bool:
 
 
 def _is_of(name: str, value: Any, kind: type) -> bool:
+    if isinstance(value, Tracer):
+        return False
     if getattr(value, "shape", None) == () and kind in (int, float, bool):
         value = np.asarray(value)[()]
     if kind is int:

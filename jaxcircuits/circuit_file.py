@@ -87,6 +87,9 @@ def contents_of(value: Any) -> Contents:
     for name, edge in edges.items():
         index = graph.edge_index(name)
         mask[index], scores[index] = _edge(name, edge)
+    without = [name for name, edge in edges.items() if "score" not in edge]
+    if 0 < len(without) < len(edges):
+        raise ValueError(f"edge {without[0]}: expected a score, as other edges have one")
     if len(edges) < graph.num_edges and ("format" in value or run.get("edges_kept", mask.sum()) != mask.sum()):
         recorded = f", of which its run kept {run['edges_kept']}" if "edges_kept" in run else ""
         raise ValueError(
@@ -188,7 +191,7 @@ def _check_nodes(nodes: Any) -> None:
     if nodes is not None and not isinstance(nodes, dict):
         raise ValueError("nodes: expected a JSON object, the nodes by name")
     for name, node in (nodes or {}).items():
-        if not isinstance(node, bool | dict):
+        if not isinstance(node, bool) and not (isinstance(node, dict) and isinstance(node.get("in_graph", True), bool)):
             raise ValueError(f"node {name}: expected an object with 'in_graph' true or false, got {node!r:.60}")
         if isinstance(node, dict) and (part := _neurons(node)) is not None:
             raise ValueError(

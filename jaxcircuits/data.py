@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Bool, Float, Int
 
 from .arguments import checked
@@ -237,6 +238,8 @@ LARGEST = 2**31 - 1
 
 
 def _array(name: str, value: Any) -> np.ndarray:
+    if isinstance(value, Tracer):
+        raise ValueError(f"{name}: expected values, got what JAX traces: make the prompts outside of jax.jit")
     value = np.asarray(value)
     kind = {"positions": "b", "target": "f"}.get(name, "i")
     if name == "group" and value.dtype.kind in "iu":

@@ -3,26 +3,27 @@
 import numpy as np
 from jaxtyping import Bool
 
+from .arguments import checked
 from .axes import Sender
 from .graph import Graph
+from .masks import edges_of
 from .span_names import Span, part_names
+from .types import MaskLike
 
 PARTS = {"attention": ("head",), "mlp": ("neurons",), "block": ("attention", "head", "mlp", "neurons")}
 """Of which kinds of nodes in its layer a node of a kind is made."""
 
 
-def expand(
-    mask: Bool[np.ndarray, "sender receiver"], coarse: Graph, fine: Graph
-) -> Bool[np.ndarray, "finer_sender finer_receiver"]:
+@checked
+def expand(mask: MaskLike, coarse: Graph, fine: Graph) -> Bool[np.ndarray, "finer_sender finer_receiver"]:
     """The edges of the graph `fine` that are in the circuit `mask` of `coarse`, or inside of one of its nodes.
 
-    - `mask`: bool [sender, receiver] over `coarse`. The objective has the same value at both, each with the model as
-      these units; as `within=` of a search, finer units are looked for in a circuit of coarse ones.
+    - `mask`: a circuit of `coarse`, or bool [sender, receiver]. The objective has the same value at both, each with the
+      model as these units; as `within=` of a search, finer units are looked for in a circuit of coarse ones.
 
     Raises ValueError for a mask of another shape, and for graphs the second of which is not the first, divided.
     """
-    if mask.shape != coarse.shape:
-        raise ValueError(f"mask: expected shape {coarse.shape}, that of the coarse graph, got {mask.shape}")
+    mask = edges_of(mask, coarse)
     rows = np.array([_whole(sender, fine, coarse) for sender in fine.sender_table])
     columns = np.array([_column(column, fine, coarse, rows) for column in range(len(fine.receivers))])
     inside = ~coarse.valid[rows[:, None], columns[None]]

@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.experimental import multihost_utils
 from jaxtyping import Array, ArrayLike, Bool
 
@@ -29,6 +30,32 @@ def check_finite(what: str, values: ArrayLike, **axes: Sequence[str] | None) -> 
     at = f" ({where})" if where else ""
     got = f"{(~finite).sum()} that are NaN or infinite, first {values[place]}{at}" if values.shape else values[()]
     raise ValueError(f"{what}: expected finite numbers, got {got}; {REMEDY}")
+
+
+def real_array(what: str, values: Any, expected: str = "finite numbers") -> Any:
+    """An array of finite real numbers or truth values; of traced ones nothing is known.
+
+    Raises ValueError for texts, complex numbers, objects, lists of unequal lengths, NaN and infinity.
+    """
+    if isinstance(values, Tracer):
+        return values
+    try:
+        array = values if isinstance(values, jax.Array) else np.asarray(values)
+    except ValueError:  # rows of unequal lengths
+        array = np.asarray(None)
+    if not any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.bool_, jnp.integer, jnp.floating)):
+        raise ValueError(f"{what}: expected an array of {expected}, got {values!r:.60}")
+    check_finite(what, array)
+    return array
+
+
+def untraced(what: str, values: Any) -> np.ndarray:
+    """`real_array`, whose values are known. Raises ValueError for traced ones besides."""
+    if isinstance(values, Tracer):
+        raise ValueError(
+            f"{what}: expected values, got what JAX traces, which has none yet: call this outside of jax.jit"
+        )
+    return np.asarray(real_array(what, values))
 
 
 def check_weights(model: Any) -> None:

@@ -204,8 +204,16 @@ class Graph:
         return mask
 
     def names_of(self, mask: EdgeBools) -> tuple[str, ...]:
-        """The names of a circuit's edges, in edge order."""
-        return tuple(self.edge_name(sender, receiver) for sender, receiver in np.argwhere(mask & self.valid))
+        """The names of a circuit's edges, in edge order. Raises ValueError for what is no mask of this graph."""
+        kept = self._edges_in(mask)
+        return tuple(self.edge_name(sender, receiver) for sender, receiver in np.argwhere(kept))
+
+    def _edges_in(self, mask: EdgeBools) -> EdgeBools:
+        mask = np.asarray(mask)
+        if mask.shape != self.shape or mask.dtype.kind not in "biuf" or not np.isin(mask, (0, 1)).all():
+            got = f"{mask.dtype} {mask.shape}"
+            raise ValueError(f"mask: expected True or False for each edge, shape {self.shape}, got {got}")
+        return mask.astype(bool) & self.valid
 
     # --- nodes ---------------------------------------------------------------------------------
 
@@ -238,6 +246,8 @@ class Graph:
 
     def inputs(self, node: str) -> np.ndarray:
         """Columns through which a node reads: q, k and v of a head, one of an MLP or `logits`, none of `input`."""
+        if node not in self.nodes:
+            raise ValueError(f"unknown node {node!r:.60}: expected one of {self.nodes[0]!r}, ..., {self.nodes[-1]!r}")
         return np.flatnonzero(self._inputs[self.nodes.index(node)])
 
     def owners(self, receiver: int | np.integer) -> tuple[str, ...]:
@@ -255,19 +265,26 @@ class Graph:
         return np.array(self.receiver_table[receiver].readers, int)
 
     def nodes_to_edges(self, node_mask: np.ndarray) -> EdgeBools:
-        """The edges between kept nodes. `node_mask`: bool [node], in the order of `nodes`."""
+        """The edges between kept nodes. `node_mask`: bool [node], in the order of `nodes`, else a ValueError."""
+        node_mask = np.asarray(node_mask)
+        if node_mask.shape != (len(self.nodes),) or node_mask.dtype != bool:
+            got = f"{node_mask.dtype} {node_mask.shape}"
+            raise ValueError(f"node_mask: expected True or False for each of {len(self.nodes)} nodes, got {got}")
         kept_receivers = node_mask @ self._inputs  # boolean product: or of ands
         return self.valid & node_mask[:-1, None] & kept_receivers[None, :]
 
     def edges_to_nodes(self, mask: EdgeBools) -> np.ndarray:
-        """Bool [node]: the nodes that touch a kept edge."""
-        kept = mask & self.valid
+        """Bool [node]: the nodes that touch a kept edge. Raises ValueError as `names_of` does."""
+        kept = self._edges_in(mask)
         sends = np.append(kept.any(1), False)
         return sends | (self._inputs @ kept.any(0))
 
     def drop_dead_ends(self, mask: EdgeBools) -> EdgeBools:
-        """Without the edges that lie on no path from an embedding to `logits` (fix-point of both directions)."""
-        kept = mask & self.valid
+        """Without the edges that lie on no path from an embedding to `logits` (fix-point of both directions).
+
+        Raises ValueError as `names_of` does.
+        """
+        kept = self._edges_in(mask)
         embeddings = self.written == 0
         while True:
             fed = embeddings | (self._reads_through @ kept.any(0))[:-1]
@@ -280,7 +297,7 @@ class Graph:
 
 
 def _look_up(indices: dict[str, int], name: str, kind: str) -> int:
-    if name not in indices:
+    if not isinstance(name, str) or name not in indices:
         names = list(indices)
         raise ValueError(f"unknown {kind} {name!r}: expected one of {names[0]!r}, {names[1]!r}, ..., {names[-1]!r}")
     return indices[name]

@@ -157,7 +157,7 @@ def _constants(traced: Any) -> Iterator[Any]:
 
 
 def _plain(constant: Any) -> np.ndarray:
-    is_key = jax.numpy.issubdtype(getattr(constant, "dtype", None), jax.dtypes.prng_key)
+    is_key = hasattr(constant, "dtype") and jax.numpy.issubdtype(constant.dtype, jax.dtypes.prng_key)
     return np.asarray(jax.random.key_data(constant) if is_key else constant)
 
 

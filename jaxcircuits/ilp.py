@@ -64,7 +64,7 @@ def best_connected(graph: Graph, strength: EdgeScores, count: int, offered: Edge
     values = np.concatenate([strength[tuple(edges.T)], np.zeros(senders + receivers)])
     can_be_in = offered[tuple(edges.T)]
     highest = np.concatenate([can_be_in, np.ones(senders + receivers)])
-    scale = max(float(np.abs(values).max()), float(np.finfo(np.float64).tiny))
+    scale = float(np.abs(values).max()) or 1.0
     is_whole = np.concatenate([np.ones(len(edges)), np.zeros(senders + receivers)])
     found = milp(
         -values / scale,

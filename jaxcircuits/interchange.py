@@ -94,6 +94,7 @@ def from_autocircuit_name(edge: str) -> str:
     return "->".join(_our_node(node) for node in _two(edge))
 
 
+@checked
 def from_autocircuit(graph: Graph, edges: Iterable[str] | Mapping[str, float], *, d_model: int = 0) -> Circuit:
     """The circuit of edges in AutoCircuit's names; with scores where they are given.
 
@@ -101,6 +102,8 @@ def from_autocircuit(graph: Graph, edges: Iterable[str] | Mapping[str, float], *
 
     Raises ValueError for names that are no edge of the graph, and scores that are not finite.
     """
+    if isinstance(edges, str) or not isinstance(edges, Iterable):
+        raise ValueError(f"edges: expected names of edges, or names to scores, got {edges!r:.60}")
     given = edges if isinstance(edges, Mapping) else {"->".join(_two(edge)): 0.0 for edge in edges}
     mask, scores = np.zeros(graph.shape, bool), np.zeros(graph.shape)
     for name, score in given.items():
@@ -110,12 +113,14 @@ def from_autocircuit(graph: Graph, edges: Iterable[str] | Mapping[str, float], *
     return Circuit(graph, mask, scores, {"source": "AutoCircuit"}, d_model)
 
 
+@checked
 def to_autocircuit(circuit: Circuit) -> dict[str, float]:
     """The circuit's edges in AutoCircuit's names, with their scores, in edge order."""
     edges = np.argwhere(circuit.mask)
     return {autocircuit_name(circuit.graph.edge_name(s, r)): float(circuit.scores[s, r]) for s, r in edges}
 
 
+@checked
 def mib_circuits(scored: Circuit, *, rank: str = "signed") -> tuple[Circuit, ...]:
     """Nine circuits of the sizes `MIB_PERCENT`, of the best edges without dead ends."""
     sizes = [int(percent / 100 * scored.graph.num_edges) for percent in MIB_PERCENT]

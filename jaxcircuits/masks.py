@@ -10,7 +10,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 
 from .arguments import check_count
 from .batching import CANDIDATES, place
-from .finite import check_finite
+from .finite import real_array, untraced
 from .graph import Graph
 from .types import EdgeBools, MaskLike, PositionedMask
 
@@ -31,15 +31,17 @@ def mask_of(mask: Any, graph: Graph, name: str = "mask") -> ArrayLike:
             shapes = f"{graph.shape}, got one of {mask.graph.shape}"
             raise ValueError(f"{name}: expected a circuit of the model's graph, {shapes}")
         mask = mask.mask
-    if isinstance(mask, Tracer):
-        return mask
-    array = np.asarray(mask)
-    if not any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.bool_, jnp.integer, jnp.floating)):
-        raise ValueError(f"{name}: expected an array of numbers from 0 to 1, or a circuit, got {mask!r:.60}")
-    check_finite(name, array)
+    return numbers_of(mask, name, "numbers from 0 to 1, or a circuit")
+
+
+def numbers_of(values: Any, name: str, expected: str = "numbers from 0 to 1") -> ArrayLike:
+    """An array of numbers from 0 to 1, or of truth values. Raises ValueError for others; traced ones are not known."""
+    if isinstance(values, Tracer):
+        return values
+    array = real_array(name, np.asarray(values) if isinstance(values, jax.Array) else values, expected)
     if array.dtype != bool and array.size and not -BEYOND <= array.min() <= array.max() <= 1 + BEYOND:
         raise ValueError(f"{name}: expected numbers from 0 to 1, got {array.min()} to {array.max()}")
-    return mask if hasattr(mask, "dtype") else array
+    return values if hasattr(values, "dtype") else array
 
 
 def edges_of(mask: Any, graph: Graph, name: str = "mask") -> EdgeBools:
@@ -58,7 +60,7 @@ def masks_of(masks: Any, graph: Graph, name: str = "circuits") -> Bool[np.ndarra
     Raises ValueError for an empty list, another shape, other numbers than 0 and 1, and as `mask_of` does.
     """
     is_several = isinstance(masks, list | tuple) and all(hasattr(one, "graph") or np.ndim(one) > 1 for one in masks)
-    each = [np.asarray(mask_of(one, graph, name)) for one in (masks if is_several else [masks])]
+    each = [untraced(name, mask_of(one, graph, name)) for one in (masks if is_several else [masks])]
     if not each:
         raise ValueError(f"{name}: expected at least one circuit, got none")
     for array in each:
@@ -102,7 +104,7 @@ def cast_spans(objective: Any, spans: ArrayLike | None) -> Float[Array, "span po
     """Spans of positions [span, position]; None: all positions at once. Raises ValueError for another shape."""
     if spans is None:
         return None
-    spans, length = jnp.asarray(spans), objective.clean.shape[1]
+    spans, length = jnp.asarray(numbers_of(spans, "spans")), objective.clean.shape[1]
     if spans.ndim != 2 or spans.shape[1] != length:
         raise ValueError(f"spans: expected shape (spans, {length} positions), got {spans.shape}")
     return spans.astype(objective.model.dtype)

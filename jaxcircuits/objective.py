@@ -14,13 +14,22 @@ from . import batching, gradients, losses, metrics
 from .arguments import check_count, checked, fitting
 from .batching import PROMPTS, place
 from .data import PromptPairs
+from .finite import real_array
 from .graph import Graph
 from .identity import description
 from .labels import check_metric, labels_of
-from .masks import cast, cast_many, cast_spans, placed, rounded_width
+from .masks import cast, cast_many, cast_spans, numbers_of, placed, rounded_width
 from .metrics import Labels, Metric
 from .models import Held as Held
-from .objective_checks import check_ends, check_options, check_padding, check_parts_finite, prompts_to_restore
+from .objective_checks import (
+    check_ends,
+    check_options,
+    check_padding,
+    check_parts_finite,
+    check_reference,
+    prompts_to_restore,
+    rows_of,
+)
 from .references import name_of, reference_values, sender_values
 from .types import Mask, MaskLike, Model
 
@@ -91,6 +100,7 @@ class Objective(eqx.Module):
         self.metric = metrics.by_name(metric)
         self.metric_name = metrics.name_of(self.metric)
         check_options(reference, average, microbatch, mesh, len(pairs))
+        check_reference(reference, model, pairs)
         for runs in (model, reference):
             check_padding(runs, pairs)
         self.mesh, self.average, self.is_restoring = mesh, average, False
@@ -189,9 +199,10 @@ class Objective(eqx.Module):
     def take(self, rows: ArrayLike) -> "Objective":
         """The same function on some of the prompts, e.g. a batch of them; `rows` may be traced.
 
-        They have the weights that they have here: `per_example` gives the same numbers.
+        They have the weights that they have here: `per_example` gives the same numbers. Raises ValueError for rows
+        that are none.
         """
-        rows = jnp.asarray(rows)
+        rows = rows_of(rows, self.num_prompts)
 
         def parts(of: "Objective") -> tuple[Any, ...]:
             return of.clean, of.corrupt, of.inside, of.span_at, of.scored, of.weights, of.labels
@@ -247,7 +258,7 @@ class Objective(eqx.Module):
 
         `mask`: the runs, the clean one too, are those of this circuit in place of the whole model.
         """
-        held, alphas = jnp.asarray(held), jnp.asarray(alphas)
+        held, alphas = jnp.asarray(numbers_of(held, "held")), jnp.asarray(real_array("alphas", alphas))
         if alphas.ndim != 1 or not alphas.size or held.shape != (alphas.size, self.graph.shape[0]):
             senders = self.graph.shape[0]
             raise ValueError(f"held: expected shape (points, {senders}) with points {alphas.shape}, got {held.shape}")
@@ -275,6 +286,7 @@ class Objective(eqx.Module):
         See `gradients.on_gradient_path`; `mask` as there. Raises ValueError as `along` does.
         """
         check_ends(self)
+        check_count("steps", steps, 1)
         runs = None if mask is None else cast(self, mask)
         return gradients.path_gradient(self, steps, cast_spans(self, spans), runs)
 

@@ -34,6 +34,28 @@ def check_options(
         raise ValueError(f"mesh: expected prompts in multiples of {mesh.shape[PROMPTS]} devices, got {prompts}")
 
 
+def check_reference(reference: Any, model: Model, pairs: PromptPairs) -> None:
+    """Raises ValueError for a model as reference that the objective's one or the corrupt prompts do not fit."""
+    if not isinstance(reference, eqx.Module):
+        return
+    other: Any = reference
+    if getattr(other, "graph", None) != model.graph:
+        raise ValueError("reference: expected a model with the same graph as the objective's")
+    needed, got = (pairs.corrupt.max() + 1, pairs.corrupt.shape[1]), (other.vocab_size, other.max_positions)
+    if needed[0] > got[0] or needed[1] > got[1]:
+        said = "reference: expected a model of {} tokens and {} positions, for the corrupt prompts, got {} and {}"
+        raise ValueError(said.format(*needed, *got))
+    widths = [width_of(each, pairs) for each in (model, other)]
+    if widths[0] != widths[1]:
+        raise ValueError(f"reference: expected a model as wide as the objective's, {widths[0]}, got {widths[1]}")
+
+
+def width_of(model: Model, pairs: PromptPairs) -> int:
+    """Of its residual stream."""
+    prompt = jax.ShapeDtypeStruct(pairs.clean.shape[1:], np.int32)
+    return jax.eval_shape(lambda tokens: model.of_prompt(tokens).residual(tokens), prompt).shape[-1]
+
+
 def check_padding(model: Any, pairs: PromptPairs) -> None:
     """Raises ValueError for padding that a model would read: one whose positions read later ones."""
     padded = np.flatnonzero(~pairs.inside().all(1))
@@ -83,3 +105,18 @@ def prompts_to_restore(objective: Any, pairs: PromptPairs | None) -> PromptPairs
     if pairs is None or not eqx.tree_equal((pairs.clean, pairs.corrupt, pairs.span_at(names)), own):
         raise ValueError("restoring needs the prompts that the objective was made of, as `pairs`")
     return pairs
+
+
+def rows_of(rows: ArrayLike, count: int) -> Array:
+    """The numbers of some of `count` prompts, negative ones from the end, or which of them as a truth value each.
+
+    Raises ValueError for others; of traced ones nothing is known.
+    """
+    if isinstance(rows, Tracer):
+        return rows
+    numbers = np.asarray(rows)
+    numbers = np.flatnonzero(numbers) if numbers.dtype == bool and numbers.shape == (count,) else numbers
+    is_fit = numbers.dtype.kind in "iu" and numbers.ndim == 1 and numbers.size
+    if not is_fit or not -count <= numbers.min() <= numbers.max() < count:
+        raise ValueError(f"take: expected rows of 0 to {count - 1}, at least one, got {rows!r:.60}")
+    return jax.numpy.asarray(numbers, np.int32)

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 
 from . import notebook
 from .arguments import is_count
-from .finite import check_finite
+from .finite import check_finite, untraced
 from .graph import Graph
 from .types import EdgeBools, EdgeScores
 
@@ -68,7 +68,15 @@ class Scores:
     positions: tuple[Span, ...] | None = None
 
     def __post_init__(self) -> None:
-        values = np.asarray(self.values, np.float64)
+        if not isinstance(self.graph, Graph) or not isinstance(self.signed, bool | np.bool_):
+            raise ValueError(
+                f"graph, signed: expected a Graph, True or False, got {self.graph!s:.60}, {self.signed!r:.60}"
+            )
+        if not isinstance(self.method, str) or not isinstance(self.run, dict):
+            raise ValueError(f"method, run: expected a text and a dict, got {self.method!r:.60} and {self.run!r:.60}")
+        values = untraced(f"scores ({self.method})", self.values).astype(np.float64)
+        if self.positions is not None and not isinstance(self.positions, tuple | list):
+            raise ValueError(f"positions: expected spans (first, end), got {self.positions!r:.60}")
         shape = self.graph.shape if self.positions is None else (len(self.positions), *self.graph.shape)
         if values.shape != shape:
             raise ValueError(f"values: expected shape {shape}, got {values.shape}")
@@ -167,4 +175,5 @@ def _ranks(values: Float[np.ndarray, " edge"]) -> Float[np.ndarray, " edge"]:
 
 
 def _unit(values: Float[np.ndarray, " edge"]) -> Float[np.ndarray, " edge"]:
-    return values / max(float(np.linalg.norm(values)), float(np.finfo(np.float64).tiny))
+    values = np.ldexp(values, -np.frexp(np.abs(values).max(initial=0))[1])  # to the same bits, with a norm that exists
+    return values / (np.linalg.norm(values) or 1.0)

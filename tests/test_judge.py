@@ -119,7 +119,7 @@ def test_wrong_uses_end_with_one_line(run, micro, tmp_path):
         (["evaluate", micro / "circuit.json", "--granularity", "neuron", "--no-controls"], "granularity"),
         (["evaluate", micro / "circuit.json", "--positions", "3-5", "--no-controls"], "a span, as 3:7"),
         (["evaluate", micro / "circuit.json", "--positions", "3:9", "--no-controls"], "expected positions 0 to 5"),
-        (["test", micro / "circuit.json", "--random", 0], "random >= 1"),
+        (["test", micro / "circuit.json", "--random", 0], "random: expected a whole number, from 1"),
     ]
     for command, message in wrong:
         code, _, error = run(*command)

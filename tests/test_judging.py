@@ -349,7 +349,7 @@ def test_what_is_refused(objective, chain):
     for call in (jc.hypothesis_tests, jc.completeness, jc.evaluate):
         with pytest.raises(ValueError, match="circuit with edges"):
             call(objective, empty)
-    with pytest.raises(ValueError, match="random >= 1"):
+    with pytest.raises(ValueError, match="random: expected a whole number, from 1"):
         jc.hypothesis_tests(objective, chain, random=0)
     with pytest.raises(ValueError, match="share in"):
         jc.completeness(objective, chain, share=0.0)

@@ -75,7 +75,7 @@ MAY_IMPORT = {
     | {"resampling", "npz", "graph", "scores", "gradients", "objective", "references", "nodes", "metrics", "batching"}
     | {"live", "device_loop", "lockstep", "crossings", "conditional", "masks", "precision"}
     | KEEPS,
-    "expand": BASE | {"axes", "graph", "span_names"},
+    "expand": BASE | {"axes", "graph", "masks", "span_names"},
     "circuit_file": BASE | {"graph", "layout"},
     "circuit": BASE | {"graph", "scores", "notebook", "circuit_file", "run", "masks"},
     "crossings": BASE | {"graph", "scores", "circuit", "circuit_file", "models", "span_names"},

@@ -107,12 +107,12 @@ def discover(
 ) -> None:
     """Finds a circuit with ACDC and prints it."""
     check_number("threshold", threshold)
-    check_writable(task, search.within, out=out_file, report=report)
+    check_writable(task, search.within, config, prompts.model, out=out_file, report=report)
     resampling.check()
     if resampling.per_prompt and out_file is not None:
         numbers = range(1, (resampling.clusters or MOST_CLUSTERS) + 1)
         numbered = {f"out {number}": _numbered(out_file, number) for number in numbers}
-        check_writable(task, search.within, report=report, **numbered)
+        check_writable(task, search.within, config, prompts.model, report=report, **numbered)
     check_fillable(checkpoint=checkpoint)
     check_page(report)
 
@@ -174,7 +174,7 @@ def sweep(
     check_fillable(out=out_folder, checkpoint=checkpoint)
     files = [] if out_folder is None else [out_folder / name for name in (*map(file_name, chosen), TABLE, PLOT)]
     own = {f"out {file.name}": file for file in files if file.parent.is_dir()}
-    check_writable(task, search.within, report=report, **own)
+    check_writable(task, search.within, config, prompts.model, report=report, **own)
     check_page(report)
 
     def keep(circuit: Circuit) -> None:

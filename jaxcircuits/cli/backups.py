@@ -10,7 +10,7 @@ from ..evaluation.backups import UNITS, Backups, backups
 from ..run import extended
 from .config import Context, config_of
 from .judge import File, JudgedOptions, Out, Width
-from .options import Config, check_writable, out, recorded, takes_groups, warnings_as_lines
+from .options import Config, check_writable, named_in, out, recorded, takes_groups, warnings_as_lines
 
 SHOWN = 10
 
@@ -30,8 +30,9 @@ def backups_of(
     out_file: Out = None,
 ) -> None:
     """Which nodes or edges matter more once a circuit is absent: their energies with it and without it."""
-    check_writable(file, options.task, out=out_file)
+    check_writable(file, config, options.task, options.model, out=out_file)
     circuit = Circuit.load(file)
+    check_writable(*named_in(circuit.run), out=out_file)
     absent = circuit if nodes is None else nodes.split(",")
     with warnings_as_lines():
         objective, run, *_ = recorded(circuit.run, options).load()

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-import jax
 import typer
 
 from ..circuit import Circuit, could_be_in
@@ -36,6 +35,7 @@ from .options import (
     check_fillable,
     check_writable,
     err,
+    named_in,
     out,
     recorded,
     span_of,
@@ -123,9 +123,10 @@ def evaluate_circuit(
     out_file: Out = None,
 ) -> None:
     """Judges a circuit, or scores: faithfulness, its curve, completeness, with controls beside them."""
-    check_writable(file, options.task, out=out_file)
+    check_writable(file, config, options.task, options.model, out=out_file)
     check_fillable(checkpoint=checkpoint)
     circuit = Circuit.load(file)
+    check_writable(*named_in(circuit.run), out=out_file)
     asked = _Asked(circuit, options)
     parts = ablation._asdict()
     parts["set"] = parts.pop("ablated_set")
@@ -161,9 +162,10 @@ def test_circuit(
     out_file: Out = None,
 ) -> None:
     """Tests five hypotheses about a circuit (Shi et al., 2410.13032)."""
-    check_writable(file, options.task, out=out_file)
+    check_writable(file, config, options.task, options.model, out=out_file)
     check_fillable(checkpoint=checkpoint)
     circuit = Circuit.load(file)
+    check_writable(*named_in(circuit.run), out=out_file)
     asked = _Asked(circuit, options)
     with warnings_as_lines():
         judged, run = asked.objective(width=width)
@@ -185,12 +187,14 @@ def compare(
     out_file: Out = None,
 ) -> None:
     """Compares two circuits: shared edges and nodes, and how alike their scores rank; or their losses (--paired)."""
-    check_writable(first, second, out=out_file)
+    check_writable(first, second, options.task, options.model, out=out_file)
+    circuits = Circuit.load(first), Circuit.load(second)
+    check_writable(*named_in(*(circuit.run for circuit in circuits)), out=out_file)
     if on_prompts:
-        return _save(_judged_together(Circuit.load(first), Circuit.load(second), options), out_file)
+        return _save(_judged_together(*circuits, options), out_file)
     if given := [name for name, value in options._asdict().items() if value != JudgedOptions._field_defaults[name]]:
         raise ValueError(f"--{given[0].replace('_', '-')}: circuits alone are compared; give --paired to judge them")
-    record = similarity(Circuit.load(first), Circuit.load(second))
+    record = similarity(*circuits)
     print_similarity(record)
     _save(record, out_file)
 
@@ -229,8 +233,7 @@ class _Asked:
 
     def objective(self, *, reset: bool = False, **ablation: Any) -> tuple[Ablated, dict[str, Any]]:
         """The objective under an ablation, on the model or on its reset network; and its record."""
-        key = jax.random.key(self.options.seed)
-        change = (lambda model: reset_network(model, key)) if reset else None
+        change = (lambda model: reset_network(model, self.options.seed)) if reset else None
         objective, run, pairs, _ = self.recorded.load(change)
         return ablated(objective, pairs=pairs, **ablation), run
 

@@ -25,6 +25,7 @@ from ..objective import Objective
 from ..precision import HIGHEST, PRECISIONS
 from ..references import REFERENCES
 from ..run import SOURCE, Source
+from ..tensors import WEIGHT_FILES
 from .config import read_config
 
 DEFAULT_MODEL = "tiny-gpt2"
@@ -258,23 +259,43 @@ def span_of(text: str) -> tuple[int, int]:
     return int(first), int(end) if colon else int(first) + 1
 
 
+MODEL_FILES = (*WEIGHT_FILES, *"*.safetensors *.msgpack *.gguf config.json *token* vocab* merges*".split())
+"""What a command reads of a model's folder, where its results may lie too."""
+
+
 def check_writable(*inputs: str | Path | None, **outputs: Path | None) -> None:
     """Raises ValueError, before anything is computed, for result files that could not be written or would be lost.
 
-    - `inputs`: what the command reads, where that are files. `outputs`: the file that each option names.
+    - `inputs`: what the command reads, where that are files, or folders of models. `outputs`: the file that each option
+      names.
     """
+    read = [found for path in inputs if path is not None for found in _files_of(Path(path))]
     named = {option: path for option, path in outputs.items() if path is not None}
     for option, path in named.items():
         try:
             check_can_write(path)
         except ValueError as error:
             raise ValueError(f"--{option}: {error}") from None
-        if path.exists() and any(Path(read).is_file() and path.samefile(read) for read in inputs if read is not None):
+        if path.exists() and any(path.samefile(file) for file in read):
             raise ValueError(f"--{option}: expected another file than {path}, which is read: it would be lost")
     files = [path.resolve() for path in named.values()]
     if same := {option: str(path) for option, path in named.items() if files.count(path.resolve()) > 1}:
         options = " and ".join(f"--{option}" for option in same)
         raise ValueError(f"{options}: expected different files, got {' and '.join(same.values())}")
+
+
+def named_in(*runs: dict[str, Any]) -> list[str]:
+    """The tasks and models that records name, which are read with their files."""
+    sources = [Source.of(run) for run in runs]
+    return [name for source in sources for name in (source.task, source.model) if name is not None]
+
+
+def _files_of(path: Path) -> Iterator[Path]:
+    """The file, or a model's in a folder."""
+    if path.is_file():
+        yield path
+    elif path.is_dir():
+        yield from (file for pattern in MODEL_FILES for file in path.glob(pattern) if file.is_file())
 
 
 def check_fillable(**folders: Path | None) -> None:

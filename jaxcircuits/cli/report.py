@@ -16,7 +16,7 @@ from ..report.page import check_judgements
 from ..report.pictures import PICTURES
 from ..run import Source
 from .config import Context
-from .options import Config, check_writable, out, recorded, warnings_as_lines
+from .options import Config, check_writable, named_in, out, recorded, warnings_as_lines
 
 TEXTS = {".dot": to_dot, ".md": to_markdown}
 PROMPTS_SHOWN = 8
@@ -40,8 +40,9 @@ def report(
 
     Of an evaluation or tests alone, the circuit is read from the file that they judged.
     """
-    check_writable(*files, inspection, out=out_file, keep=keep)
+    check_writable(*files, inspection, config, out=out_file, keep=keep)
     circuits, judgements = _read(files)
+    check_writable(*named_in(*(circuit.run for circuit in circuits)), out=out_file, keep=keep)
     if len(circuits) > 1 and (keep or inspection):
         raise ValueError("--keep and --inspection: expected one FILE, as an inspection is of one circuit")
     if (keep or inspection) and out_file.suffix != ".html":

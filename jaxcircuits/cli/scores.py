@@ -66,7 +66,7 @@ def score(
     out_file: Annotated[Path | None, typer.Option("--out", help="write the scores to this JSON file")] = None,
 ) -> None:
     """Scores every edge with one method and prints the best."""
-    check_writable(task, within, out=out_file)
+    check_writable(task, within, absent, config, prompts.model, out=out_file)
     chosen = methods.PEAP if method == methods.PEAP.name else methods.by_name(method)
     without_spans = prompts.spans is None
     if chosen is methods.PEAP and (without_spans or positions is not None or absent is not None or replicates):

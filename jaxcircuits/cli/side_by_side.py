@@ -47,7 +47,8 @@ def side_by_side(
     report: Annotated[Path | None, typer.Option(help="write a page with the table, the curves and the records")] = None,
 ) -> None:
     """Scores with several methods and judges their rankings on other prompts, side by side."""
-    check_writable(task, out=out_file, plot=plot if plot is None else picture_path(plot), report=report)
+    picture = plot if plot is None else picture_path(plot)
+    check_writable(task, config, prompts.model, out=out_file, plot=picture, report=report)
     check_page(report)
     chosen = _methods(methods.split(","), option or [], prompts.seed)
     with warnings_as_lines():

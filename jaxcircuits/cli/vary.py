@@ -48,7 +48,7 @@ def vary(
     out_file: Annotated[Path | None, typer.Option("--out", help="write the record to this JSON file")] = None,
 ) -> None:
     """Runs a method again with other prompts, templates, corruption or seeds: a table of variance components."""
-    check_writable(task, out=out_file)
+    check_writable(task, config, prompts.model, out=out_file)
     check_fillable(checkpoint=checkpoint)
     run_method = _method(method, option or [], threshold, seeds)
     with warnings_as_lines():

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from ..arguments import check_count
+from ..arguments import MOST, check_count, key_of
 from ..conditional import Conditional, kept_edges
 from ..finite import check_finite
 from ..graph import Graph
@@ -119,7 +119,7 @@ def learn(
     infinity, naming the step and what it saw.
     """
     for name, value in (("steps", steps), ("batch", batch), ("chunk", chunk)):
-        check_count(name, value, 1)
+        check_count(name, value, 1, MOST)
     state = _started(learner, objective, steps, seed)
     with contextlib.ExitStack() as stack:
         kept, ahead = None, chunk
@@ -220,7 +220,7 @@ def result_of(
 def _started(learner: Any, objective: Maskable, steps: int, seed: int) -> State:
     dtype = objective.full_mask().dtype
     learner = jax.tree.map(lambda x: jnp.asarray(x, dtype) if isinstance(x, int | float) else x, learner)
-    key = jax.random.key(seed)
+    key = key_of(seed)
     parameters = learner.start(objective, jax.random.fold_in(key, steps))
     history = {name: jnp.full(steps, jnp.nan, dtype) for name in learner.columns}
     optimiser = learner.optimiser().init(parameters)

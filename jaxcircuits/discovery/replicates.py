@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from ..arguments import check_count, check_number, checked
+from ..arguments import MOST_DRAWN, check_count, check_number, checked
 from ..objective import Objective
 from ..resampling import LEFT_OUT, certificates_of, draws, interval_of
 from ..types import EdgeBools, EdgeScores
@@ -121,7 +121,7 @@ def replicates(
     Raises ValueError for a bad option, and as `acdc` does.
     """
     check_number("threshold", threshold)
-    check_count("count", count, 1)
+    check_count("count", count, 1, MOST_DRAWN)
     check_count("seed", seed)
     if "prompt_weights" in options:
         raise ValueError("prompt_weights: replicates weigh the prompts themselves, got another weighting")

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy import stats
 
-from ..arguments import check_count, checked
+from ..arguments import MOST_DRAWN, check_count, checked
 from ..objective import Objective
 from ..resampling import draws
 from ..scores import Scores
@@ -106,7 +106,7 @@ def score_replicates(
     Raises ValueError for a method that is no such mean (learnt masks, and what ranks or takes sizes over prompts), for
     prompts that count differently, and for an objective on several devices.
     """
-    check_count("count", count, 1)
+    check_count("count", count, 1, MOST_DRAWN)
     check_count("seed", seed)
     if objective.mesh is not None:
         raise ValueError("score_replicates: expected an objective on one device, as prompts are scored one by one")

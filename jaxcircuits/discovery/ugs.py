@@ -23,7 +23,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from ..arguments import checked
+from ..arguments import MOST, check_count, checked
 from ..conditional import Conditional, kept_edges, narrowed
 from ..objective import Objective
 from ..types import Mask, MaskLike
@@ -102,8 +102,9 @@ def ugs(
     Raises ValueError for settings out of range, a checkpoint of another run, and a run that diverged.
     """
     started = time.perf_counter()
-    if strength < 0 or rate <= 0 or samples < 1:
-        raise ValueError(f"expected strength >= 0, rate > 0, samples >= 1; got {strength}, {rate}, {samples}")
+    check_count("samples", samples, 1, MOST)
+    if strength < 0 or rate <= 0:
+        raise ValueError(f"expected strength >= 0, rate > 0; got {strength}, {rate}")
     learner = UGS(strength, rate, start_at, samples)
     own = narrowed(objective, within)
     refuse_flat(objective, "ugs", at_clean=False)

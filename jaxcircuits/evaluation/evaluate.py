@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..arguments import checked
+from ..arguments import MOST_DRAWN, check_count, checked
 from ..circuit import Circuit
 from ..identity import identity_of
 from ..objective import Objective
@@ -65,6 +65,7 @@ def evaluate(
     """
     if (reset is None) != (method is None):
         raise ValueError("evaluate: the control on a reset network needs both `reset` and `method`")
+    check_count("random", random, 0, MOST_DRAWN)
     judged = ablated(objective)
     if not circuit.num_edges:
         raise ValueError("evaluate: expected a circuit with edges, got an empty one")

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Bool, Float
 
+from ..arguments import checked
 from ..circuit import Circuit
 from ..graph import Graph
 from ..masks import edges_of
@@ -50,6 +51,7 @@ class ROC(Record):
     run: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
+@checked
 def roc(circuits: Sequence[Circuit], truth: MaskLike, *, level: str = "edge", convention: str = "library") -> ROC:
     """The ROC of a sweep's circuits against the known circuit `truth`, or its mask, bool [sender, receiver].
 
@@ -82,6 +84,7 @@ def roc(circuits: Sequence[Circuit], truth: MaskLike, *, level: str = "edge", co
     )
 
 
+@checked
 def roc_of_scores(
     scores: Scores | Circuit,
     truth: MaskLike,

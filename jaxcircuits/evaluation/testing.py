@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..arguments import checked
+from ..arguments import MOST_DRAWN, check_count, checked
 from ..circuit import Circuit
 from ..masks import masks_of
 from ..objective import Objective
@@ -66,12 +66,14 @@ def hypothesis_tests(
     Raises ValueError for a circuit of another graph or without edges, numbers below 1, and a checkpoint that is damaged
     or another run's.
     """
+    check_count("random", random, 1, MOST_DRAWN)
+    check_count("permutations", permutations, 1, MOST_DRAWN)
     judged = ablated(objective)
     mask = masks_of(circuit, judged.graph)[0]
     if not mask.any():
         raise ValueError("hypothesis tests: expected a circuit with edges, got an empty one")
-    if random < 1 or not 0 < level < 1 or not 0 < share < 1:
-        raise ValueError(f"expected random >= 1, level and share in (0, 1); got {random}, {level} and {share}")
+    if not 0 < level < 1 or not 0 < share < 1:
+        raise ValueError(f"expected level and share in (0, 1); got {level} and {share}")
     parts = _parts(judged, mask, random, seed)
     with kept(judged, circuit, checkpoint, method="test", random=random, seed=seed) as keeping:
         losses = keeping.losses_of(np.concatenate(list(parts.values())))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike, Float, Int
 
-from ..arguments import check_count, checked
+from ..arguments import MOST_DRAWN, check_count, checked
 from ..circuit import Circuit
 from ..finite import on_host
 from ..identity import digest_of, identity_of
@@ -85,7 +85,7 @@ def variation(
     """
     for name, count in (("bootstrap", bootstrap), ("corruptions", corruptions), ("seeds", seeds)):
         if count:
-            check_count(name, count, 2)
+            check_count(name, count, 2, MOST_DRAWN)
     random = np.random.default_rng(seed)
     seeded = {"seed": 0} if seeds else {}
     runs: dict[str, list[Callable[[], Any]]] = {}

@@ -116,6 +116,12 @@ FIXED_KEYS: dict[str, tuple[Any, ...]] = {
     "quantization_config": (None,),
 }
 
+OF_IMAGES = (
+    *("vision_config", "mm_tokens_per_image"),
+    *(f"{token}_token_{spelt}" for token in ("boi", "eoi", "image") for spelt in ("index", "id")),
+)
+"""Keys beside a text's config that say what images are."""
+
 CONVERSION_OF_MODEL = (
     'python -c "from transformers import AutoModelForCausalLM as M; '
     "M.from_pretrained('{folder}').save_pretrained('{folder}-safetensors')\""
@@ -171,7 +177,7 @@ def config_of(values: Any) -> tuple[Family, Any]:
     """
     kind = values.get("model_type") if isinstance(values, dict) else None
     if kind == "gemma3":
-        kind, values = "gemma3_text", values.get("text_config")
+        kind, values = "gemma3_text", _text_of(values)
     if not isinstance(kind, str) or kind not in FAMILIES or not isinstance(values, dict):
         expected = " or ".join(map(repr, FAMILIES))
         raise ValueError(f"model_type {kind!r:.60} is not supported; expected {expected}, or a TransformerLens config")
@@ -184,6 +190,16 @@ def config_of(values: Any) -> tuple[Family, Any]:
     check_fixed(values, fixed)
     check_positive(family.config, values)
     return family, fill(family.config, values)
+
+
+def _text_of(values: dict[str, Any]) -> Any:
+    """The config of the text of a model with images. Raises ValueError for a key beside it that changes the text."""
+    beside = {key: value for key, value in values.items() if key not in ("model_type", "text_config", *OF_IMAGES)}
+    fixed = FIXED_KEYS | {"tie_word_embeddings": (True,)}
+    if unknown := [key for key in beside if key not in IGNORED_KEYS and key not in fixed]:
+        raise ValueError(f"unknown key {unknown[0]!r} beside text_config; its effect on the model is not known")
+    check_fixed(beside, fixed)
+    return values.get("text_config")
 
 
 def config_json(config: Any, tokenizer: Any) -> dict[str, Any]:

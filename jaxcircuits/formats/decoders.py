@@ -58,7 +58,10 @@ def spelled_neox(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def spelled_gemma3(values: dict[str, Any]) -> dict[str, Any]:
-    """As `spelled`; `rope_parameters` may be those of layers without and with a window."""
+    """As `spelled`; `rope_parameters` may be those of layers without and with a window.
+
+    Of what scales positions, transformers takes "type" for nothing here and "truncate" for true: both are refused.
+    """
     values = dict(values)
     if values.get("rope_parameters"):
         each = values.pop("rope_parameters")
@@ -70,6 +73,11 @@ def spelled_gemma3(values: dict[str, Any]) -> dict[str, Any]:
         if "rope_theta" in near:
             values["rope_local_base_freq"] = near["rope_theta"]
         values["rope_parameters"] = each.get(FULL)
+    given = values.get("rope_parameters") or values.get("rope_scaling")
+    if isinstance(given, dict) and (odd := [key for key in ("type", "truncate") if key in given]):
+        raise ValueError(
+            f"rope_scaling: {odd[0]!r} has no effect in a Gemma 3: expected 'rope_type', and no 'truncate'"
+        )
     return spelled(values)
 
 

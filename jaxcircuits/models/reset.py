@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
-from ..arguments import check_count
+from ..arguments import check_count, key_of
 from .decoder import Decoder
 from .gates import Gates
 from .gpt2 import GPT2
@@ -38,7 +38,7 @@ def reset_network(model: Any, key: PRNGKeyArray | int) -> Any:
     """
     if not isinstance(key, jax.Array):
         check_count("key", key)
-        key = jax.random.key(int(key))
+        key = key_of(int(key))
     return _reset(model, key)
 
 

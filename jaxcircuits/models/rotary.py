@@ -39,11 +39,20 @@ class RopeScaling:
             raise ValueError(
                 f"rope_scaling: rope_type {self.rope_type!r} is not supported: expected {', '.join(SCALED)}"
             )
-        if self.factor < 1:
+        if not 1 <= self.factor < math.inf:
             raise ValueError(f"rope_scaling: factor: expected at least 1, got {self.factor}")
         used = {"rope_type", "factor", *SCALED[self.rope_type][1]}
         if unused := [name for name, value in vars(self).items() if value is not None and name not in used]:
             raise ValueError(f"rope_scaling: {', '.join(unused)} would have no effect in rope_type {self.rope_type!r}")
+        length, attention = self.original_max_position_embeddings, self.attention_factor
+        if (length is not None and length < 1) or (attention is not None and not 0 < attention < math.inf):
+            got = f"got {length} and {attention}"
+            raise ValueError(
+                f"rope_scaling: expected original_max_position_embeddings and attention_factor above 0, {got}"
+            )
+        for name in ("beta_fast", "beta_slow", "mscale", "mscale_all_dim"):  # 0 is as good as none
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"rope_scaling: {name}: expected a number of at least 0, got {getattr(self, name)}")
         low, high = self.low_freq_factor, self.high_freq_factor
         if self.rope_type == "llama3" and not (low and high and 0 < low < high):
             raise ValueError(f"rope_scaling: expected 0 < low_freq_factor < high_freq_factor, got {low} and {high}")

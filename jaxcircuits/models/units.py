@@ -39,6 +39,12 @@ def with_units(
 
     Raises ValueError for unknown units, for those that the model has not, and for spans that meet or are beyond it.
     """
+    if not hasattr(model, "layout"):
+        raise ValueError(f"model: expected a model, as `load(...).model`, got a {type(model).__name__}")
+    if not isinstance(units, str):
+        raise ValueError(f"units: expected a text such as 'layers', got {units!r:.60}")
+    if spans is not None and not isinstance(spans, Sequence):
+        raise ValueError(f"spans: expected pairs (first, end), or names, got {spans!r:.60}")
     whole = _of_nodes(model, units)
     if spans is None:
         return whole

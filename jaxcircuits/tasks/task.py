@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ..arguments import checked
+from ..arguments import MOST_DRAWN, checked
 from ..data import PromptPairs
 from ..framing import bos_of, framed
 from ..graph import Graph
@@ -92,9 +92,9 @@ def known_words(tokenizer: Any, words: Sequence[str], at_least: int, *, before: 
 
 
 def check_size(size: int) -> None:
-    """Raises ValueError for a number of prompts below 1."""
-    if size < 1:
-        raise ValueError(f"size: expected at least 1 prompt, got {size}")
+    """Raises ValueError for a number of prompts below 1 or beyond `MOST_DRAWN`."""
+    if not 1 <= size <= MOST_DRAWN:
+        raise ValueError(f"size: expected at least 1 prompt, at most {MOST_DRAWN}, got {size}")
 
 
 def draw_rows(draw: Callable[[], tuple], size: int, *, repeats: bool = False) -> list[tuple]:
