@@ -129,13 +129,24 @@ def test_results_that_would_be_lost_are_refused_before_anything_is_computed(run,
     swept, taken = micro / "circuit-0.1.json", micro / "taken"
     swept.write_text("{}")
     (taken / "table.csv").mkdir(parents=True)
-    before = {path: path.read_bytes() for path in (task, whole, swept)}
+    options, found, folder = micro / "options.yaml", micro / "found.json", micro / "micro"
+    options.write_text("threshold: 0.5\n")
+    objective = jc.Objective(jc.load(folder).model, jc.PromptPairs.load(task), "kl")
+    jc.Circuit.of(jc.random_scores(objective), task=str(task), model=str(folder)).save(found)
+    before = {path: path.read_bytes() for path in (task, whole, swept, options, *folder.iterdir())}
     wrong = [
         (["discover", task, "--out", page, "--report", page], "expected different files"),
         (["discover", task, "--out", page, "--report", micro / "link.html"], "expected different files"),
         (["report", task, "--out", page, "--keep", page], "expected different files"),
         (["discover", task, "--out", task], "which is read: it would be lost"),
         (["discover", task, "--within", whole, "--out", whole], "which is read: it would be lost"),
+        (["discover", task, "--config", options, "--out", options], "which is read: it would be lost"),
+        (["discover", task, "--model", folder, "--out", folder / "config.json"], "which is read: it would be lost"),
+        (["score", task, "--without", whole, "--out", whole], "which is read: it would be lost"),
+        (["evaluate", found, "--out", task], "which is read: it would be lost"),
+        (["test", found, "--out", folder / "model.safetensors"], "which is read: it would be lost"),
+        (["backups", found, "--out", task], "which is read: it would be lost"),
+        (["report", found, "--out", task], "which is read: it would be lost"),
         (["sweep", task, "--within", whole, "--report", whole], "which is read: it would be lost"),
         (["score", task, "--out", linked], "which is read: it would be lost"),
         (["prune", whole, "--edges", 3, "--out", whole], "which is read: it would be lost"),
@@ -161,7 +172,7 @@ def test_results_that_would_be_lost_are_refused_before_anything_is_computed(run,
     for arguments, said in wrong:
         code, _, error = run(*arguments)
         assert code == 1 and said in error and error.count("\n") == 1, (arguments, error)
-    assert before == {path: path.read_bytes() for path in (task, whole, swept)}
+    assert before == {path: path.read_bytes() for path in before}
 
 
 def test_a_folder_of_programs_that_cannot_be_one_is_refused(run, micro):
@@ -455,6 +466,16 @@ def test_a_file_is_written_though_nobody_reads_what_is_printed(tmp_path):
     made = program("score", "ioi", "--size", 2, "--method", "random", "--out", tmp_path / "s.json", stdout=writing)
     os.close(writing)
     assert made.wait(timeout=120) == 0 and jc.Circuit.load(tmp_path / "s.json").num_edges
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&-"])
+def test_streams_that_are_closed_are_no_fault(closed, tmp_path):
+    """Nor is a file that is opened then taken for one of them."""
+    made = tmp_path / "s.json"
+    command = f"{sys.executable} -m jaxcircuits_program score ioi --size 2 --method random --out {made} {closed}"
+    found = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=120)
+    assert (found.returncode, found.stderr) == (0, "") and jc.Circuit.load(made).num_edges
+    assert ("written to" in found.stdout) == (closed[0] != ">")
 
 
 def test_the_version_is_the_packages(run):

@@ -301,3 +301,110 @@ assert one.positions == pair.positions == ((1, 2), (3, 4)) and (one.values == pa
 """,
         OBJECTIVE,
     )
+
+
+def test_rows_points_and_spans_are_what_they_mean(check):
+    check(
+        """
+own = objective.per_example(graph.valid)
+for same in ([0, 2], np.array([0, 2]), [0, -3], [True, False, True, False, False]):
+    assert (objective.take(same).per_example(graph.valid) == own[jnp.array([0, 2])]).all()
+for bad in ([99], [-99], [], 3, "a", [0.5], [True]):
+    check(lambda: objective.take(bad), "take: expected rows of 0 to 4, at least one, got")
+ones, held = np.ones((1, 6)), np.ones((1, len(graph.senders)))
+for bad in (np.nan * ones, 2 * ones, -3 * ones, 1j * ones, [["a"] * 6]):
+    for f in (lambda: objective.gradient(graph.valid, spans=bad), lambda: objective.clean_gradient(spans=bad)):
+        check(f, "spans: expected")
+for bad in (np.nan * held, 3 * held, held.astype(str)):
+    check(lambda: objective.displacement_gradient(bad, [1.0]), "held: expected")
+for bad in ([np.nan], [1j], ["a"]):
+    check(lambda: objective.displacement_gradient(held, bad), "alphas: expected")
+    check(lambda: objective.along(bad), "alphas: expected")
+for bad in (0, -1, 2.5, True, "2"):
+    check(lambda: objective.down_path(bad), "steps: expected a whole number, at least 1")
+""",
+        OBJECTIVE,
+    )
+
+
+def test_a_reference_is_an_array_of_numbers_or_a_model_that_fits(check):
+    check(
+        """
+import dataclasses
+def like(**changed):
+    return jc.GPT2.random(dataclasses.replace(model.config, **changed), jax.random.key(0))
+vocab, width = model.config.vocab_size, model.config.n_embd
+check(lambda: jc.Objective(model, pairs, "nll", like(vocab_size=5)), "reference: expected a model of", "got 5 and")
+check(lambda: jc.Objective(model, pairs, "nll", like(n_positions=2)), "reference: expected a model of", "and 2")
+check(lambda: jc.Objective(model, pairs, "nll", like(n_embd=2 * width)), f"as wide as the objective's, {width}, got")
+for bad in (np.full(objective.reference.shape, "a"), np.asarray(objective.reference) + 1j, [[1], [1, 2]]):
+    check(lambda: jc.Objective(model, pairs, "nll", bad), "reference: expected")
+assert float(jc.Objective(model, pairs, "nll", like(vocab_size=5 + vocab))(graph.valid)) > 0
+""",
+        OBJECTIVE,
+    )
+
+
+def test_scores_circuits_and_graphs_take_real_numbers_and_masks_of_their_own(check):
+    check("""
+for bad in (zeros + 1j, zeros.astype(str), zeros * np.nan, [[1], [1, 2]]):
+    check(lambda: jc.Scores(graph, bad, True, "x", {}), "scores (x): expected")
+    check(lambda: jc.Circuit(graph, graph.valid, bad, {}), "scores: expected")
+for given in ((None, zeros, True, "x", {}), (graph, zeros, "yes", "x", {}), (graph, zeros, True, 3, {}),
+              (graph, zeros, True, "x", None), (graph, zeros, True, "x", {}, 5)):
+    check(lambda: jc.Scores(*given), "expected")
+check(lambda: jc.Circuit(None, graph.valid, zeros, {}), "graph: expected a Graph, got None")
+for f in (graph.names_of, graph.drop_dead_ends, graph.edges_to_nodes):
+    for bad in (zeros + 2, [True], None, "x", zeros * np.nan):
+        check(lambda: f(bad), "mask: expected True or False for each edge")
+    assert (np.asarray(f(graph.valid.astype(float))) == np.asarray(f(graph.valid))).all()
+check(lambda: graph.nodes_to_edges([True]), "node_mask: expected True or False for each of")
+check(lambda: graph.inputs("x"), "unknown node 'x'")
+check(lambda: graph.sender_index([0]), "unknown sender")
+whole = jc.Circuit(graph, graph.valid, zeros, {})
+assert (jc.expand(whole, graph, graph) == jc.expand(graph.valid, graph, graph)).all()
+for bad in ("x", None, zeros + 2, zeros[1:]):
+    check(lambda: jc.expand(bad, graph, graph), "mask: expected")
+for f in (jc.to_autocircuit, jc.mib_circuits):
+    check(lambda: f(None), "expected a", "got None")
+for bad in (None, "x"):
+    check(lambda: jc.from_autocircuit(graph, bad), "edges: expected names of edges")
+check(lambda: jc.weighted_edge_count(None), "mask: expected")
+assert jc.weighted_edge_count(whole) == graph.num_edges
+""")
+
+
+def test_what_is_traced_is_refused_where_its_value_decides(check):
+    check(
+        """
+values, number = jnp.asarray(scores.values), jnp.asarray(3)
+for f, given in (
+    (lambda x: jc.random_scores(objective, seed=x), number), (lambda x: jc.acdc(objective, x), jnp.asarray(0.1)),
+    (lambda x: jc.acdc(objective, 0.1, within=x), values > 0), (lambda x: jc.Circuit.select(scores, edges=x), number),
+    (lambda x: jc.faithfulness(objective, x), values > 0), (lambda x: jc.Scores(graph, x, True, "x", {}), values),
+    (lambda x: jc.Circuit(graph, x, scores.values, {}), values > 0),
+    (lambda x: jc.eap_ig_inputs(objective, steps=x), number),
+    (lambda x: jc.PromptPairs(clean=x, corrupt=x), jnp.asarray(pairs.clean)),
+):
+    check(lambda: jax.jit(f)(given), "expected")
+""",
+        OBJECTIVE,
+    )
+
+
+def test_seeds_count_with_all_of_their_bits_and_counts_have_an_end(check):
+    check(
+        """
+from jaxcircuits.arguments import key_of
+keys = [jax.random.key_data(key_of(seed)).tolist() for seed in (0, 1, 2**32, 2**32 + 1, 2**33, 2**62)]
+assert len({tuple(key) for key in keys}) == 6 and keys[1] == jax.random.key_data(jax.random.key(1)).tolist()
+for f in (jc.mattr, jc.ugs, jc.edge_pruning):
+    check(lambda: f(objective, steps=2**32), "steps: expected a whole number, from 1 to 2147483647, got 4294967296")
+check(lambda: jc.ugs(objective, samples=10**11), "samples: expected a whole number, from 1 to 2147483647")
+check(lambda: jc.replicates(objective, 0.1, count=40_000_000), "count: expected a whole number, from 1 to 100000")
+check(lambda: jc.variation(objective, jc.eap, bootstrap=10**9), "bootstrap: expected a whole number, from 2 to 100000")
+check(lambda: jc.evaluate(objective, circuit, random=10**9), "random: expected a whole number, from 0 to 100000")
+check(lambda: jc.hypothesis_tests(objective, circuit, random=10**9), "random: expected a whole number, from 1 to 100")
+""",
+        OBJECTIVE,
+    )

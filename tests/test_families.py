@@ -385,6 +385,22 @@ def test_what_transformers_writes_and_settings_of_generation_are_read(kind, tmp_
         ("llama", {"rope_scaling": {"type": "linear", "factor": 2, "beta_fast": 3}}, "beta_fast would have no effect"),
         ("llama", {"rope_scaling": {"type": "llama3", "factor": 2}}, "expected 0 < low_freq_factor < high_freq_factor"),
         ("llama", {"rope_scaling": {"type": "linear", "factor": 2, "ntk": 3}}, "rope_scaling: unknown key 'ntk'"),
+        *(
+            ("llama", {"rope_scaling": {"type": "yarn", "factor": 2.0, **odd}}, f"rope_scaling: .*{next(iter(odd))}")
+            for odd in (
+                {"original_max_position_embeddings": 0},
+                {"original_max_position_embeddings": -8},
+                {"attention_factor": -1.0},
+                {"beta_fast": -3.0},
+                {"mscale": -1.0},
+            )
+        ),
+        ("gemma3_text", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "'type' has no effect in a Gemma 3"),
+        (
+            "gemma3_text",
+            {"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "truncate": False}},
+            "'truncate' has no effect in a Gemma 3",
+        ),
         ("llama", {"rope_scaling": 2.0}, "rope_scaling = 2.0 is not supported; expected a mapping"),
         ("llama", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor = 0.5 is not supported"),
         ("llama", {"num_key_value_heads": 5}, "num_attention_heads 32 must be a multiple of num_key_value_heads 5"),
@@ -469,10 +485,17 @@ def test_the_text_of_a_gemma_3_with_images_is_read(tmp_path):
     for number, prefix in enumerate(("language_model.model.", "model.language_model.")):
         folder = tmp_path / str(number)
         folder.mkdir()
-        (folder / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": config}))
+        whole = {"model_type": "gemma3", "text_config": config, "vision_config": {"a": 1}, "boi_token_index": 3}
+        whole |= {"initializer_range": 0.02, "tie_word_embeddings": True}
+        (folder / "config.json").write_text(json.dumps(whole))
         renamed = {prefix + name.removeprefix("model."): tensor for name, tensor in tensors.items()}
         save_file(renamed | {"vision_tower.a.weight": np.ones(3, np.float32)}, folder / "model.safetensors")
         assert_equal_models(jc.load(folder).model, ours)
+        odd = {"tie_word_embeddings": False, "quantization_config": {"bits": 4}, "is_encoder_decoder": True, "foo": 1}
+        for key, value in odd.items():
+            (folder / "config.json").write_text(json.dumps(whole | {key: value}))
+            with pytest.raises(ValueError, match=key):
+                jc.load(folder)
 
 
 def test_a_neox_checkpoint_may_hold_its_unused_buffers(tmp_path):

@@ -77,6 +77,9 @@ def test_a_norm_ensemble_is_the_mean_of_unit_vectors():
     units = [value / np.linalg.norm(value) for value in values]
     np.testing.assert_allclose(made.values, np.mean(units, axis=0), rtol=1e-12)
     assert made.signed
+    for far in (1e200, 1e-200, 1e-320):
+        parts = [scores(values[0] * far), scores(values[1])]
+        np.testing.assert_allclose(jc.ensemble(parts, scale="norm").values, np.mean(units, axis=0), atol=1e-4)
 
 
 def test_what_is_refused():
