@@ -11,7 +11,7 @@ from . import notebook
 from .arguments import check_number, checked, is_count
 from .circuit_file import FORMAT, cfg_of, contents_of
 from .files import plain, read_json, write_json
-from .finite import untraced
+from .finite import check_finite, real_array, untraced
 from .graph import Graph
 from .masks import edges_of
 from .run import extended
@@ -49,13 +49,14 @@ class Circuit:
         object.__setattr__(self, "mask", untraced("mask", self.mask))
         if self.mask.dtype != bool:
             raise ValueError(f"mask: expected True and False, got {self.mask.dtype}; choose edges, as by mask > 0.5")
-        object.__setattr__(self, "scores", untraced("scores", self.scores))
+        object.__setattr__(self, "scores", untraced("scores", real_array("scores", self.scores)))
         if not isinstance(self.run, dict) or not is_count(self.d_model):
             got = f"{self.run!r:.60} and {self.d_model!r:.60}"
             raise ValueError(f"run, d_model: expected a dict and a whole number, got {got}")
         for name in ("mask", "scores"):
             if getattr(self, name).shape != self.graph.shape:
                 raise ValueError(f"{name}: expected shape {self.graph.shape}, got {getattr(self, name).shape}")
+        check_finite("scores", self.scores, sender=self.graph.senders, receiver=self.graph.receivers)
         object.__setattr__(self, "mask", self.mask & self.graph.valid)
 
     @classmethod

@@ -33,29 +33,28 @@ def check_finite(what: str, values: ArrayLike, **axes: Sequence[str] | None) -> 
 
 
 def real_array(what: str, values: Any, expected: str = "finite numbers") -> Any:
-    """An array of finite real numbers or truth values; of traced ones nothing is known.
+    """An array of real numbers or truth values, traced ones too.
 
-    Raises ValueError for texts, complex numbers, objects, lists of unequal lengths, NaN and infinity.
+    Raises ValueError for texts, complex numbers, objects, and lists of unequal lengths.
     """
-    if isinstance(values, Tracer):
-        return values
-    try:
-        array = values if isinstance(values, jax.Array) else np.asarray(values)
-    except ValueError:  # rows of unequal lengths
-        array = np.asarray(None)
+    if isinstance(values, jax.Array):
+        array = values
+    else:
+        try:
+            array = np.asarray(values)
+        except ValueError:  # rows of unequal lengths
+            array = np.asarray(None)
     if not any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.bool_, jnp.integer, jnp.floating)):
         raise ValueError(f"{what}: expected an array of {expected}, got {values!r:.60}")
-    check_finite(what, array)
     return array
 
 
 def untraced(what: str, values: Any) -> np.ndarray:
-    """`real_array`, whose values are known. Raises ValueError for traced ones besides."""
+    """An array whose values are known. Raises ValueError for a traced one."""
     if isinstance(values, Tracer):
-        raise ValueError(
-            f"{what}: expected values, got what JAX traces, which has none yet: call this outside of jax.jit"
-        )
-    return np.asarray(real_array(what, values))
+        said = "got what JAX traces and does not know"
+        raise ValueError(f"{what}: expected values, {said}: call this outside of jax.jit")
+    return values if isinstance(values, np.ndarray) else np.asarray(values)
 
 
 def check_weights(model: Any) -> None:

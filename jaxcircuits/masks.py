@@ -10,7 +10,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 
 from .arguments import check_count
 from .batching import CANDIDATES, place
-from .finite import real_array, untraced
+from .finite import check_finite, real_array, untraced
 from .graph import Graph
 from .types import EdgeBools, MaskLike, PositionedMask
 
@@ -39,6 +39,7 @@ def numbers_of(values: Any, name: str, expected: str = "numbers from 0 to 1") ->
     if isinstance(values, Tracer):
         return values
     array = real_array(name, np.asarray(values) if isinstance(values, jax.Array) else values, expected)
+    check_finite(name, array)
     if array.dtype != bool and array.size and not -BEYOND <= array.min() <= array.max() <= 1 + BEYOND:
         raise ValueError(f"{name}: expected numbers from 0 to 1, got {array.min()} to {array.max()}")
     return values if hasattr(values, "dtype") else array

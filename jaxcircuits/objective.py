@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
@@ -14,7 +15,7 @@ from . import batching, gradients, losses, metrics
 from .arguments import check_count, checked, fitting
 from .batching import PROMPTS, place
 from .data import PromptPairs
-from .finite import real_array
+from .finite import check_finite, real_array
 from .graph import Graph
 from .identity import description
 from .labels import check_metric, labels_of
@@ -28,6 +29,7 @@ from .objective_checks import (
     check_parts_finite,
     check_reference,
     prompts_to_restore,
+    residual_of,
     rows_of,
 )
 from .references import name_of, reference_values, sender_values
@@ -113,8 +115,7 @@ class Objective(eqx.Module):
         self.scored = place(scored.astype(np.int32), mesh, PROMPTS)
         per_prompt = counts.sum(1, keepdims=True) if average == "per_prompt" else counts.sum() / len(pairs)
         self.weights = place((counts / per_prompt).astype(np.dtype(model.dtype)), mesh, PROMPTS)
-        prompt = jax.ShapeDtypeStruct(pairs.clean.shape[1:], jnp.int32)
-        residual = jax.eval_shape(lambda tokens: model.of_prompt(tokens).residual(tokens), prompt)
+        residual = residual_of(model, pairs)
         labels = labels_of(pairs, scored, jax.eval_shape(model.unembed, residual), mesh)
         check_metric(self.metric, labels)
 
@@ -259,6 +260,8 @@ class Objective(eqx.Module):
         `mask`: the runs, the clean one too, are those of this circuit in place of the whole model.
         """
         held, alphas = jnp.asarray(numbers_of(held, "held")), jnp.asarray(real_array("alphas", alphas))
+        if not isinstance(alphas, Tracer):
+            check_finite("alphas", alphas)
         if alphas.ndim != 1 or not alphas.size or held.shape != (alphas.size, self.graph.shape[0]):
             senders = self.graph.shape[0]
             raise ValueError(f"held: expected shape (points, {senders}) with points {alphas.shape}, got {held.shape}")

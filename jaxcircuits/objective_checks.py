@@ -1,14 +1,17 @@
 """What an `Objective` refuses: options, padding that a model reads, ends of paths, numbers that are not finite."""
 
+import functools
 from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.sharding import Mesh
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, Int
 
+from . import batching
 from .arguments import check_count
 from .batching import CANDIDATES, MODEL, PROMPTS
 from .data import PromptPairs
@@ -45,15 +48,22 @@ def check_reference(reference: Any, model: Model, pairs: PromptPairs) -> None:
     if needed[0] > got[0] or needed[1] > got[1]:
         said = "reference: expected a model of {} tokens and {} positions, for the corrupt prompts, got {} and {}"
         raise ValueError(said.format(*needed, *got))
-    widths = [width_of(each, pairs) for each in (model, other)]
+    widths = [residual_of(each, pairs).shape[-1] for each in (model, other)]
     if widths[0] != widths[1]:
         raise ValueError(f"reference: expected a model as wide as the objective's, {widths[0]}, got {widths[1]}")
 
 
-def width_of(model: Model, pairs: PromptPairs) -> int:
-    """Of its residual stream."""
+def residual_of(model: Model, pairs: PromptPairs) -> jax.ShapeDtypeStruct:
+    """What `logits` reads of a prompt, [position, width]: its shape, traced once for models of one kind."""
     prompt = jax.ShapeDtypeStruct(pairs.clean.shape[1:], np.int32)
-    return jax.eval_shape(lambda tokens: model.of_prompt(tokens).residual(tokens), prompt).shape[-1]
+    arrays = jax.tree.map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf, model)
+    return _residual.eval_shape(*batching.flattened(arrays), prompt)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _residual(rest: batching.Rest, arrays: list[Array], tokens: Int[Array, " position"]) -> Array:
+    model = rest.with_arrays(arrays)
+    return model.of_prompt(tokens).residual(tokens)
 
 
 def check_padding(model: Any, pairs: PromptPairs) -> None:
@@ -119,4 +129,4 @@ def rows_of(rows: ArrayLike, count: int) -> Array:
     is_fit = numbers.dtype.kind in "iu" and numbers.ndim == 1 and numbers.size
     if not is_fit or not -count <= numbers.min() <= numbers.max() < count:
         raise ValueError(f"take: expected rows of 0 to {count - 1}, at least one, got {rows!r:.60}")
-    return jax.numpy.asarray(numbers, np.int32)
+    return jnp.asarray(numbers, np.int32)

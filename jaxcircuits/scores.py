@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 
 from . import notebook
 from .arguments import is_count
-from .finite import check_finite, untraced
+from .finite import check_finite, real_array, untraced
 from .graph import Graph
 from .types import EdgeBools, EdgeScores
 
@@ -74,7 +74,9 @@ class Scores:
             )
         if not isinstance(self.method, str) or not isinstance(self.run, dict):
             raise ValueError(f"method, run: expected a text and a dict, got {self.method!r:.60} and {self.run!r:.60}")
-        values = untraced(f"scores ({self.method})", self.values).astype(np.float64)
+        values = untraced(f"scores ({self.method})", real_array(f"scores ({self.method})", self.values)).astype(
+            np.float64
+        )
         if self.positions is not None and not isinstance(self.positions, tuple | list):
             raise ValueError(f"positions: expected spans (first, end), got {self.positions!r:.60}")
         shape = self.graph.shape if self.positions is None else (len(self.positions), *self.graph.shape)

@@ -107,8 +107,8 @@ def test_circuits_vary_by_what_is_in_them(objective):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"bootstrap": 1}, "bootstrap: expected a whole number, at least 2"),
-        ({"corruptions": 1}, "corruptions: expected a whole number, at least 2"),
+        ({"bootstrap": 1}, "bootstrap: expected a whole number, from 2"),
+        ({"corruptions": 1}, "corruptions: expected a whole number, from 2"),
         ({"bootstrap": 0, "corruptions": 0}, "expected a choice to vary"),
         ({"groups": np.zeros(PROMPTS)}, "groups: expected at least 2, got 1"),
         ({"groups": np.arange(2)}, "groups: expected one a prompt"),

@@ -93,8 +93,10 @@ def known_words(tokenizer: Any, words: Sequence[str], at_least: int, *, before: 
 
 def check_size(size: int) -> None:
     """Raises ValueError for a number of prompts below 1 or beyond `MOST_DRAWN`."""
-    if not 1 <= size <= MOST_DRAWN:
-        raise ValueError(f"size: expected at least 1 prompt, at most {MOST_DRAWN}, got {size}")
+    if size < 1:
+        raise ValueError(f"size: expected at least 1 prompt, got {size}")
+    if size > MOST_DRAWN:
+        raise ValueError(f"size: expected at most {MOST_DRAWN} prompts, got {size}")
 
 
 def draw_rows(draw: Callable[[], tuple], size: int, *, repeats: bool = False) -> list[tuple]:
