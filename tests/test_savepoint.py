@@ -476,14 +476,14 @@ def test_variation_goes_on_to_the_same_bits(tmp_path, stops):
     for names in (np.array(["a", "b"] * 4, dtype=object), np.arange(8, dtype=np.int8) % 2 + 3):
         kept = {"checkpoint": tmp_path / "names", "bootstrap": 0, "corruptions": 0}
         jc.variation(objective, jc.eap, groups=names, **kept)
-    found, parts = in_parts(stops, 4, lambda: varied(checkpoint=tmp_path))
+    found, parts = in_parts(stops, 4, lambda: varied(checkpoint=tmp_path / "run"))
     assert untimed(found.to_json()) == untimed(whole.to_json()) and parts > 1
     seen.clear()
-    assert untimed(varied(checkpoint=tmp_path).to_json()) == untimed(whole.to_json()) and seen == [0]
+    assert untimed(varied(checkpoint=tmp_path / "run").to_json()) == untimed(whole.to_json()) and seen == [0]
     with pytest.raises(ValueError, match="method.threshold was 0.05, now 0.06"):
-        varied(lambda o, seed=0: method(o, 0.06, seed), checkpoint=tmp_path)
+        varied(lambda o, seed=0: method(o, 0.06, seed), checkpoint=tmp_path / "run")
     with pytest.raises(ValueError, match="runs.seeds was 2, now 3"):
-        varied(seeds=3, checkpoint=tmp_path)
+        varied(seeds=3, checkpoint=tmp_path / "run")
 
 
 @pytest.mark.mission
