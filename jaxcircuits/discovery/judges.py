@@ -75,7 +75,6 @@ def _weights(objective: Objective, counts: Any) -> Float[np.ndarray, "judge prom
         raise ValueError(f"prompt_weights: expected {prompts} numbers, 0 or more, got {counts.tolist()!r:.60}")
     if not counts.any(1).all():
         raise ValueError("prompt_weights: expected one above 0, got none")
-    counts = np.ldexp(
-        counts, -np.frexp(counts.max(1, keepdims=True))[1]
-    )  # below 1, to the same bits: no sum is infinite
+    # below 1, so that no sum is infinite; by powers of 2, which change no bit of what follows
+    counts = np.ldexp(counts, -np.frexp(counts.max(1, keepdims=True))[1])
     return counts / (counts @ on_host(objective.weights).astype(np.float64).sum(1))[:, None]
