@@ -31,10 +31,10 @@ def mask_of(mask: Any, graph: Graph, name: str = "mask") -> ArrayLike:
             shapes = f"{graph.shape}, got one of {mask.graph.shape}"
             raise ValueError(f"{name}: expected a circuit of the model's graph, {shapes}")
         mask = mask.mask
-    return numbers_of(mask, name, "numbers from 0 to 1, or a circuit")
+    return from_0_to_1(mask, name, "numbers from 0 to 1, or a circuit")
 
 
-def numbers_of(values: Any, name: str, expected: str = "numbers from 0 to 1") -> ArrayLike:
+def from_0_to_1(values: Any, name: str, expected: str = "numbers from 0 to 1") -> ArrayLike:
     """An array of numbers from 0 to 1, or of truth values. Raises ValueError for others; traced ones are not known."""
     if isinstance(values, Tracer):
         return values
@@ -105,7 +105,7 @@ def cast_spans(objective: Any, spans: ArrayLike | None) -> Float[Array, "span po
     """Spans of positions [span, position]; None: all positions at once. Raises ValueError for another shape."""
     if spans is None:
         return None
-    spans, length = jnp.asarray(numbers_of(spans, "spans")), objective.clean.shape[1]
+    spans, length = jnp.asarray(from_0_to_1(spans, "spans")), objective.clean.shape[1]
     if spans.ndim != 2 or spans.shape[1] != length:
         raise ValueError(f"spans: expected shape (spans, {length} positions), got {spans.shape}")
     return spans.astype(objective.model.dtype)

@@ -19,7 +19,7 @@ from .finite import check_finite, real_array
 from .graph import Graph
 from .identity import description
 from .labels import check_metric, labels_of
-from .masks import cast, cast_many, cast_spans, numbers_of, placed, rounded_width
+from .masks import cast, cast_many, cast_spans, from_0_to_1, placed, rounded_width
 from .metrics import Labels, Metric
 from .models import Held as Held
 from .objective_checks import (
@@ -29,7 +29,7 @@ from .objective_checks import (
     check_parts_finite,
     check_reference,
     prompts_to_restore,
-    residual_of,
+    residual_shape,
     rows_of,
 )
 from .references import name_of, reference_values, sender_values
@@ -115,7 +115,7 @@ class Objective(eqx.Module):
         self.scored = place(scored.astype(np.int32), mesh, PROMPTS)
         per_prompt = counts.sum(1, keepdims=True) if average == "per_prompt" else counts.sum() / len(pairs)
         self.weights = place((counts / per_prompt).astype(np.dtype(model.dtype)), mesh, PROMPTS)
-        residual = residual_of(model, pairs)
+        residual = residual_shape(model, pairs)
         labels = labels_of(pairs, scored, jax.eval_shape(model.unembed, residual), mesh)
         check_metric(self.metric, labels)
 
@@ -259,7 +259,7 @@ class Objective(eqx.Module):
 
         `mask`: the runs, the clean one too, are those of this circuit in place of the whole model.
         """
-        held, alphas = jnp.asarray(numbers_of(held, "held")), jnp.asarray(real_array("alphas", alphas))
+        held, alphas = jnp.asarray(from_0_to_1(held, "held")), jnp.asarray(real_array("alphas", alphas))
         if not isinstance(alphas, Tracer):
             check_finite("alphas", alphas)
         if alphas.ndim != 1 or not alphas.size or held.shape != (alphas.size, self.graph.shape[0]):

@@ -48,16 +48,15 @@ def check_reference(reference: Any, model: Model, pairs: PromptPairs) -> None:
     if needed[0] > got[0] or needed[1] > got[1]:
         said = "reference: expected a model of {} tokens and {} positions, for the corrupt prompts, got {} and {}"
         raise ValueError(said.format(*needed, *got))
-    widths = [residual_of(each, pairs).shape[-1] for each in (model, other)]
+    widths = [residual_shape(each, pairs).shape[-1] for each in (model, other)]
     if widths[0] != widths[1]:
         raise ValueError(f"reference: expected a model as wide as the objective's, {widths[0]}, got {widths[1]}")
 
 
-def residual_of(model: Model, pairs: PromptPairs) -> jax.ShapeDtypeStruct:
+def residual_shape(model: Model, pairs: PromptPairs) -> jax.ShapeDtypeStruct:
     """What `logits` reads of a prompt, [position, width]: its shape, traced once for models of one kind."""
     prompt = jax.ShapeDtypeStruct(pairs.clean.shape[1:], np.int32)
-    arrays = jax.tree.map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf, model)
-    return _residual.eval_shape(*batching.flattened(arrays), prompt)
+    return _residual.eval_shape(*batching.flattened(model), prompt)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -1,3 +1,5 @@
+import dataclasses
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -219,3 +221,23 @@ def test_a_mask_is_numbers_from_0_to_1(value):
             refused()
     mask[0, 1] = 1.0005  # a step beyond the end, for a slope there
     assert np.isfinite(objective(mask))
+
+
+def test_models_of_one_kind_are_traced_once():
+    """A trace leaves some kilobytes in JAX: thousands of objectives would fill the memory."""
+    traced = []
+
+    class Counted(jc.GPT2):
+        def residual(self, *given):
+            traced.append(1)
+            return super().residual(*given)
+
+    def objective(seed):
+        model = micro_model("gpt2", seed)
+        fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
+        return jc.Objective(Counted(**fields), micro_pairs(seed), "logit_diff")
+
+    objective(0)
+    before = len(traced)
+    objective(1)
+    assert before and len(traced) == before

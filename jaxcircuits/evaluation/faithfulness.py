@@ -17,7 +17,7 @@ from jaxtyping import Float
 from ..arguments import checked
 from ..circuit import RANKS, Circuit
 from ..graph import Graph
-from ..masks import masks_of, numbers_of
+from ..masks import from_0_to_1, mask_of, masks_of
 from ..objective import Objective
 from ..resampling import draws
 from ..scores import Scores
@@ -193,9 +193,10 @@ def weighted_edge_count(mask: np.ndarray, neurons: Float[np.ndarray, " sender"] 
 
     - `mask`: bool [sender, receiver]. `neurons`: that share; None: 1, as at the level of edges.
     """
-    edges, shares = numbers_of(getattr(mask, "mask", mask), "mask"), 1.0
+    graph: Any = getattr(mask, "graph", None)
+    edges, shares = mask_of(mask, graph), 1.0
     if neurons is not None:
-        shares = np.asarray(numbers_of(neurons, "neurons"))[:, None]
+        shares = np.asarray(from_0_to_1(neurons, "neurons"))[:, None]
     return float((np.asarray(edges) * shares).sum())
 
 
