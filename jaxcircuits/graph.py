@@ -210,7 +210,8 @@ class Graph:
 
     def _edges_in(self, mask: EdgeBools) -> EdgeBools:
         mask = np.asarray(mask)
-        if mask.shape != self.shape or mask.dtype.kind not in "biuf" or not np.isin(mask, (0, 1)).all():
+        is_fit = mask.dtype == bool or (mask.dtype.kind in "iuf" and np.isin(mask, (0, 1)).all())
+        if mask.shape != self.shape or not is_fit:
             got = f"{mask.dtype} {mask.shape}"
             raise ValueError(f"mask: expected True or False for each edge, shape {self.shape}, got {got}")
         return mask.astype(bool) & self.valid
