@@ -18,8 +18,8 @@ BEYOND = 1e-3
 """How far a mask's numbers may lie beyond 0 and 1: slopes there are also taken by a small step to either side."""
 
 
-def mask_of(mask: Any, graph: Graph, name: str = "mask") -> ArrayLike:
-    """The mask that something is, the argument `name`: an array, or that of a circuit.
+def mask_of(mask: Any, graph: Graph | None = None, name: str = "mask") -> ArrayLike:
+    """The mask that something is, the argument `name`: an array, or that of a circuit of `graph` (None: of any).
 
     Raises ValueError for scores, which choose no edges, for a circuit of another graph, and for values that are no
     numbers from 0 to 1. Of a traced mask these are not known.
@@ -27,7 +27,7 @@ def mask_of(mask: Any, graph: Graph, name: str = "mask") -> ArrayLike:
     if hasattr(mask, "graph"):
         if hasattr(mask, "values"):
             raise ValueError(f"{name}: scores choose no edges; take Circuit.select(scores, edges=...)")
-        if mask.graph != graph:
+        if graph is not None and mask.graph != graph:
             shapes = f"{graph.shape}, got one of {mask.graph.shape}"
             raise ValueError(f"{name}: expected a circuit of the model's graph, {shapes}")
         mask = mask.mask

@@ -188,16 +188,14 @@ def _within(values: Float[np.ndarray, " replicate"]) -> tuple[float, float]:
     return low, high
 
 
-def weighted_edge_count(mask: np.ndarray, neurons: Float[np.ndarray, " sender"] | None = None) -> float:
+def weighted_edge_count(mask: MaskLike, neurons: Float[np.ndarray, " sender"] | None = None) -> float:
     """MIB's size of a circuit: kept edges, each counted by the share of its sender's neurons that are kept.
 
-    - `mask`: bool [sender, receiver]. `neurons`: that share; None: 1, as at the level of edges.
+    - `mask`: a circuit, or bool [sender, receiver]. `neurons`: that share; None: 1, as at the level of edges.
     """
-    graph: Any = getattr(mask, "graph", None)
-    edges, shares = mask_of(mask, graph), 1.0
-    if neurons is not None:
-        shares = np.asarray(from_0_to_1(neurons, "neurons"))[:, None]
-    return float((np.asarray(edges) * shares).sum())
+    edges = np.asarray(mask_of(mask))
+    shares = 1.0 if neurons is None else np.asarray(from_0_to_1(neurons, "neurons"))[:, None]
+    return float((edges * shares).sum())
 
 
 def check_shares(own: Graph, graph: Graph, shares: Sequence[float]) -> None:
