@@ -92,6 +92,12 @@ def identity_of(objective: Any) -> dict[str, Any]:
     }
 
 
+def told_by(run: dict[str, Any], values: np.ndarray) -> dict[str, Any]:
+    """Of a method, by its result on all prompts: what the record says, but for the clock, and the values' digest."""
+    said = {name: value for name, value in run.items() if isinstance(value, str | bool | int | float)}
+    return {name: value for name, value in said.items() if "seconds" not in name} | {"result": digest_of(values)}
+
+
 def runtime_of(device: Any) -> dict[str, str]:
     """The version of what compiles and runs on a device, where that is not jaxlib itself: libtpu, CUDA."""
     return {} if device.platform == "cpu" else {"runtime": device.client.platform_version}

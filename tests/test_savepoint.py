@@ -342,6 +342,45 @@ def test_exact_patching_goes_on_to_the_same_bits(tmp_path, stops):
         assert not number or found.positions == ((0, 2), (3, 6))
 
 
+@pytest.mark.mission
+@pytest.mark.parametrize("method", [jc.exact, jc.eap])
+def test_replicates_of_scores_go_on_to_the_same_bits(method, tmp_path, stops):
+    """A prompt that is kept is not scored again. Another method is refused by what it found or says."""
+    objective = jc.Objective(micro_model("gpt2"), micro_pairs(), "logit_diff")
+    seen = []
+
+    def scored(objective, *, checkpoint=None, **options):
+        seen.append(objective.num_prompts)
+        return method(objective, **options, **({} if checkpoint is None else {"checkpoint": checkpoint}))
+
+    given = jc.eap if method is jc.eap else scored
+    whole, kept = jc.score_replicates(objective, given, count=9), tmp_path / "kept"
+    found, parts = in_parts(stops, 2, lambda: jc.score_replicates(objective, given, count=9, checkpoint=kept))
+    np.testing.assert_array_equal(found.each, whole.each)
+    np.testing.assert_array_equal(found.full.values, whole.full.values)
+    assert parts > (1 if method is jc.eap else 5)
+    seen.clear()
+    again = jc.score_replicates(objective, given, count=9, checkpoint=kept)
+    np.testing.assert_array_equal(again.each, whole.each)
+    assert seen in ([], [5])
+    with pytest.raises(ValueError, match="method.method was"):
+        jc.score_replicates(objective, jc.eap_ig_inputs, count=9, checkpoint=kept)
+
+
+@pytest.mark.mission
+def test_a_conditional_score_goes_on_to_the_same_bits(tmp_path, stops):
+    objective = jc.Objective(micro_model("gpt2"), micro_pairs(), "logit_diff")
+
+    def changed(absent, **options):
+        return jc.conditional_scores(objective, jc.exact, absent, width=4, **options)
+
+    found, parts = in_parts(stops, 3, lambda: changed(["a0.h0"], checkpoint=tmp_path))
+    np.testing.assert_array_equal(found.values, changed(["a0.h0"]).values)
+    assert parts > 5
+    with pytest.raises(ValueError, match="kept edges was"):
+        changed(["a0.h1"], checkpoint=tmp_path)
+
+
 def untimed(record):
     """A record without what the clock said."""
     if isinstance(record, dict):
@@ -528,6 +567,8 @@ def test_every_command_that_can_take_long_takes_a_folder(run, tmp_path):
     commands = {
         "sweep": ["sweep", *task, "--thresholds", "0.1,0.01", "--batch", "4"],
         "exact": ["score", *task, "--method", "exact"],
+        "change": ["score", *task, "--method", "exact", "--without", "a0.h0", "--change"],
+        "replicates": ["score", *task, "--method", "eap", "--replicates", "5"],
         "learnt": ["score", *task, "--method", "ugs", "--metric", "nll", "--steps", "3"],
         "discover": ["discover", *task, "--metric", "nll", "--threshold", "0.05", "--batch", "4", "--out", circuit],
         "evaluate": ["evaluate", circuit, "--random", "20"],
@@ -536,7 +577,7 @@ def test_every_command_that_can_take_long_takes_a_folder(run, tmp_path):
     }
     for name, command in commands.items():
         first, second = (run(*command, "--checkpoint", tmp_path / name) for _ in range(2))
-        assert first[0] == second[0] == 0 and (tmp_path / name / "run.state").exists(), (first, second)
+        assert first[0] == second[0] == 0 and [*(tmp_path / name).rglob("run.state")], (first, second)
         assert [line for line in first[1].splitlines() if " s" not in line] == [
             line for line in second[1].splitlines() if " s" not in line
         ]

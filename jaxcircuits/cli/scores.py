@@ -79,18 +79,17 @@ def score(
         hyperparameters.setdefault("seed", prompts.seed)
     if positions is not None:
         hyperparameters["positions"] = [_span(positions, chosen)]
-    if replicates and (checkpoint is not None or positions is not None or "seed" in chosen.defaults):
+    if replicates and (positions is not None or "seed" in chosen.defaults):
         raise ValueError(
-            "--replicates: expected a method without a seed, at all positions and without --checkpoint: every prompt "
-            "is scored once"
+            "--replicates: expected a method without a seed, at all positions: every prompt is scored once"
         )
     if change and absent is None:
         raise ValueError("--change: expected --without as well")
-    if absent is not None and replicates or change and checkpoint is not None:
-        raise ValueError("--without: expected no --replicates, and with --change no --checkpoint")
+    if absent is not None and replicates:
+        raise ValueError("--without: expected no --replicates")
     check_fillable(checkpoint=checkpoint)
     if checkpoint is not None:
-        if not chosen.takes_checkpoint:
+        if not chosen.takes_checkpoint and not replicates:
             raise ValueError(f"--checkpoint: {method} has nothing to keep: it takes {chosen.cost}; leave it out")
         hyperparameters["checkpoint"] = checkpoint
     with warnings_as_lines():

@@ -1,8 +1,11 @@
 """How sure scores are: every prompt is scored once, and resampled prompts are weights on those."""
 
 import dataclasses
+import inspect
+import os
 from collections.abc import Callable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,8 +13,10 @@ from jaxtyping import Bool, Float, Int
 from scipy import stats
 
 from ..arguments import MOST_DRAWN, check_count, checked
+from ..identity import identity_of, told_by
 from ..objective import Objective
 from ..resampling import draws
+from ..savepoint import journal_of
 from ..scores import Scores
 from ..types import EdgeScores
 from .resampled import Resampled
@@ -96,15 +101,18 @@ def score_replicates(
     *,
     count: int = 1000,
     seed: int = 0,
+    checkpoint: str | os.PathLike | None = None,
     **options: Any,
 ) -> ScoreReplicates:
     """Scores with bootstrap intervals over prompts, at the cost of scoring every prompt once.
 
     - `method`: one whose score is a mean over prompts, such as `eap`, `eap_ig_inputs` and `exact`; it gets `options`.
     - `count`: of replicates; `seed`: of the draws.
+    - `checkpoint`: a folder that keeps the prompts' scores, and, of a method that takes one, how far that of all is.
 
     Raises ValueError for a method that is no such mean (learnt masks, and what ranks or takes sizes over prompts), for
-    prompts that count differently, and for an objective on several devices.
+    prompts that count differently, for an objective on several devices, and for a checkpoint that is damaged or another
+    run's.
     """
     check_count("count", count, 1, MOST_DRAWN)
     check_count("seed", seed)
@@ -112,12 +120,23 @@ def score_replicates(
         raise ValueError("score_replicates: expected an objective on one device, as prompts are scored one by one")
     if np.ptp(weights := np.asarray(objective.weights).sum(1)) > 1e-5 * weights.max():
         raise ValueError("score_replicates: expected prompts that count alike; take average='per_prompt'")
-    scores = method(objective, **options)
+    folders = {name: None if checkpoint is None else Path(checkpoint) / name for name in ("all", "each")}
+    of_all = {"checkpoint": folders["all"]} if "checkpoint" in inspect.signature(method).parameters else {}
+    scores = method(objective, **options, **of_all)
     if not isinstance(scores, Scores) or scores.positions is not None:
         raise ValueError("score_replicates: expected a method that scores edges, at all positions together")
-    single = [method(objective.take(np.array([prompt])), **options) for prompt in range(objective.num_prompts)]
-    each = np.array([one.values[one.graph.valid] for one in single])
-    whole = scores.values[scores.graph.valid]
+    valid = scores.graph.valid
+    whole = scores.values[valid]
+
+    def of_one(prompt: int) -> Float[np.ndarray, " edge"]:
+        return method(objective.take(np.array([prompt])), **options).values[valid]
+
+    def identity() -> dict[str, Any]:
+        return {"method": told_by(scores.run, whole), **identity_of(objective)}
+
+    with journal_of(folders["each"], identity) as journal:
+        rows = [(prompt, partial(of_one, prompt)) for prompt in range(objective.num_prompts)]
+        each = np.array([row() if journal is None else journal.call(f"prompt {n}", row) for n, row in rows])
     error, eps = np.abs(each.mean(0) - whole).max(), np.finfo(np.dtype(objective.model.dtype)).eps
     if error > 1e4 * eps * np.abs(each).max():
         raise ValueError(

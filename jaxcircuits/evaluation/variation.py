@@ -13,7 +13,7 @@ from jaxtyping import ArrayLike, Float, Int
 from ..arguments import MOST_DRAWN, check_count, checked
 from ..circuit import Circuit
 from ..finite import on_host
-from ..identity import digest_of, identity_of
+from ..identity import digest_of, identity_of, told_by
 from ..objective import Objective
 from ..references import divided
 from ..savepoint import journal_of
@@ -107,7 +107,13 @@ def variation(
     def identity() -> dict[str, Any]:
         counts = {choice: len(results) for choice, results in runs.items()}
         given = {} if groups is None else {"groups": digest_of(np.unique(np.asarray(groups), return_inverse=True)[1])}
-        return {"runs": counts, "seed": seed, **given, "method": _identity_of(full), **identity_of(objective)}
+        return {
+            "runs": counts,
+            "seed": seed,
+            **given,
+            "method": told_by(full.run, _values(full)),
+            **identity_of(objective),
+        }
 
     with journal_of(checkpoint, identity) as journal:
         components = []
@@ -118,12 +124,6 @@ def variation(
                 found.append(row() if journal is None else journal.call(f"{choice} {number}", row))
             components.append(_component(choice, np.array(found)))
     return Variation(tuple(components), {**full.run, "draws_seed": seed})
-
-
-def _identity_of(full: Scores | Circuit) -> dict[str, Any]:
-    """What a method's result tells of it: its record, but for what the clock said, and its values."""
-    said = {name: value for name, value in full.run.items() if isinstance(value, str | bool | int | float)}
-    return {name: value for name, value in said.items() if "seconds" not in name} | {"result": digest_of(_values(full))}
 
 
 def _comparable(result: Any) -> Scores | Circuit:
