@@ -35,8 +35,10 @@ def check_finite(what: str, values: ArrayLike, **axes: Sequence[str] | None) -> 
 def real_array(what: str, values: Any, expected: str = "finite numbers") -> Any:
     """An array of real numbers or truth values, traced ones too.
 
-    Raises ValueError for texts, complex numbers, objects, and lists of unequal lengths.
+    Raises ValueError for texts, complex numbers, objects, lists of unequal lengths, and arrays with masked values.
     """
+    if np.ma.is_masked(values):
+        raise ValueError(f"{what}: expected an array of {expected}, got one with masked values: fill them in")
     if isinstance(values, jax.Array):
         array = values
     else:

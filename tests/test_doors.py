@@ -370,6 +370,7 @@ for f in (jc.to_autocircuit, jc.mib_circuits):
 for bad in (None, "x"):
     check(lambda: jc.from_autocircuit(graph, bad), "edges: expected names of edges")
 check(lambda: jc.weighted_edge_count(None), "mask: expected")
+check(lambda: jc.weighted_edge_count(np.ma.masked_array(graph.valid, ~graph.valid)), "got one with masked values")
 check(lambda: jc.weighted_edge_count(scores), "mask: scores choose no edges")
 assert jc.weighted_edge_count(whole) == graph.num_edges
 """)
