@@ -130,7 +130,7 @@ def test_results_that_would_be_lost_are_refused_before_anything_is_computed(run,
     swept.write_text("{}")
     (taken / "table.csv").mkdir(parents=True)
     options, found, folder = micro / "options.yaml", micro / "found.json", micro / "micro"
-    options.write_text("threshold: 0.5\n")
+    options.write_text("{}\n")
     objective = jc.Objective(jc.load(folder).model, jc.PromptPairs.load(task), "kl")
     jc.Circuit.of(jc.random_scores(objective), task=str(task), model=str(folder)).save(found)
     before = {path: path.read_bytes() for path in (task, whole, swept, options, *folder.iterdir())}
@@ -150,6 +150,10 @@ def test_results_that_would_be_lost_are_refused_before_anything_is_computed(run,
         (["sweep", task, "--within", whole, "--report", whole], "which is read: it would be lost"),
         (["score", task, "--out", linked], "which is read: it would be lost"),
         (["prune", whole, "--edges", 3, "--out", whole], "which is read: it would be lost"),
+        (["prune", found, "--edges", 3, "--config", options, "--out", options], "which is read: it would be lost"),
+        (["prune", found, "--retain", 0.9, "--out", task], "which is read: it would be lost"),
+        (["vary", task, "--out", task], "which is read: it would be lost"),
+        (["compare-methods", task, "--out", task], "which is read: it would be lost"),
         (["evaluate", whole, "--out", whole], "which is read: it would be lost"),
         (["evaluate", whole, "--task", task, "--out", task], "which is read: it would be lost"),
         (["test", whole, "--out", whole], "which is read: it would be lost"),

@@ -23,6 +23,7 @@ from .options import (
     check_fillable,
     check_writable,
     load,
+    named_in,
     out,
     recorded,
     span_of,
@@ -137,11 +138,12 @@ def prune(
     out_file: Annotated[Path | None, typer.Option("--out", help="write the circuit to this JSON file")] = None,
 ) -> None:
     """Takes the best edges of a file of scores, or the sure ones of a circuit with replicates, without dead ends."""
-    check_writable(file, out=out_file)
+    check_writable(file, config, out=out_file)
     if (found := peap_of(file)) is not None:
         is_other = greedy or select != "top" or any(given is not None for given in (threshold, at_least, retain))
         return _prune_peap(ctx, found, None if is_other else edges, rank, out_file)
     scored = Circuit.load(file)
+    check_writable(*(named_in(scored.run) if retain is not None else ()), out=out_file)
     choices = {"edges": edges, "threshold": threshold, "at_least": at_least}
     circuit = _selected(scored, choices, retain, rank=rank, greedy=greedy, select=select)
     circuit = Circuit.of(circuit, d_model=scored.d_model, config_of_selection=config_of(ctx))
