@@ -294,7 +294,10 @@ BROKEN = {
     "another width": (lambda folder: change(folder / SCORES, "cfg.d_model", 12), "expected the sizes of gpt2, {"),
     "an edge left out": (lambda folder: save(folder, without="m0->m1"), "expected all 46, got 45"),
     "an edge that is none": (lambda folder: change(folder / SCORES, "edges.m1->m0", {}), "'m1->m0' is no edge"),
-    "a score left out": (lambda folder: change(folder / SCORES, "edges.m0->m1.score", None), ": expected a score"),
+    "a score left out": (
+        lambda folder: change(folder / SCORES, "edges.m0->m1.score", None),
+        "edge m0->m1: expected a score",
+    ),
     "no number": (lambda folder: change(folder / SCORES, "edges.m0->m1.score", "1"), "a finite number as score"),
     "beyond float32": (lambda folder: change(folder / SCORES, "edges.m0->m1.score", 1e39), "that float32 can hold"),
     "equal scores": (lambda folder: save(folder, scores=0.5), "expected scores that differ, got 0.5 of every edge"),
