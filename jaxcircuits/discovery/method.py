@@ -36,17 +36,17 @@ class Method:
     @property
     def takes_positions(self) -> bool:
         """Whether it can score edges at some token positions alone."""
-        return "positions" in inspect.signature(self.run).parameters
+        return takes(self.run, "positions")
 
     @property
     def takes_checkpoint(self) -> bool:
         """Whether it can take so long that how far it is may be kept."""
-        return "checkpoint" in inspect.signature(self.run).parameters
+        return takes(self.run, "checkpoint")
 
     @property
     def takes_within(self) -> bool:
         """Whether it can learn some of the edges alone."""
-        return "within" in inspect.signature(self.run).parameters
+        return takes(self.run, "within")
 
     def read(self, options: Sequence[str]) -> dict[str, Any]:
         """Hyperparameters from texts NAME=VALUE. Raises ValueError for an unknown name or a value of another type."""
@@ -60,6 +60,11 @@ class Method:
                 raise ValueError(f"{self.name}: unknown hyperparameter {name!r}; expected {known}")
             values[name] = _parse(name, text, get_type_hints(self.run)[name])
         return values
+
+
+def takes(run: Callable[..., Any], name: str) -> bool:
+    """Whether a method has an argument of this name."""
+    return name in inspect.signature(run).parameters
 
 
 def _parse(name: str, text: str, hint: Any) -> Any:

@@ -1,7 +1,6 @@
 """How sure scores are: every prompt is scored once, and resampled prompts are weights on those."""
 
 import dataclasses
-import inspect
 import os
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
@@ -19,6 +18,7 @@ from ..resampling import draws
 from ..savepoint import journal_of
 from ..scores import Scores
 from ..types import EdgeScores
+from .method import takes
 from .resampled import Resampled
 
 AT_ONCE = 4096
@@ -121,8 +121,8 @@ def score_replicates(
     if np.ptp(weights := np.asarray(objective.weights).sum(1)) > 1e-5 * weights.max():
         raise ValueError("score_replicates: expected prompts that count alike; take average='per_prompt'")
     folders = {name: None if checkpoint is None else Path(checkpoint) / name for name in ("all", "each")}
-    of_all = {"checkpoint": folders["all"]} if "checkpoint" in inspect.signature(method).parameters else {}
-    scores = method(objective, **options, **of_all)
+    is_kept = checkpoint is not None and takes(method, "checkpoint")
+    scores = method(objective, **options, **({"checkpoint": folders["all"]} if is_kept else {}))
     if not isinstance(scores, Scores) or scores.positions is not None:
         raise ValueError("score_replicates: expected a method that scores edges, at all positions together")
     valid = scores.graph.valid
@@ -134,9 +134,12 @@ def score_replicates(
     def identity() -> dict[str, Any]:
         return {"method": told_by(scores.run, whole), **identity_of(objective)}
 
+    rows = []
     with journal_of(folders["each"], identity) as journal:
-        rows = [(prompt, partial(of_one, prompt)) for prompt in range(objective.num_prompts)]
-        each = np.array([row() if journal is None else journal.call(f"prompt {n}", row) for n, row in rows])
+        for prompt in range(objective.num_prompts):
+            row = partial(of_one, prompt)
+            rows.append(row() if journal is None else journal.call(f"prompt {prompt}", row))
+    each = np.array(rows)
     error, eps = np.abs(each.mean(0) - whole).max(), np.finfo(np.dtype(objective.model.dtype)).eps
     if error > 1e4 * eps * np.abs(each).max():
         raise ValueError(
