@@ -34,8 +34,8 @@ def conditional_scores(
     given = without(objective, absent)
 
     def run(name: str, one: Any) -> Scores:
-        kept = {} if checkpoint is None else {"checkpoint": Path(checkpoint) / name}
-        result = method(one, **hyperparameters, **kept)
+        folder = {} if checkpoint is None else {"checkpoint": Path(checkpoint) / name}
+        result = method(one, **hyperparameters, **folder)
         return result if isinstance(result, Scores) else result.as_scores()
 
     first, second = run("given", given), run("whole", objective)
