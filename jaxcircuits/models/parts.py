@@ -68,9 +68,13 @@ def inverse_rms(x: Float[Array, "*_ width"], epsilon: float, axes: int | tuple[i
     """`1 / sqrt(mean of x^2 + epsilon)`, in float32 at least: the square of 256 is none in float16.
 
     NaN where that mean is beyond the type: 0 would be an answer, of a model whose every value is finite.
+
+    A barrier is behind it: XLA would spend a quarter of a GPU's compile time on whether to compute it again for each
+    entry that it scales.
     """
     mean = (wide(x) ** 2).mean(axes, keepdims=True)
-    return jnp.where(mean < jnp.inf, jax.lax.rsqrt(mean + epsilon), jnp.nan).astype(x.dtype)
+    scale = jnp.where(mean < jnp.inf, jax.lax.rsqrt(mean + epsilon), jnp.nan).astype(x.dtype)
+    return jax.lax.optimization_barrier(scale)
 
 
 def wide(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
