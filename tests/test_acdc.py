@@ -36,8 +36,13 @@ def test_edge_by_edge_agreement_with_the_original(name, x64_reference):
     assert abs(result.smallest_margin - run["smallest_margin"]) <= 1e-9
 
 
-def sequential(objective, threshold, *, groups=True, absolute=False, order="last_first", head_order="descending"):
-    """The rules of the algorithm once more, one trial at a time, with names instead of indices."""
+def sequential(
+    objective, threshold, *, groups=True, absolute=False, order="last_first", head_order="descending", joint=False
+):
+    """The rules of the algorithm once more, one trial at a time, with names instead of indices.
+
+    `joint`: what a head writes depends on what all heads of its layer read, as under a norm of their sum.
+    """
     graph = objective.graph
     mask = graph.valid.copy()
     current = float(objective(mask))
@@ -88,7 +93,7 @@ def sequential(objective, threshold, *, groups=True, absolute=False, order="last
             heads = [name for name in graph.senders if name.startswith(f"a{layer}.h")]
             own = [name for name in graph.receivers if name.startswith(f"a{layer}.") and name.endswith(f"<{kind}>")]
             for i, receiver in reversed(list(enumerate(own))):
-                sharing = heads[i * len(heads) // len(own) : (i + 1) * len(heads) // len(own)]
+                sharing = heads if joint else heads[i * len(heads) // len(own) : (i + 1) * len(heads) // len(own)]
                 inputs.append(receiver) if any(map(is_alive, sharing)) else kill(receiver)
         for receiver in inputs if groups else []:
             attempt(receiver, list(edges_into(receiver).values()))

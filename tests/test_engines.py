@@ -84,7 +84,8 @@ def test_acdc_decides_as_the_algorithm_by_names(objective, x64):
     """One trial at a time by whole masks, in an order that follows from the names alone."""
     spread = np.abs(jc.eap(objective).values[objective.graph.valid])
     threshold = float(np.quantile(spread, 0.6))
-    mask, final, trace = sequential(objective, threshold)
+    joint = isinstance(objective.model, models.Olmo2 | models.Gemma)
+    mask, final, trace = sequential(objective, threshold, joint=joint)
     found = jc.acdc(objective, threshold, evaluator=jc.DenseEvaluator, width=8)
     assert [(d.name, d.removed) for d in found.decisions] == trace and (found.mask == mask).all()
     assert abs(found.metric_final - final) < 1e-10
