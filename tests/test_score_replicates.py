@@ -38,6 +38,31 @@ def test_a_replicate_is_the_method_on_its_prompts(method, name, x64):
         np.testing.assert_allclose(weighed, copied.values[found.graph.valid], atol=1e-11)
 
 
+@pytest.mark.parametrize("size", [1e-9, 1, 1e9])
+def test_a_mean_over_prompts_is_one_whatever_its_unit(size, x64):
+    """Rounding is measured by the largest score; by default the draws are those of seed 0."""
+
+    def measured(score):
+        def method(objective):
+            found = score(objective)
+            return dataclasses.replace(found, values=size * found.values)
+
+        return method
+
+    found = jc.score_replicates(objective_of(), measured(jc.eap), count=2)
+    same = jc.score_replicates(objective_of(), jc.eap, count=2, seed=0)
+    assert found.seed == 0 and (found.counts == same.counts).all()
+    np.testing.assert_allclose(found.each, size * same.each, rtol=1e-12)
+    with pytest.raises(ValueError, match="no mean over prompts"):
+        jc.score_replicates(objective_of(), measured(of_sizes), count=2)
+
+
+def of_sizes(objective):
+    """A method that is no mean: sizes of slopes."""
+    found = jc.eap(objective)
+    return dataclasses.replace(found, values=np.abs(found.values))
+
+
 def test_a_score_that_is_always_0_does_not_exclude_it(x64):
     found = jc.score_replicates(objective_of(), jc.eap, count=3)
     silent = dataclasses.replace(found, each=0 * found.each)
