@@ -1,5 +1,6 @@
 """Circuits of scores: the integer program and the retained share, each against brute force; what is left without."""
 
+import dataclasses
 import itertools
 
 import jax.numpy as jnp
@@ -69,6 +70,20 @@ def test_what_is_retained_is_a_crossing(chain):
     assert found.run["retention"]["evaluations"] <= 2 + np.log2(objective.graph.num_edges)
     with pytest.raises(ValueError, match="above 0, at most 1, got 1.5"):
         jc.retained(objective, scores, 1.5)
+
+
+@pytest.mark.filterwarnings("ignore:.*prompts do not differ")
+def test_one_edge_may_be_enough_and_nothing_is_retained_of_a_refused_share(x64):
+    model = micro_model("gpt2", dtype=jnp.float64)
+    objective = jc.Objective(model, pairs := behaving(model), "logit_diff")
+    graph = objective.graph
+    alone = graph.mask_of(["input->logits"])
+    share = jc.faithfulness(objective, alone).value
+    scores = jc.Scores(graph, np.where(alone, 1, 0.5 * graph.valid), True, "given", {})
+    assert share > 0 and jc.retained(objective, scores, share / 2).run["selection"]["edges"] == 1
+    same = jc.Objective(model, dataclasses.replace(pairs, corrupt=pairs.clean), "logit_diff")
+    with pytest.raises(ValueError, match="retain: faithfulness is refused: the whole model and no circuit differ by"):
+        jc.retained(same, scores, 0.5)
 
 
 def test_necessity_and_accuracy_are_as_defined(chain):
