@@ -179,6 +179,13 @@ def test_it_is_a_pytree_under_vmap_and_grad(x64):
     np.testing.assert_allclose(jax.grad(objective)(masks[0]), objective.gradient(masks[0]), atol=1e-12)
 
 
+def test_a_list_of_masks_may_be_traced(x64):
+    objective = jc.Objective(micro_model("gpt2", dtype=jnp.float64), micro_pairs(), "logit_diff")
+    some = random_mask(objective.graph, 1)
+    both = jax.jit(lambda mask: objective.many([mask, 0 * mask]))(1.0 * some)
+    np.testing.assert_allclose(both, objective.many([some, 0 * some]), rtol=1e-12)
+
+
 def test_what_it_refuses():
     model, pairs = micro_model("gpt2"), micro_pairs()
     with pytest.raises(ValueError, match="unknown reference 'noise'"):
