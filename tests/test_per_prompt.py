@@ -61,6 +61,15 @@ def test_what_makes_no_clusters_is_refused(options, said):
 
 
 @pytest.mark.mission
+def test_two_prompts_are_enough_one_is_not(x64):
+    two = jc.Objective(micro_model("gpt2", dtype=jnp.float64), micro_pairs(batch=2), "kl")
+    found = jc.per_prompt(two, 0.05, clusters=2)
+    assert sorted(found.prompts(number).tolist() for number in range(2)) == [[0], [1]]
+    with pytest.raises(ValueError, match="at least 2 prompts, got 1"):
+        jc.per_prompt(two.take(np.array([0])), 0.05)
+
+
+@pytest.mark.mission
 def test_the_command_prints_and_writes_each_cluster(run, tmp_path):
     options = "--size", 4, "--threshold", 1, "--per-prompt", "--clusters", 2
     code, printed, _ = run(
