@@ -58,7 +58,7 @@ TESTS = {
     "discovery/conditional_scores.py": ("conditional",),
     "objective.py": ("objective", "doors", "finite", "gate_methods", "precision"),
     "nodes.py": ("nodes", "objective"),
-    "conditional.py": ("conditional",),
+    "conditional.py": ("conditional", "within"),
     "batching.py": ("batching",),
     "models/runs.py": ("laws", "units", "engines", "families"),
     "models/slopes.py": ("laws", "attribution", "units", "families"),
