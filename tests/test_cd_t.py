@@ -242,7 +242,7 @@ def test_with_nothing_irrelevant_all_is_due_to_the_input(family, x64):
     """rel = all that the embedding wrote: so it is everywhere, whatever norms, biases and caps do."""
     objective = jc.Objective((FAMILIES | OTHERS)[family](), micro_pairs(), "kl", "zero")
     found = jc.cd_t(objective, base="reference").values
-    np.testing.assert_allclose(found[0], 1, rtol=0, atol=1e-11)
+    np.testing.assert_allclose(found[0], 1, rtol=0, atol=1e-11 if family == "gpt2" else 1e-12)  # it rounds more
     assert 0 < found[1:][objective.graph.valid[1:]].min() and found[1:].max() < 1
 
 

@@ -70,7 +70,8 @@ def test_a_circuit_of_coarse_units_is_one_of_fine_ones(name, coarse, fine, x64):
     expanded = [jc.expand(mask, *graphs) for mask in masks]
     losses = [np.asarray(f.many(np.stack(m))) for f, m in zip(each, (masks, expanded), strict=True)]
     np.testing.assert_allclose(*losses, rtol=1e-10)
-    assert len(set(np.round(losses[0], 6))) >= 3  # of few edges, those drawn may lead nowhere
+    leads_nowhere = (name, coarse, fine) == ("shortformer", "layers 0:4", "split 0:4")  # the few edges of one draw
+    assert len(set(np.round(losses[0], 6))) == (3 if leads_nowhere else 4)
 
 
 ENGINES = [("grouped", "unsplit"), ("gpt2", "neurons:3")]
@@ -90,8 +91,9 @@ def test_engines_and_scores_of_other_units(name, units, x64):
     np.testing.assert_allclose(scores[graph.valid], -gradient[graph.valid], atol=1e-9 * np.abs(gradient).max())
     sizes = np.abs(scores[graph.valid])
     threshold = float(np.quantile(sizes[sizes > 0], 0.3))
+    absolute = (name, units) == ("parallel", "layers")  # there the loss falls with every edge that goes
     live, dense = (
-        jc.acdc(objective, threshold, evaluator=evaluator, width=8, absolute=True)
+        jc.acdc(objective, threshold, evaluator=evaluator, width=8, absolute=absolute)
         for evaluator in (jc.LiveEvaluator, jc.DenseEvaluator)
     )
     assert [(d.name, d.removed) for d in live.decisions] == [(d.name, d.removed) for d in dense.decisions]
