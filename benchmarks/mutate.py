@@ -26,7 +26,7 @@ TESTS = {
     "metrics.py": ("metrics", "objective", "acdc"),
     "gradients.py": ("gate_methods", "objective", "attribution", "eap_gp"),
     "losses.py": ("gate_methods", "objective"),
-    "masks.py": ("objective", "doors", "finite", "attribution", "devices"),
+    "masks.py": ("objective", "doors", "finite", "attribution"),
     "evaluation/ablation.py": ("ablation",),
     "evaluation/completeness.py": ("judging", "faithfulness"),
     "evaluation/controls.py": ("judging", "random_circuits"),
